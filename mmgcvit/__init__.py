@@ -1,0 +1,19 @@
+"""GC ViT (Global Context Vision Transformer) for OpenMMLab's dense prediction libraries."""
+
+try:
+    import mmengine  # noqa: F401  (either distribution of it: mmengine or onedl-mmengine)
+except ModuleNotFoundError as error:
+    if error.name != 'mmengine':
+        raise
+    raise ModuleNotFoundError(
+        'mmgcvit needs mmengine, which is not installed. Choose one of the two stacks: '
+        "`pip install 'mmgcvit[openmmlab]'` (mmengine, mmcv, mmdet, ...) or "
+        "`pip install 'mmgcvit[onedl]'` (onedl-mmengine, onedl-mmcv, ...); "
+        'never install both in one environment.',
+        name='mmengine',
+    ) from error
+
+from .models import GCViT
+from .version import __version__
+
+__all__ = ['GCViT', '__version__']

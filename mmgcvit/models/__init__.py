@@ -1,0 +1,4 @@
+from .arch import ARCHS, Arch
+from .gcvit import GCViT
+
+__all__ = ['ARCHS', 'Arch', 'GCViT']

@@ -1,0 +1,108 @@
+"""The sizes of GC ViT: one table, one row each.
+
+Source: Hatamizadeh et al., Global Context Vision Transformers (ICML 2023), table of
+architecture configurations, and the published model tables.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from .arguments import NUM_STAGES, integer, is_real, one_per_stage
+
+
+@dataclass(frozen=True)
+class Arch:
+    """What makes up one size of GC ViT.
+
+    Attributes:
+        embed_dims: Channels C₁ of the first stage; stage i has ``embed_dims * 2**i``.
+        depths: Blocks of each stage, local and global attention in turn.
+        num_heads: Attention heads of each stage; they divide the stage's channels.
+        mlp_ratio: Hidden channels of a block's MLP over its channels.
+        layer_scale_init_value: Initial value of the residual branches' scale, None for no scale.
+        drop_path_rate: Stochastic depth of the last block in the published ImageNet training.
+    """
+
+    embed_dims: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    mlp_ratio: float
+    layer_scale_init_value: float | None
+    drop_path_rate: float = 0.0
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(self.embed_dims * 2**i for i in range(NUM_STAGES))
+
+
+ARCHS = {
+    'xxtiny': Arch(64, (2, 2, 6, 2), (2, 4, 8, 16), 3, None, 0.2),
+    'xtiny': Arch(64, (3, 4, 6, 5), (2, 4, 8, 16), 3, None, 0.2),
+    'tiny': Arch(64, (3, 4, 19, 5), (2, 4, 8, 16), 3, None, 0.2),
+    'tiny2': Arch(64, (3, 4, 29, 5), (2, 4, 8, 16), 3, None, 0.25),
+    'small': Arch(96, (3, 4, 19, 5), (3, 6, 12, 24), 2, 1e-5, 0.3),
+    'small2': Arch(96, (3, 4, 23, 5), (3, 6, 12, 24), 3, 1e-5, 0.35),
+    'base': Arch(128, (3, 4, 19, 5), (4, 8, 16, 32), 2, 1e-5, 0.5),
+    'large': Arch(192, (3, 4, 19, 5), (6, 12, 24, 48), 2, 1e-5, 0.5),
+}
+
+
+def resolve_arch(arch: str | Mapping) -> Arch:
+    """Return the size of that name, or the one that a dict describes.
+
+    Args:
+        arch: A key of :data:`ARCHS`, or a dict with exactly the keys ``embed_dims``, ``depths``,
+            ``num_heads``, ``mlp_ratio`` and ``layer_scale_init_value``.
+
+    Raises:
+        ValueError: If the name is unknown, or the dict is incomplete, has other keys or has a
+            value that no network can be built from.
+    """
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(
+                f'arch={arch!r} is unknown: choose one of {", ".join(ARCHS)}, or describe a size '
+                'of your own with a dict'
+            )
+        return ARCHS[arch]
+    if not isinstance(arch, Mapping):
+        raise ValueError(
+            f'arch={arch!r} is not allowed: give the name of a size ({", ".join(ARCHS)}) or a dict'
+        )
+    keys = [field.name for field in fields(Arch) if field.name != 'drop_path_rate']
+    missing = [key for key in keys if key not in arch]
+    unknown = [key for key in arch if key not in keys]
+    if missing or unknown:
+        raise ValueError(
+            f'arch={dict(arch)!r} is not allowed: missing keys {missing}, unknown keys {unknown}; '
+            f'give exactly {", ".join(keys)}'
+        )
+    return _custom_arch(arch)
+
+
+def _custom_arch(arch: Mapping) -> Arch:
+    scale = arch['layer_scale_init_value']
+    if scale is not None and not is_real(scale):
+        raise ValueError(
+            f"arch['layer_scale_init_value']={scale!r} is not allowed: give a number, or None for "
+            'residual branches without a scale'
+        )
+    ratio = arch['mlp_ratio']
+    if not is_real(ratio) or ratio <= 0:
+        raise ValueError(f"arch['mlp_ratio']={ratio!r} is not allowed: give a number above 0")
+    custom = Arch(
+        # squeeze-excitation narrows to a quarter of the channels
+        embed_dims=integer("arch['embed_dims']", arch['embed_dims'], minimum=4),
+        depths=one_per_stage("arch['depths']", arch['depths'], minimum=1),
+        num_heads=one_per_stage("arch['num_heads']", arch['num_heads'], minimum=1),
+        mlp_ratio=ratio,
+        layer_scale_init_value=scale,
+    )
+    for stage, (dim, heads) in enumerate(zip(custom.dims, custom.num_heads, strict=True), 1):
+        if dim % heads:
+            raise ValueError(
+                f"arch['num_heads']={arch['num_heads']!r} is not allowed: {heads} heads do not "
+                f'divide the {dim} channels of stage {stage}; choose a divisor of {dim}'
+            )
+    return custom

@@ -1,0 +1,56 @@
+"""Checks of constructor arguments: an error names the argument, its value and the remedy."""
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+NUM_STAGES = 4
+
+
+def is_int(value: object) -> bool:
+    """Whether ``value`` is an integer number; True and False are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_real(value: object) -> bool:
+    """Whether ``value`` is a real number; True and False are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
+    """Return ``value`` if it is an integer from ``minimum`` to ``maximum``.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    if is_int(value) and value >= minimum and (maximum is None or value <= maximum):
+        return int(value)
+    allowed = f'>= {minimum}' if maximum is None else f'from {minimum} to {maximum}'
+    raise ValueError(f'{name}={value!r} is not allowed: give an integer {allowed}')
+
+
+def one_per_stage(name: str, value: object, minimum: int) -> tuple[int, ...]:
+    """Return ``value`` as a tuple if it holds one integer >= ``minimum`` for each stage.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if (
+        isinstance(value, Sequence)
+        and len(value) == NUM_STAGES
+        and all(is_int(v) and v >= minimum for v in value)
+    ):
+        return tuple(int(v) for v in value)
+    raise ValueError(
+        f'{name}={value!r} is not allowed: give {NUM_STAGES} integers >= {minimum}, one per stage'
+    )
+
+
+def rate(name: str, value: object) -> float:
+    """Return ``value`` if it is a probability below 1.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if is_real(value) and 0 <= value < 1:
+        return float(value)
+    raise ValueError(f'{name}={value!r} is not allowed: give a number from 0 to below 1')
