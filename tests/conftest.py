@@ -1,0 +1,36 @@
+import logging
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+
+NANO = {
+    'embed_dims': 8,
+    'depths': (2, 1, 3, 2),
+    'num_heads': (1, 2, 2, 4),
+    'mlp_ratio': 2,
+    'layer_scale_init_value': 0.5,
+}
+
+
+@pytest.fixture
+def nano():
+    """A very small arch with every kind of part in it, and one stage without a global block."""
+    return dict(NANO)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """What mmengine logs, as a list of messages."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)

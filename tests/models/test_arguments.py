@@ -1,0 +1,195 @@
+"""Every constructor argument changes something, and bad values are named with a remedy."""
+
+import pytest
+import torch
+
+from mmgcvit import GCViT
+
+IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+def outputs(model, images=IMAGES):
+    with torch.no_grad():
+        return model(images)
+
+
+def built(arch, **arguments):
+    """The same initial weights whatever the arguments, where the shapes allow."""
+    torch.manual_seed(0)
+    return GCViT(arch, **arguments).eval()
+
+
+def differs(a, b):
+    return any(x.shape != y.shape or not torch.allclose(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('embed_dims', 16),
+        ('depths', (2, 2, 3, 2)),
+        ('num_heads', (2, 2, 2, 4)),
+        ('mlp_ratio', 3),
+        ('layer_scale_init_value', 0.1),
+    ],
+)
+def test_each_key_of_arch_matters(nano, key, value):
+    assert differs(outputs(built(nano)), outputs(built({**nano, key: value})))
+
+
+def test_arch_by_name_is_the_row_of_the_table():
+    with torch.device('meta'):
+        model = GCViT('small2')
+    assert model.out_channels == (96, 192, 384, 768)
+    assert [len(stage.blocks) for stage in model.stages] == [3, 4, 23, 5]
+    assert model.stages[2].blocks[0].attn.num_heads == 12
+    assert model.stages[2].blocks[0].mlp.fc1.out_features == 3 * 384
+    assert torch.full((96,), 1e-5).shape == model.stages[0].blocks[0].gamma1.shape
+    assert model.stages[3].blocks[-1].drop_path.drop_rate == 0.35
+
+
+def test_in_channels(nano):
+    model = built(nano, in_channels=5)
+    assert outputs(model, torch.randn(1, 5, 32, 32))[0].shape == (1, 8, 8, 8)
+
+
+def test_window_size_one_for_all_or_one_per_stage(nano):
+    same, four = built(nano, window_size=4), built(nano, window_size=(4, 4, 4, 4))
+    assert not differs(outputs(same), outputs(four))
+    mixed = built(nano, window_size=(4, 4, 8, 4))
+    tables = [s.blocks[0].attn.relative_position_bias_table.shape[0] for s in mixed.stages]
+    assert tables == [49, 49, 225, 49]
+    assert differs(outputs(same), outputs(mixed))
+
+
+def test_query_downsamples(nano):
+    model = built(nano, window_size=4, query_downsamples=(1, 0, 0, 2))
+    assert [len(s.query_generator or ()) for s in model.stages] == [1, 0, 1, 2]
+    default = built(nano, window_size=4)
+    assert differs(outputs(model), outputs(default))
+
+
+def test_out_indices_choose_maps_channels_and_strides(nano):
+    everything = outputs(built(nano, window_size=4))
+    model = built(nano, window_size=4, out_indices=(0, 2))
+    assert model.out_channels == (8, 32)
+    assert model.strides == (4, 16)
+    full = built(nano, window_size=4)
+    model.load_state_dict({k: v for k, v in full.state_dict().items() if k in model.state_dict()})
+    found = outputs(model)
+    assert len(found) == 2
+    assert torch.equal(found[0], everything[0])
+    assert torch.equal(found[1], everything[2])
+
+
+def test_only_what_an_output_needs_is_built(nano):
+    model = built(nano, out_indices=(1,))
+    assert len(model.stages) == 2
+    assert model.stages[1].downsample is None
+    # the arch's second stage has one block, which is local
+    assert model.stages[1].query_generator is None
+    assert not any(name.startswith(('norm0', 'norm2')) for name, _ in model.named_parameters())
+
+
+def test_drop_path_rate_rises_linearly_and_defaults_to_the_sizes_own(nano):
+    def rates(model):
+        return [b.drop_path.drop_rate for s in model.stages for b in s.blocks]
+
+    assert rates(built(nano)) == [0] * 8
+    assert rates(built(nano, drop_path_rate=0.35)) == pytest.approx(
+        [0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35]
+    )
+    # the schedule is that of the whole network, whichever stages are built
+    assert rates(built(nano, drop_path_rate=0.35, out_indices=(0,))) == pytest.approx([0, 0.05])
+    with torch.device('meta'):
+        assert rates(GCViT('xxtiny'))[-1] == 0.2
+
+
+def test_drop_path_drops_branches_of_whole_samples_in_training(nano):
+    torch.manual_seed(0)
+    model = GCViT(nano, window_size=4, drop_path_rate=0.9)
+    block = model.stages[3].blocks[-1].train()
+    x = torch.randn(200, 1, 1, 64)
+    dropped = (block.drop_path(x) == 0).flatten(1)
+    assert 0.82 < dropped.all(1).float().mean() < 0.97
+    assert torch.equal(dropped.all(1), dropped.any(1))
+    kept = block.drop_path(x)
+    assert torch.allclose(kept[kept != 0], (x * 10)[kept != 0])
+
+
+@pytest.mark.parametrize('name', ['drop_rate', 'attn_drop_rate', 'drop_path_rate'])
+def test_rates_act_in_training_only(nano, name):
+    plain = outputs(built(nano, window_size=4))
+    model = built(nano, window_size=4, **{name: 0.5})
+    assert not differs(plain, outputs(model))
+    assert differs(plain, outputs(model.train()))
+
+
+def test_drop_rate_follows_stem_projection_and_mlp(nano):
+    model = built(nano, drop_rate=0.25)
+    rates = {n: m.p for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
+    assert set(rates.values()) == {0.25}
+    assert {n.split('.')[-2] if '.' in n else n for n in rates} == {'drop', 'attn', 'mlp'}
+
+
+BAD = {
+    'arch': ['huge', 3, {}, {'embed_dims': 8}],
+    'in_channels': [0, -1, 2.5, True],
+    'window_size': [0, 2.5, (7, 7, 7), (7, 7, 0, 7), 'all', True],
+    'query_downsamples': [3, (3, 2, 1), (3, 2, 1, -1), (3, 2, 1, 0.5)],
+    'out_indices': [(), (4,), (1, 0), (0, 0), (-1,), 2, (0.0,)],
+    'drop_path_rate': [-0.1, 1, 1.5, 'some'],
+    'drop_rate': [-0.1, 1.0, None],
+    'attn_drop_rate': [-0.1, 1.0, None],
+    'frozen_stages': [-2, 5, 1.5, None],
+}
+
+
+@pytest.mark.parametrize(('name', 'value'), [(n, v) for n, vs in BAD.items() for v in vs])
+def test_bad_value_is_named_with_a_remedy(nano, name, value):
+    with pytest.raises(ValueError, match=name) as error:
+        GCViT(**{'arch': nano, name: value})
+    assert repr(value) in str(error.value)
+    assert 'give' in str(error.value) or 'choose' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('embed_dims', 0),
+        ('embed_dims', 8.5),
+        ('depths', (2, 2, 2)),
+        ('depths', (2, 0, 2, 2)),
+        ('num_heads', (3, 2, 2, 4)),
+        ('num_heads', 2),
+        ('mlp_ratio', 0),
+        ('mlp_ratio', 'four'),
+        ('layer_scale_init_value', True),
+    ],
+)
+def test_bad_value_in_arch_is_named(nano, key, value):
+    with pytest.raises(ValueError, match=rf"arch\['{key}'\]"):
+        GCViT({**nano, key: value})
+
+
+def test_incomplete_or_unknown_keys_of_arch_are_named(nano):
+    del nano['mlp_ratio']
+    nano['mlp_ration'] = 3
+    with pytest.raises(ValueError, match=r"missing keys \['mlp_ratio'\].*\['mlp_ration'\]"):
+        GCViT(nano)
+
+
+def test_frozen_stages_beyond_those_built_are_refused(nano):
+    with pytest.raises(ValueError, match='from -1 to 2'):
+        GCViT(nano, out_indices=(0, 1), frozen_stages=3)
+
+
+def test_unknown_argument_is_named(nano):
+    with pytest.raises(TypeError, match='window_sizes'):
+        GCViT(nano, window_sizes=7)
+
+
+@pytest.mark.parametrize('shape', [(3, 32, 32), (1, 4, 32, 32), (1, 3, 0, 32), (1, 3, 4, 4, 4)])
+def test_input_of_another_shape_is_a_clear_error(nano, shape):
+    with pytest.raises(ValueError, match=r'takes \(B, 3, H, W\)'):
+        GCViT(nano)(torch.zeros(shape))

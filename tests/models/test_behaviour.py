@@ -1,0 +1,159 @@
+"""What a user relies on beyond the numbers: independence, gradients, freezing, names, formats."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from mmgcvit import GCViT
+
+
+@pytest.fixture
+def model(nano):
+    model = GCViT(nano, window_size=4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 50), (31, 33), (64, 64), (65, 130)])
+@pytest.mark.parametrize('batch', [0, 1, 3])
+def test_shapes_and_layout_of_the_maps(model, size, batch):
+    maps = model.eval()(torch.randn(batch, 3, *size))
+    for i, out in enumerate(maps):
+        sides = tuple(math.ceil(side / 2 ** (i + 2)) for side in size)
+        assert out.shape == (batch, 8 * 2**i, *sides)
+        assert out.is_contiguous()
+        assert out.isfinite().all()
+
+
+def test_images_of_a_batch_do_not_see_each_other(model):
+    # several windows an image in the first stages
+    images = torch.randn(3, 3, 70, 90)
+    with torch.no_grad():
+        together = model.eval()(images)
+        alone = [model(image[None]) for image in images]
+    for i, out in enumerate(together):
+        assert torch.allclose(out, torch.cat([maps[i] for maps in alone]), atol=1e-5)
+
+
+def gradients(model, images):
+    model.zero_grad()
+    loss = sum(out.square().mean() for out in model(images))
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (3,), (0, 2), (1,)])
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_every_parameter_gets_a_gradient(nano, out_indices, with_cp):
+    model = GCViT(nano, window_size=4, out_indices=out_indices, with_cp=with_cp)
+    for name, gradient in gradients(model, torch.randn(2, 3, 64, 80)).items():
+        assert gradient is not None and gradient.abs().sum() > 0, name
+
+
+def test_checkpointing_changes_memory_only(nano, model):
+    recomputing = GCViT(nano, window_size=4, with_cp=True, drop_path_rate=0.3, drop_rate=0.2)
+    keeping = GCViT(nano, window_size=4, drop_path_rate=0.3, drop_rate=0.2)
+    recomputing.load_state_dict(model.state_dict())
+    keeping.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 40, 64)
+    found = []
+    saved = []
+    for network in (keeping, recomputing):
+        torch.manual_seed(1)
+        kept = []
+        pack = lambda t, kept=kept: kept.append(t.numel()) or t  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            outputs = network(images)
+        saved.append(sum(kept))
+        torch.manual_seed(1)
+        found.append((outputs, gradients(network, images)))
+    assert saved[1] < saved[0] / 2
+    for a, b in zip(found[0][0], found[1][0], strict=True):
+        assert torch.equal(a, b)
+    for name in found[0][1]:
+        assert torch.allclose(found[0][1][name], found[1][1][name]), name
+
+
+@pytest.mark.parametrize('frozen', [-1, 0, 1, 2, 4])
+def test_frozen_stages_get_no_gradient_and_stay_in_eval_mode(nano, frozen):
+    model = GCViT(nano, window_size=4, frozen_stages=frozen, drop_rate=0.1)
+    assert model.train() is model
+    names = ['stem'] * (frozen >= 0) + [f'stages.{i}' for i in range(max(frozen, 0))]
+    for name, found in gradients(model, torch.randn(1, 3, 48, 64)).items():
+        is_frozen = any(name.startswith(f'{start}.') for start in names)
+        assert (found is None) == is_frozen, name
+    for name, module in model.named_modules():
+        is_frozen = any(f'{name}.'.startswith(f'{start}.') for start in names)
+        if name.startswith(('stem', 'stages.')):
+            assert module.training != is_frozen, name
+    if frozen >= 0:
+        x = torch.randn(1, 3, 32, 32)
+        assert torch.equal(model.drop(model.stem(x)), model.stem(x))
+    model.eval()
+    assert not any(module.training for module in model.modules())
+
+
+def test_forward_changes_no_setting_and_copies_are_independent(model):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    attributes = {k: v for k, v in vars(model).items() if not k.startswith('_')}
+    twin = copy.deepcopy(model)
+    gradients(model, torch.randn(1, 3, 32, 32))
+    assert {k: v for k, v in vars(model).items() if not k.startswith('_')} == attributes
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in twin.parameters())
+
+
+def test_parameter_names_that_users_checkpoints_rely_on():
+    with torch.device('meta'):
+        shapes = {k: tuple(v.shape) for k, v in GCViT('small').state_dict().items()}
+    pinned = {
+        'stem.conv.bias': (96,),
+        'stem.downsample.mbconv.dwconv.weight': (96, 1, 3, 3),
+        'stages.0.blocks.0.attn.qkv.weight': (288, 96),
+        'stages.0.blocks.1.attn.qkv.weight': (192, 96),
+        'stages.2.blocks.18.attn.relative_position_bias_table': (2209, 12),
+        'stages.1.query_generator.1.mbconv.se.fc1.weight': (48, 192),
+        'stages.0.downsample.reduction.weight': (192, 96, 3, 3),
+        'stages.3.blocks.4.gamma2': (768,),
+        'stages.3.blocks.4.mlp.fc2.weight': (768, 1536),
+        'norm3.weight': (768,),
+    }
+    assert {name: shapes.get(name) for name in pinned} == pinned
+    # one Parameter for each published tensor, and nothing else in a checkpoint
+    assert len(shapes) == 539
+
+
+def test_initial_values(nano):
+    model = GCViT({**nano, 'embed_dims': 64}, window_size=8)
+    state = model.state_dict()
+    for name, value in state.items():
+        if name.endswith('gamma1'):
+            assert (value == 0.5).all()
+        elif 'norm' in name:
+            assert (value == (1 if name.endswith('weight') else 0)).all(), name
+        elif name.endswith('bias') and 'conv' not in name:
+            assert (value == 0).all(), name
+        elif name.endswith(('qkv.weight', 'fc1.weight', 'fc2.weight', 'proj.weight', 'table')):
+            assert float(value.std()) == pytest.approx(0.02, rel=0.2), name
+    assert float(state['stem.conv.weight'].abs().max()) == pytest.approx(27**-0.5, rel=0.02)
+    model.init_weights()
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions(model, dtype):
+    images = torch.randn(1, 3, 40, 72)
+    with torch.no_grad():
+        wanted = model.eval()(images)
+        if dtype is torch.bfloat16:
+            with torch.autocast('cpu', dtype):
+                found = model(images)
+        else:
+            found = model.to(dtype)(images.to(dtype))
+    tolerance = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-4}[dtype]
+    for a, b in zip(found, wanted, strict=True):
+        assert float((a.float() - b).abs().max() / b.abs().max()) < tolerance

@@ -1,0 +1,80 @@
+"""Random networks and images against the plain reference."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import gcvit
+
+from mmgcvit import GCViT
+from mmgcvit.weights import to_nvidia
+
+
+def random_model(arch, windows, pools, seed=0):
+    """Return a model whose every parameter matters in the output."""
+    torch.manual_seed(seed)
+    model = GCViT(arch, window_size=windows, query_downsamples=pools)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def relative_error(found, wanted):
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def compare(arch, windows, pools, shape, seed=0):
+    model = random_model(arch, windows, pools, seed)
+    images = torch.randn(shape)
+    with torch.no_grad():
+        found = model(images)
+        wanted = gcvit(to_nvidia(model.state_dict()), images, arch['num_heads'], windows, pools)
+    for a, b in zip(found, wanted, strict=True):
+        assert a.shape == b.shape
+        assert relative_error(a, b) < 2e-5
+
+
+@st.composite
+def archs(draw):
+    heads = draw(st.sampled_from([(1, 2, 4, 8), (2, 2, 4, 4), (1, 1, 1, 1)]))
+    return {
+        'embed_dims': draw(st.sampled_from([4, 8])),
+        'depths': tuple(draw(st.lists(st.integers(1, 3), min_size=4, max_size=4))),
+        'num_heads': heads,
+        'mlp_ratio': draw(st.sampled_from([2, 3, 0.5])),
+        'layer_scale_init_value': draw(st.sampled_from([None, 0.5])),
+    }
+
+
+def per_stage(low, high):
+    return st.lists(st.integers(low, high), min_size=4, max_size=4).map(tuple)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    arch=archs(),
+    windows=per_stage(1, 9),
+    pools=per_stage(0, 3),
+    batch=st.integers(1, 3),
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+)
+def test_any_size_window_and_batch(arch, windows, pools, batch, height, width):
+    compare(arch, windows, pools, (batch, 3, height, width))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    window=st.integers(2, 6),
+    rows=st.integers(1, 3),
+    columns=st.integers(1, 3),
+    more=st.tuples(st.integers(-1, 1), st.integers(-1, 1)),
+)
+def test_sides_of_whole_windows_and_one_token_more_or_less(window, rows, columns, more):
+    arch = dict(
+        embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), mlp_ratio=2,
+        layer_scale_init_value=None,
+    )  # fmt: skip
+    # a side of n pixels has ⌈n/4⌉ tokens in the first stage
+    height, width = 4 * (rows * window + more[0]), 4 * (columns * window + more[1])
+    compare(arch, (window,) * 4, (1, 1, 0, 0), (1, 3, height, width))

@@ -1,0 +1,104 @@
+"""A plain GC ViT, to compare the package's with: functions over weights in the published layout.
+
+Written from the paper's equations for reading, not for speed: windows are padded, the position
+bias goes through an index table, attention weights are computed in full. It shares no code with
+the package.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def gcvit(weights, images, num_heads, windows, pools):
+    """Return the four maps, each (B, C, H, W), of weights in the published layout."""
+    x = F.conv2d(images, *_layer(weights, 'patch_embed.proj'), stride=2, padding=1)
+    x = _downsample(weights, 'patch_embed.conv_down', x.permute(0, 2, 3, 1))
+    outputs = []
+    for i in range(4):
+        level = f'levels.{i}'
+        depth = 1 + max(int(n.split('.')[3]) for n in weights if n.startswith(f'{level}.blocks.'))
+        query = _global_query(weights, f'{level}.q_global_gen', x, windows[i], pools[i])
+        for j in range(depth):
+            block_query = query if j % 2 else None
+            x = _block(weights, f'{level}.blocks.{j}', x, num_heads[i], windows[i], block_query)
+        outputs.append(_norm(weights, f'norm{i}', x).permute(0, 3, 1, 2))
+        if i < 3:
+            x = _downsample(weights, f'{level}.downsample', x)
+    return outputs
+
+
+def _layer(weights, name):
+    return weights[f'{name}.weight'], weights.get(f'{name}.bias')
+
+
+def _norm(weights, name, x):
+    return F.layer_norm(x, x.shape[-1:], *_layer(weights, name), eps=1e-5)
+
+
+def _mbconv(weights, name, x):
+    y = F.gelu(F.conv2d(x, weights[f'{name}.conv.0.weight'], padding=1, groups=x.shape[1]))
+    gate = F.gelu(y.mean((2, 3)) @ weights[f'{name}.conv.2.fc.0.weight'].t())
+    gate = torch.sigmoid(gate @ weights[f'{name}.conv.2.fc.2.weight'].t())
+    return x + F.conv2d(y * gate[:, :, None, None], weights[f'{name}.conv.3.weight'])
+
+
+def _downsample(weights, name, x):
+    x = _mbconv(weights, name, _norm(weights, f'{name}.norm1', x).permute(0, 3, 1, 2))
+    x = F.conv2d(x, weights[f'{name}.reduction.weight'], stride=2, padding=1)
+    return _norm(weights, f'{name}.norm2', x.permute(0, 2, 3, 1))
+
+
+def _global_query(weights, name, x, window, pools):
+    if f'{name}.to_q_global.0.conv.0.weight' not in weights:
+        return None
+    x = x.permute(0, 3, 1, 2)
+    for k in range(max(pools, 1)):
+        x = _mbconv(weights, f'{name}.to_q_global.{k}', x)
+        if pools > 0:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
+    if x.shape[2:] != (window, window):
+        x = F.interpolate(x, (window, window), mode='bicubic', align_corners=False)
+    return x.flatten(2).transpose(1, 2)
+
+
+def _block(weights, name, x, heads, window, query):
+    attention = _attention(weights, f'{name}.attn', _norm(weights, f'{name}.norm1', x), heads,
+                           window, query)  # fmt: skip
+    x = x + weights.get(f'{name}.gamma1', 1) * attention
+    hidden = F.linear(_norm(weights, f'{name}.norm2', x), *_layer(weights, f'{name}.mlp.fc1'))
+    branch = F.linear(F.gelu(hidden), *_layer(weights, f'{name}.mlp.fc2'))
+    return x + weights.get(f'{name}.gamma2', 1) * branch
+
+
+def _attention(weights, name, x, heads, window, query):
+    B, H, W, C = x.shape
+    rows, columns = math.ceil(H / window), math.ceil(W / window)
+    padded = x.new_zeros(B, rows * window, columns * window, C)
+    padded[:, :H, :W] = x
+    out = torch.zeros_like(padded)
+    bias = _position_bias(weights[f'{name}.relative_position_bias_table'], window)
+    for row in range(rows):
+        for column in range(columns):
+            area = (
+                slice(None),
+                slice(row * window, (row + 1) * window),
+                slice(column * window, (column + 1) * window),
+            )
+            tokens = padded[area].reshape(B, window * window, C)
+            projected = F.linear(tokens, *_layer(weights, f'{name}.qkv'))
+            parts = list(projected.split(C, dim=-1))
+            q = parts.pop(0) if query is None else query
+            q, k, v = (t.reshape(B, -1, heads, C // heads).transpose(1, 2) for t in (q, *parts))
+            scores = q @ k.transpose(-2, -1) / math.sqrt(C // heads) + bias
+            mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, window, window, C)
+            out[area] = F.linear(mixed, *_layer(weights, f'{name}.proj'))
+    return out[:, :H, :W]
+
+
+def _position_bias(table, window):
+    y, x = (t.flatten() for t in torch.meshgrid(*[torch.arange(window)] * 2, indexing='ij'))
+    rows = y[:, None] - y[None, :] + window - 1
+    columns = x[:, None] - x[None, :] + window - 1
+    return table[rows * (2 * window - 1) + columns].permute(2, 0, 1)

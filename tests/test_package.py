@@ -1,0 +1,104 @@
+"""Importing the package, and finding it from other libraries' configs."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+
+import mmgcvit
+
+
+def run_python(code, *flags):
+    return subprocess.run(
+        [sys.executable, *flags, '-c', code], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_backbone_needs_torch_and_mmengine_only():
+    found = run_python(
+        'import sys\n'
+        'blocked = ("mmcv", "mmdet", "mmseg", "mmpretrain", "timm", "safetensors")\n'
+        'for name in blocked: sys.modules[name] = None\n'
+        'import torch\n'
+        'from mmgcvit import GCViT\n'
+        'import mmgcvit.weights\n'
+        'print(len(GCViT("xxtiny", window_size=7)(torch.zeros(1, 3, 32, 32))))'
+    )
+    assert found.stdout == '4\n', found.stderr
+
+
+def test_missing_mmengine_names_both_stacks():
+    # a finder that hides mmengine, as where it is not installed
+    found = run_python(
+        'import sys\n'
+        'class Hide:\n'
+        '    def find_spec(self, name, path=None, target=None):\n'
+        '        if name.split(".")[0] == "mmengine":\n'
+        '            raise ModuleNotFoundError(f"No module named {name!r}", name=name)\n'
+        'sys.meta_path.insert(0, Hide())\n'
+        'import mmgcvit'
+    )
+    assert found.returncode != 0
+    last = found.stderr.strip().splitlines()[-1]
+    assert "pip install 'mmgcvit[openmmlab]'" in last
+    assert "pip install 'mmgcvit[onedl]'" in last
+
+
+def test_importing_changes_nothing_of_mmengine():
+    found = run_python(
+        'from mmengine.runner import CheckpointLoader\n'
+        'from mmengine.config.utils import MODULE2PACKAGE\n'
+        'import torch\n'
+        'before = dict(CheckpointLoader._schemes), dict(MODULE2PACKAGE), torch.get_num_threads()\n'
+        'import mmgcvit, mmgcvit.weights\n'
+        'assert before == (CheckpointLoader._schemes, MODULE2PACKAGE, torch.get_num_threads())\n'
+        'assert not torch.serialization.get_safe_globals()'
+    )
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_other_libraries_build_it_without_importing_us(library):
+    found = run_python(
+        f'import torch\n'
+        f'from {library}.registry import MODELS\n'
+        f'from mmengine.registry import init_default_scope\n'
+        f'init_default_scope("{library}")\n'
+        f'model = MODELS.build(dict(type="mmgcvit.GCViT", arch="xxtiny", window_size=7))\n'
+        f'print(type(model).__module__, model.out_channels)'
+    )
+    assert found.stdout.strip() == 'mmgcvit.models.gcvit (64, 128, 256, 512)', found.stderr
+    assert 'Failed' not in found.stderr + found.stdout
+
+
+def test_version_is_the_one_of_the_distribution():
+    from importlib.metadata import version
+
+    assert mmgcvit.__version__ == version('mmgcvit')
+
+
+def mmseg_config():
+    return dict(
+        type='mmseg.EncoderDecoder',
+        backbone=dict(type='mmgcvit.GCViT', arch='xxtiny', window_size=7),
+        decode_head=dict(
+            type='mmseg.UPerHead',
+            in_channels=[64, 128, 256, 512],
+            in_index=[0, 1, 2, 3],
+            channels=16,
+            num_classes=5,
+            align_corners=False,
+            loss_decode=dict(type='mmseg.CrossEntropyLoss'),
+        ),
+        test_cfg=dict(mode='whole'),
+    )
+
+
+def test_a_segmentor_runs_on_it():
+    from mmengine.registry import MODELS
+
+    model = MODELS.build(Config(mmseg_config())).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 64, 96)).shape == (1, 5, 16, 24)
