@@ -1,0 +1,1 @@
+"""What tools/setup_env.sh does, in the standard library alone."""
