@@ -1,0 +1,233 @@
+"""Pictures of overlapping circles, rectangles and triangles, and what they show.
+
+H, W: height and width of an image in pixels. Pixel (row, column) covers [column, column + 1) x
+[row, row + 1).
+"""
+
+import colorsys
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+CLASSES = ('circle', 'rectangle', 'triangle')
+
+SIDES = (200, 480)  # of an image, both ends included
+MAX_SHAPES = 6
+MIN_VISIBLE_SIDE = 32  # of the box around a shape's largest visible piece
+MIN_VISIBLE_FRACTION = 0.55  # of the whole shape, parts beyond the image's edge included
+MIN_PIECE = 48  # pixels; a smaller visible piece is painted but not annotated in COCO
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One outline: a circle, or a convex polygon with that circumscribed circle.
+
+    Attributes:
+        name (str): One of ``CLASSES``.
+        center (np.ndarray): x and y in pixels, shape (2,).
+        radius (float): Radius of the circle in pixels.
+        corners (np.ndarray | None): x and y of the polygon's corners, clockwise on the screen,
+            shape (3 or 4, 2); None for a circle.
+    """
+
+    name: str
+    center: np.ndarray
+    radius: float
+    corners: np.ndarray | None = None
+
+    @property
+    def area(self) -> float:
+        """Area in square pixels, whether inside the image or not."""
+        if self.corners is None:
+            return math.pi * self.radius**2
+        x, y = self.corners.T
+        return 0.5 * abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1)))
+
+    def depth(self, height: int, width: int) -> np.ndarray:
+        """How far each pixel's centre lies inside the outline (negative: outside), (H, W)."""
+        x, y = _grid(height, width)
+        if self.corners is None:
+            return self.radius - np.hypot(x - float(self.center[0]), y - float(self.center[1]))
+        depth = np.full((height, width), np.inf, np.float32)
+        # Python's floats leave the arrays float32 under NumPy 1 and 2 alike.
+        corners = self.corners.tolist()
+        for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
+            edge = ((y - y0) * (x1 - x0) - (x - x0) * (y1 - y0)) / math.hypot(x1 - x0, y1 - y0)
+            np.minimum(depth, edge, out=depth)
+        return depth
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One drawn image.
+
+    Attributes:
+        image (np.ndarray): BGR, uint8, shape (H, W, 3).
+        shapes (list[Shape]): From the back to the front.
+        visible (list[np.ndarray]): For each shape the pixels that show it, bool, shape (H, W).
+    """
+
+    image: np.ndarray
+    shapes: list[Shape]
+    visible: list[np.ndarray]
+
+
+def draw_scene(seed: int, part: int, index: int) -> Scene:
+    """Draws one image.
+
+    Args:
+        seed (int): The dataset's seed.
+        part (int): 0 for the training split, 1 for the validation split.
+        index (int): The image's number, counted from 1.
+
+    Returns:
+        Scene: The image and what it shows.
+    """
+    rng = np.random.Generator(np.random.PCG64([seed, part, index]))
+    height = width = 0
+    while height == width:
+        height, width = (int(side) for side in rng.integers(SIDES[0], SIDES[1] + 1, 2))
+    shapes, visible = _place(rng, height, width)
+
+    # A dull background and vivid shapes of fainter texture: a detector of the smallest size
+    # learns to tell them within minutes. The hue says nothing of the class.
+    canvas = _fill(rng, height, width, rng.uniform(60, 190) + rng.uniform(-12, 12, 3))
+    hues: list[float] = []
+    for shape in shapes:
+        hues.append(_new_hue(rng, hues))
+        depth = shape.depth(height, width)
+        if rng.random() < 0.4:  # a soft shadow on what lies below
+            shift = np.float32([[1, 0, rng.uniform(-6, 6)], [0, 1, rng.uniform(2, 8)]])
+            shade = cv2.warpAffine((depth > 0).astype(np.float32), shift, (width, height))
+            canvas *= 1 - 0.45 * cv2.GaussianBlur(shade, (0, 0), 4)[..., None]
+        fill = _fill(rng, height, width, _vivid(rng, hues[-1]), contrast=0.4)
+        if rng.random() < 0.25:  # a darker rim
+            fill[depth < rng.uniform(1.5, 4)] *= 0.55
+        canvas += np.clip(depth + 0.5, 0, 1)[..., None] * (fill - canvas)
+    canvas += rng.standard_normal((height, width, 1), np.float32) * np.float32(rng.uniform(2, 7))
+    return Scene(np.clip(canvas, 0, 255).astype(np.uint8), shapes, visible)
+
+
+def _place(
+    rng: np.random.Generator, height: int, width: int
+) -> tuple[list[Shape], list[np.ndarray]]:
+    """Shapes from back to front and their visible pixels, all of them well visible."""
+    wanted = int(rng.integers(1, MAX_SHAPES + 1))
+    shapes: list[Shape] = []
+    visible: list[np.ndarray] = []
+    attempts = 0
+    while not shapes or (len(shapes) < wanted and attempts < 12 * wanted):
+        attempts += 1
+        shape = _random_shape(rng, height, width, shapes)
+        inside = shape.depth(height, width) > 0
+        left = [mask & ~inside for mask in visible]
+        changed = [
+            _well_visible(after, other.area)
+            for other, before, after in zip(shapes, visible, left, strict=True)
+            if (before & inside).any()
+        ]
+        if all(changed) and _well_visible(inside, shape.area):
+            shapes.append(shape)
+            visible = [*left, inside]
+    return shapes, visible
+
+
+def _random_shape(rng: np.random.Generator, height: int, width: int, others: list[Shape]) -> Shape:
+    name = CLASSES[rng.integers(len(CLASSES))]
+    radius = math.sqrt(height * width) * math.exp(rng.uniform(math.log(0.13), math.log(0.28)))
+    center = rng.uniform(0.12, 0.88, 2) * (width, height)
+    if others and rng.random() < 0.5:  # beside another one, so that many overlap
+        other = others[rng.integers(len(others))]
+        direction = rng.uniform(0, 2 * math.pi)
+        distance = (radius + other.radius) * rng.uniform(0.55, 0.95)
+        center = other.center + distance * np.array([math.cos(direction), math.sin(direction)])
+    if name == 'circle':
+        return Shape(name, center, 0.85 * radius)
+    if name == 'rectangle':
+        half = rng.uniform(math.pi / 8, math.pi / 4)  # sides 1 : 1 to 1 : 2.4
+        angles = np.array([-half, half, math.pi - half, math.pi + half])
+        angles += rng.integers(2) * math.pi / 2
+        tilted = rng.random() < 0.5
+    else:
+        # Every inner angle is half of the arc opposite to it, hence at least 40 degrees.
+        angles = np.radians(np.array([-90, 30, 150]) + rng.uniform(-20, 20, 3))
+        tilted = True
+    if tilted:
+        angles += rng.uniform(-0.4, 0.4)
+    return Shape(
+        name, center, radius, center + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+    )
+
+
+def _well_visible(mask: np.ndarray, area: float) -> bool:
+    """Whether enough of a shape shows, in pieces that polygons can describe."""
+    contours, tree = cv2.findContours(
+        mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE
+    )
+    if not contours or (tree[0, :, 3] >= 0).any():  # nothing left, or a hole
+        return False
+    kept = without_specks(mask)
+    if kept.sum() < max(MIN_VISIBLE_FRACTION * area, 1):
+        return False
+    sides = max((cv2.boundingRect(contour)[2:] for contour in contours), key=math.prod)
+    return min(sides) >= MIN_VISIBLE_SIDE
+
+
+def without_specks(mask: np.ndarray) -> np.ndarray:
+    """``mask`` without its specks."""
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    keep = stats[:, cv2.CC_STAT_AREA] >= MIN_PIECE
+    keep[0] = False
+    return mask if count == 2 and keep[1] else keep[pieces]
+
+
+def _new_hue(rng: np.random.Generator, hues: list[float]) -> float:
+    """Of a few hues in [0, 1) the one farthest from those in use, so that overlaps are visible."""
+    choices = rng.uniform(0, 1, 8)
+    if not hues:
+        return float(choices[0])
+    apart = np.abs(choices[:, None] - np.array(hues)[None])
+    return float(choices[np.minimum(apart, 1 - apart).min(1).argmax()])
+
+
+def _vivid(rng: np.random.Generator, hue: float) -> np.ndarray:
+    colour = colorsys.hsv_to_rgb(hue, rng.uniform(0.65, 1), rng.uniform(0.55, 0.95))
+    return 255 * np.array(colour)
+
+
+def _fill(
+    rng: np.random.Generator, height: int, width: int, colour: np.ndarray, contrast: float = 1.0
+) -> np.ndarray:
+    """A textured area around ``colour``, float32, shape (H, W, 3)."""
+    texture = _texture(rng, height, width) * (contrast * rng.uniform(6, 26))
+    texture += _noise(rng, height, width, int(rng.integers(3, 9))) * (contrast * rng.uniform(3, 12))
+    return texture[..., None] + colour.astype(np.float32)
+
+
+def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Noise, a gradient, stripes or a chequerboard between about -1 and 1, shape (H, W)."""
+    kind = rng.integers(4)
+    if kind == 0:
+        return _noise(rng, height, width, int(rng.integers(16, 64)))
+    angle = rng.uniform(0, math.pi)
+    x, y = _grid(height, width)
+    along = x * math.cos(angle) + y * math.sin(angle)
+    across = y * math.cos(angle) - x * math.sin(angle)
+    if kind == 1:
+        return 2 * (along - along.min()) / np.ptp(along) - 1
+    frequency = 2 * math.pi / rng.uniform(8, 32)
+    waves = np.sin(along * frequency + rng.uniform(0, 2 * math.pi))
+    return waves if kind == 2 else np.sign(waves) * np.sign(np.sin(across * frequency))
+
+
+def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """x (1, W) and y (H, 1) of the pixels' centres, float32."""
+    x = np.arange(width, dtype=np.float32)[None] + 0.5
+    return x, np.arange(height, dtype=np.float32)[:, None] + 0.5
+
+
+def _noise(rng: np.random.Generator, height: int, width: int, cells: int) -> np.ndarray:
+    grid = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
+    return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)

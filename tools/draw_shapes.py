@@ -1,0 +1,34 @@
+"""Draws the small shapes dataset, in COCO's and in ADE20K's layout.
+
+    python tools/draw_shapes.py data/shapes
+
+A complete dataset of the same settings is kept as it is; see mmgcvit/datasets/shapes.py.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from mmgcvit.datasets import draw_shapes
+from mmgcvit.engine import ToolError, run_tool
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('root', help='folder of the dataset, made if it does not exist')
+    parser.add_argument('--num-train', type=int, default=240, help='training images (240)')
+    parser.add_argument('--num-val', type=int, default=60, help='validation images (60)')
+    parser.add_argument('--seed', type=int, default=0, help='decides every image (0)')
+    parser.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='replace a shapes dataset of other settings, or a damaged one',
+    )
+    args = parser.parse_args(argv)
+    try:
+        draw_shapes(args.root, args.num_train, args.num_val, args.seed, args.overwrite)
+    except (ValueError, OSError) as error:
+        raise ToolError(str(error)) from error
+
+
+if __name__ == '__main__':
+    run_tool(main)
