@@ -1,0 +1,220 @@
+"""One picture of what a detector finds in several images, beside what is there.
+
+H, W: height and width of an image in pixels; n: number of instances.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+from mmengine.dataset import BaseDataset, pseudo_collate
+from mmengine.structures import InstanceData
+from torch import nn
+
+from .curves import write_at_once
+
+if TYPE_CHECKING:
+    from mmdet.visualization import DetLocalVisualizer
+
+PANEL = 560  # pixels of an image's longer side, so that text is as legible on small images
+FONT = 12  # points, at least
+CAPTION = 30  # pixels above each panel
+MARGIN = 8
+COLOURS = [
+    (214, 39, 40),
+    (31, 119, 180),
+    (44, 160, 44),
+    (148, 103, 189),
+    (255, 127, 14),
+    (23, 190, 207),
+    (227, 119, 194),
+    (140, 86, 75),
+]
+
+
+def draw_predictions(
+    model: nn.Module,
+    dataset: BaseDataset,
+    out_file: str | os.PathLike,
+    num_images: int = 8,
+    score_thr: float = 0.5,
+) -> Path:
+    """Draws images in pairs, ground truth left and predictions right, into one PNG.
+
+    Runs ``model.test_step`` on images taken evenly from ``dataset``. Both halves show the original
+    image, enlarged or reduced to a longer side of 560 pixels, whatever the pipeline does to it.
+    For one process: in a distributed training call it on the first rank alone.
+
+    Args:
+        model (nn.Module): A detector of mmdet; its training mode is restored afterwards.
+        dataset (BaseDataset): A dataset of mmdet with the test pipeline, as built from
+            ``cfg.val_dataloader.dataset``.
+        out_file (str | os.PathLike): The PNG to write; it is replaced in one step.
+        num_images (int): Number of images, all if there are fewer. Defaults to 8.
+        score_thr (float): Predictions with a score of at most this are left out. Defaults to 0.5.
+
+    Returns:
+        Path: The file written.
+
+    Raises:
+        ValueError: An argument is out of range, or the dataset is empty.
+    """
+    import mmcv
+    from mmdet.structures import DetDataSample
+
+    out_file = Path(out_file).expanduser()
+    if out_file.suffix.lower() != '.png':
+        raise ValueError(f'out_file must end in .png, got {str(out_file)!r}')
+    if num_images < 1:
+        raise ValueError(f'num_images must be at least 1, got {num_images}')
+    if not 0 <= score_thr < 1:
+        raise ValueError(f'score_thr must be in [0, 1), got {score_thr}')
+    if len(dataset) == 0:
+        raise ValueError('the dataset is empty; check data_root, ann_file and metainfo.classes')
+
+    visualizer = _visualizer(dataset)
+    pairs = []
+    for index in evenly(len(dataset), num_images):
+        info = dataset.get_data_info(index)
+        image = mmcv.imread(
+            info['img_path'],
+            channel_order='rgb',
+            backend_args=getattr(dataset, 'backend_args', None),
+        )
+        size = image.shape[:2]
+        scale = PANEL / max(size)
+        height, width = (max(1, round(side * scale)) for side in size)
+        sample = DetDataSample(
+            gt_instances=_resized(_ground_truth(info, size), size, (height, width)),
+            pred_instances=_resized(_predictions(model, dataset[index]), size, (height, width)),
+        )
+        image = mmcv.imresize(image, (width, height), interpolation='bicubic')
+        visualizer.add_datasample('pair', image, sample, pred_score_thr=score_thr)
+        pairs.append((Path(info['img_path']).name, visualizer.get_image()))
+    picture = cv2.cvtColor(_grid(pairs), cv2.COLOR_RGB2BGR)
+    return write_at_once(out_file, cv2.imencode('.png', picture)[1].tobytes())
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """At most ``count`` indices spread over ``range(length)``, both ends included.
+
+    Args:
+        length (int): Number of things to choose from, at least 1.
+        count (int): Number wanted, at least 1.
+
+    Returns:
+        list[int]: Ascending, each at most once.
+    """
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+
+
+def _visualizer(dataset: BaseDataset) -> 'DetLocalVisualizer':
+    from mmdet.visualization import DetLocalVisualizer
+
+    class Visualizer(DetLocalVisualizer):
+        """Writes on small instances as large as on others, for mmdet's own size is illegible."""
+
+        def draw_texts(
+            self,
+            texts: str,
+            positions: torch.Tensor,
+            font_sizes: int,
+            colors: tuple,
+            bboxes: list[dict],
+            horizontal_alignments: str = 'left',
+        ) -> DetLocalVisualizer:
+            return super().draw_texts(
+                texts,
+                positions,
+                font_sizes=max(font_sizes, FONT),
+                colors=colors,
+                bboxes=bboxes,
+                horizontal_alignments=horizontal_alignments,
+            )
+
+    classes, palette = dataset.metainfo['classes'], dataset.metainfo.get('palette')
+    if isinstance(palette, str) or palette is None or len(palette) != len(classes):
+        # With other classes than the dataset's own, its palette is that of other things.
+        palette = [COLOURS[i % len(COLOURS)] for i in range(len(classes))]
+    visualizer = Visualizer(line_width=2, alpha=0.55, text_color=(255, 255, 255))
+    visualizer.dataset_meta = dict(classes=classes, palette=palette)
+    return visualizer
+
+
+def _ground_truth(info: dict, size: tuple[int, int]) -> InstanceData:
+    """Annotations in coordinates of the original image.
+
+    They are loaded anew, because those in a sample are in whatever coordinates the pipeline's
+    order of loading and resizing gives them.
+    """
+    from mmdet.datasets.transforms import LoadAnnotations
+
+    instances = [one for one in info['instances'] if not one['ignore_flag']]
+    with_mask = bool(instances) and all('mask' in one for one in instances)
+    load = LoadAnnotations(with_bbox=True, with_mask=with_mask)
+    loaded = load(dict(info, instances=instances, ori_shape=size))
+    truth = InstanceData(
+        bboxes=loaded['gt_bboxes'].tensor.reshape(-1, 4),
+        labels=torch.from_numpy(loaded['gt_bboxes_labels']),
+    )
+    if with_mask:
+        truth.masks = torch.from_numpy(loaded['gt_masks'].to_ndarray()).bool()
+    return truth
+
+
+def _predictions(model: nn.Module, sample: dict) -> InstanceData:
+    """The detector's instances, in coordinates of the original image, on the CPU."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            (result,) = model.test_step(pseudo_collate([sample]))
+    finally:
+        model.train(training)
+    return result.pred_instances.cpu()
+
+
+def _resized(instances: InstanceData, size: tuple[int, int], to: tuple[int, int]) -> InstanceData:
+    """Boxes (n, 4) and masks (n, H, W) moved from an image of one (H, W) to another."""
+    factors = torch.tensor([to[1] / size[1], to[0] / size[0]] * 2)
+    # One pixel inside, or the visualizer warns of boxes that end at the image's edge.
+    inside = torch.tensor([to[1] - 1, to[0] - 1] * 2)
+    boxes = torch.minimum(instances.bboxes * factors, inside).clamp(min=0)
+    moved = InstanceData(bboxes=boxes, labels=instances.labels)
+    if 'scores' in instances:
+        moved.scores = instances.scores
+    if 'masks' in instances:
+        masks = np.asarray(instances.masks, np.float32)
+        # Linear, then halved: nearest would leave stairs in an enlarged outline.
+        large = [cv2.resize(mask, to[::-1], interpolation=cv2.INTER_LINEAR) > 0.5 for mask in masks]
+        moved.masks = torch.from_numpy(np.stack(large)) if large else torch.zeros((0, *to)).bool()
+    return moved
+
+
+def _grid(pairs: list[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Captioned pairs in rows, RGB, uint8; two pairs a row if there are more than two."""
+    columns = 1 if len(pairs) <= 2 else 2
+    half = max(picture.shape[1] for _, picture in pairs) // 2
+    rows = []
+    for start in range(0, len(pairs), columns):
+        row = pairs[start : start + columns]
+        height = max(picture.shape[0] for _, picture in row) + CAPTION + MARGIN
+        canvas = np.full((height, columns * 2 * (half + MARGIN) + MARGIN, 3), 255, np.uint8)
+        for place, (name, picture) in enumerate(row):
+            middle = picture.shape[1] // 2
+            for side, caption in enumerate((f'ground truth ({name})', 'prediction')):
+                left = MARGIN + (2 * place + side) * (half + MARGIN)
+                panel = picture[:, side * middle : (side + 1) * middle]
+                canvas[CAPTION : CAPTION + len(panel), left : left + middle] = panel
+                _write(canvas[:CAPTION, left : left + half], caption)
+        rows.append(canvas)
+    return np.concatenate(rows)
+
+
+def _write(strip: np.ndarray, text: str) -> None:
+    drawn = np.ascontiguousarray(strip)
+    cv2.putText(drawn, text, (0, 21), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (20, 20, 20), 1, cv2.LINE_AA)
+    strip[:] = drawn
