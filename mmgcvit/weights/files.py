@@ -7,6 +7,7 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -85,7 +86,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
         WeightsError: If the file cannot be read without running code, or is broken.
     """
     try:
-        with torch.serialization.safe_globals(_allowed_globals()):
+        with _stand_ins():
             content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
@@ -146,6 +147,13 @@ def _allowed_globals() -> list[Callable]:
         np.dtype,
         *{type(np.dtype(code)) for code in np.typecodes['All']},
     ]
+
+
+def _stand_ins() -> AbstractContextManager:
+    """Let torch.load meet the globals above; torch before 2.5 takes none besides its own."""
+    if hasattr(torch.serialization, 'safe_globals'):
+        return torch.serialization.safe_globals(_allowed_globals())
+    return nullcontext()
 
 
 def _revive(value: Any) -> Any:

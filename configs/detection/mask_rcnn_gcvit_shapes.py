@@ -1,0 +1,132 @@
+# Mask R-CNN with a very small GC ViT on drawn shapes: the first training that a newcomer runs.
+#
+# Launch:   bash tools/quickstart.sh
+#           or, with data drawn by `python tools/draw_shapes.py data/shapes`,
+#           python tools/train.py configs/detection/mask_rcnn_gcvit_shapes.py
+# Hardware: 2 CPU cores and 3 GB of memory, or any GPU
+# Source:   ours; the architecture is GC ViT's, size and schedule are made for a few minutes
+# Result:   paper: none; ours: see the README's quickstart
+_base_ = [
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    'mmdet::_base_/default_runtime.py',
+]
+
+classes = ('circle', 'rectangle', 'triangle')
+num_classes = len(classes)
+channels = 64
+norm_cfg = dict(type='GN', num_groups=8)
+
+# every module of the published networks, at a fraction of their size; trained from scratch
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmgcvit.GCViT',
+        arch=dict(
+            embed_dims=32,
+            depths=(2, 2, 4, 2),
+            num_heads=(1, 2, 4, 8),
+            mlp_ratio=3,
+            layer_scale_init_value=0.5,
+        ),
+        window_size=8,
+    ),
+    # normalized, as nothing is pretrained
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=channels, norm_cfg=norm_cfg),
+    rpn_head=dict(in_channels=channels, feat_channels=channels, anchor_generator=dict(scales=[4])),
+    roi_head=dict(
+        # images are small: shapes of more than 40 pixels are classified at stride 8 and above
+        bbox_roi_extractor=dict(
+            out_channels=channels, finest_scale=20, roi_layer=dict(sampling_ratio=2)
+        ),
+        bbox_head=dict(
+            in_channels=channels,
+            fc_out_channels=256,
+            num_classes=num_classes,
+            reg_class_agnostic=True,
+        ),
+        mask_roi_extractor=dict(out_channels=channels, roi_layer=dict(sampling_ratio=2)),
+        mask_head=dict(
+            num_convs=2,
+            in_channels=channels,
+            conv_out_channels=channels,
+            num_classes=num_classes,
+            class_agnostic=True,
+            norm_cfg=norm_cfg,
+        ),
+    ),
+    # a few hundred proposals are plenty for six shapes an image
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=64))
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=200), rcnn=dict(max_per_img=30)),
+)
+
+data_root = 'data/shapes/coco/'
+metainfo = dict(classes=classes, palette=[(220, 20, 60), (0, 120, 220), (0, 160, 80)])
+scale = (320, 256)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
+]
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=1,
+    dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline),
+)
+val_dataloader = dict(
+    batch_size=4,
+    num_workers=1,
+    dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
+test_evaluator = val_evaluator
+
+max_epochs = 10
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=40),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min_ratio=0.01,
+        begin=0,
+        end=max_epochs,
+        by_epoch=True,
+        convert_to_iter_based=True,
+    ),
+]
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.05),
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0,
+        custom_keys={
+            'relative_position_bias_table': dict(decay_mult=0.0),
+            # layers of 3136 inputs: at the full rate their outputs explode
+            'bbox_head': dict(lr_mult=0.1),
+        },
+    ),
+    clip_grad=dict(max_norm=10.0),
+)
+randomness = dict(seed=0)
+default_hooks = dict(
+    logger=dict(interval=20),
+    checkpoint=dict(interval=1, max_keep_ckpts=2),
+    # pictures are drawn once, after training, by tools/quickstart.sh
+    visualization=dict(draw=False),
+)

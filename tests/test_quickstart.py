@@ -1,0 +1,136 @@
+"""The quickstart's training, shrunk: it learns, survives an interruption and says what it did."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mmgcvit.datasets import draw_shapes
+from mmgcvit.visualization import read_training_log
+
+ROOT = Path(__file__).parents[1]
+CONFIG = 'configs/detection/mask_rcnn_gcvit_shapes.py'
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    root = tmp_path_factory.mktemp('quickstart') / 'shapes'
+    draw_shapes(root, num_train=16, num_val=4, progress=False)
+    return root / 'coco'
+
+
+def options(shapes, max_epochs):
+    """The quickstart's own config on fewer and smaller images."""
+    settings = {
+        'train_cfg.max_epochs': max_epochs,
+        'param_scheduler.0.end': 4,
+        'param_scheduler.1.end': max_epochs,
+        'default_hooks.logger.interval': 1,
+        'val_evaluator.ann_file': shapes / 'annotations/instances_val2017.json',
+    }
+    for split in ('train', 'val'):
+        settings |= {
+            f'{split}_dataloader.dataset.data_root': shapes,
+            f'{split}_dataloader.num_workers': 0,
+            f'{split}_dataloader.persistent_workers': False,
+        }
+    settings['train_dataloader.dataset.pipeline.2.scale'] = '(160,128)'
+    settings['val_dataloader.dataset.pipeline.1.scale'] = '(160,128)'
+    return ['--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
+
+
+def tool(*arguments):
+    return [sys.executable, str(ROOT / 'tools' / 'train.py'), *map(str, arguments)]
+
+
+def train(*arguments):
+    return subprocess.run(
+        tool(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_training_lowers_its_loss_and_resumes_where_it_was_interrupted(shapes, tmp_path):
+    arguments = (CONFIG, '--work-dir', tmp_path, '--resume', *options(shapes, 4))
+    with open(tmp_path / 'out.txt', 'w') as out:
+        # a session of its own: Ctrl-C reaches it and its children as in a terminal
+        running = subprocess.Popen(
+            tool(*arguments), cwd=ROOT, stdout=out, stderr=out, start_new_session=True
+        )
+        deadline = time.monotonic() + 240
+        while 'Epoch(train) [3]' not in (tmp_path / 'out.txt').read_text():
+            assert running.poll() is None and time.monotonic() < deadline, (
+                tmp_path / 'out.txt'
+            ).read_text()[-3000:]
+            time.sleep(0.1)
+        os.killpg(running.pid, signal.SIGINT)
+        assert running.wait(60) == 130
+    printed = (tmp_path / 'out.txt').read_text()
+    assert printed.strip().endswith('interrupted')
+    assert 'Traceback' not in printed
+
+    resumed = train(*arguments)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    log = resumed.stdout + resumed.stderr
+    assert 'resumed epoch: 2, iter: 16' in log
+    assert 'Epoch(train) [4][8/8]' in log and 'Epoch(train) [2]' not in log
+    assert re.search(r'eta: \d+:\d\d:\d\d', log)
+    training = read_training_log(tmp_path)
+    losses = [training.loss[i] for i in sorted(training.loss)]
+    assert len(losses) == 32
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+    assert set(training.metrics['coco/segm_mAP_50']) == {16, 32}
+
+
+def test_a_config_that_does_not_exist_is_one_line_and_exit_code_1():
+    found = train('configs/detection/nothing.py')
+    assert found.returncode == 1
+    assert found.stderr.startswith('error: the config configs/detection/nothing.py does not exist')
+    assert 'Traceback' not in found.stderr
+
+
+@pytest.mark.slow
+def test_second_quickstart_reuses_what_is_done_and_fresh_starts_over(shapes, tmp_path):
+    """tools/quickstart.py itself, with its config shrunk, in a copy of the checkout's layout."""
+    (tmp_path / 'configs' / 'detection').mkdir(parents=True)
+    text = (ROOT / CONFIG).read_text()
+    text = text.replace('scale = (320, 256)', 'scale = (160, 128)')
+    text = text.replace('max_epochs = 10', 'max_epochs = 1').replace('interval=20', 'interval=2')
+    text = text.replace("data_root = 'data/shapes/coco/'", f"data_root = '{shapes}/'")
+    (tmp_path / CONFIG).write_text(text)
+    (tmp_path / 'tools').symlink_to(ROOT / 'tools')
+
+    def quickstart(*arguments):
+        return subprocess.run(
+            [sys.executable, 'tools/quickstart.py', *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    first = quickstart()
+    assert first.returncode == 0, first.stderr[-3000:]
+    work_dir = tmp_path / 'work_dirs' / 'quickstart'
+    metrics = json.loads((work_dir / 'metrics.json').read_text())
+    assert f'{metrics["coco/segm_mAP_50"]:8.3f}' in first.stdout
+    for name in ('epoch_1.pth', 'curves.png', 'predictions.png'):
+        assert (work_dir / name).stat().st_size > 1000
+        assert str(Path('work_dirs/quickstart') / name) in first.stdout
+
+    second = quickstart()
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert second.stdout.count('done before') == 2
+    assert 'Epoch(' not in second.stdout
+    assert second.stdout.split('AP75')[1] == first.stdout.split('AP75')[1]
+
+    fresh = quickstart('--fresh')
+    assert fresh.returncode == 0, fresh.stderr[-3000:]
+    assert '--fresh: deleting work_dirs/quickstart' in fresh.stdout
+    assert 'Epoch(train) [1][' in fresh.stdout

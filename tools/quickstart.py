@@ -1,0 +1,130 @@
+"""Draw shapes, train a small GC ViT Mask R-CNN on them, evaluate it and make pictures.
+
+Called by tools/quickstart.sh, which sets the environment up first. Steps that are done already are
+not done again; --fresh starts over.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from mmengine.fileio import dump, load
+from mmengine.runner import find_latest_checkpoint
+
+from mmgcvit.datasets import draw_shapes
+from mmgcvit.engine import ToolError, build_runner, load_config, run_tool
+from mmgcvit.visualization import draw_predictions, plot_training_curves
+
+CONFIG = Path('configs/detection/mask_rcnn_gcvit_shapes.py')
+DATA = Path('data/shapes')
+WORK_DIR = Path('work_dirs/quickstart')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog='tools/quickstart.sh', description=__doc__.partition('\n')[0]
+    )
+    parser.add_argument('--fresh', action='store_true', help=f'delete {WORK_DIR} and start over')
+    args = parser.parse_args()
+    if args.fresh and WORK_DIR.exists():
+        print(f'--fresh: deleting {WORK_DIR}')
+        shutil.rmtree(WORK_DIR)
+    cpu_where_needed()
+
+    heading(1, f'data: drawn shapes in COCO and ADE20K layout, {DATA}')
+    try:
+        draw_shapes(DATA)
+    except (ValueError, OSError) as error:
+        raise ToolError(str(error)) from error
+    heading(2, f'training: {CONFIG}, a few minutes; each line tells the time left as "eta"')
+    checkpoint = train()
+    heading(3, 'evaluation on the validation images with COCO metrics')
+    metrics = evaluate(checkpoint)
+    heading(4, 'pictures')
+    plot_training_curves([WORK_DIR], WORK_DIR / 'curves.png')
+    report(checkpoint, metrics)
+
+
+def heading(step: int, text: str) -> None:
+    print(f'\n[{step}/4] {text}', flush=True)
+
+
+def cpu_where_needed() -> None:
+    """Hide GPUs from this process and its children if mmcv's operators cannot use them."""
+    from mmcv.ops import get_compiling_cuda_version
+
+    if Path('/dev/nvidiactl').exists() and get_compiling_cuda_version() == 'not available':
+        print(
+            'mmcv was built without CUDA operators: training on the CPU, though there is a GPU. '
+            'To use it, install the CUDA toolkit (nvcc) of the CUDA version that torch has, '
+            'delete the environment and run this again'
+        )
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+
+def final_checkpoint() -> Path:
+    """Return where the checkpoint of the last epoch is, or will be."""
+    return WORK_DIR / f'epoch_{load_config(CONFIG).train_cfg.max_epochs}.pth'
+
+
+def train() -> Path:
+    """Train through tools/train.py, unless that is done, and return the last checkpoint."""
+    checkpoint = final_checkpoint()
+    # mmengine writes the name of a checkpoint down when the file is whole
+    latest = find_latest_checkpoint(str(WORK_DIR)) if WORK_DIR.exists() else None
+    if latest and Path(latest).name == checkpoint.name and checkpoint.exists():
+        print(f'done before: {checkpoint} is used (--fresh trains anew)')
+        return checkpoint
+    if latest:
+        print(f'a training was interrupted: going on from {latest} (--fresh starts over)')
+    command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', WORK_DIR, '--resume']
+    # in a group of its own Ctrl-C would not reach it
+    result = subprocess.run([str(part) for part in command], check=False)
+    if result.returncode:
+        raise ToolError(
+            f'training ended with exit code {result.returncode}: the reason is above; '
+            'run this again to go on from the last checkpoint'
+        )
+    return checkpoint
+
+
+def evaluate(checkpoint: Path) -> dict[str, float]:
+    """Return the checkpoint's metrics, and draw predictions, unless that is done."""
+    metrics_file, pictures = WORK_DIR / 'metrics.json', WORK_DIR / 'predictions.png'
+    made = checkpoint.stat().st_mtime
+    if all(f.exists() and f.stat().st_mtime > made for f in (metrics_file, pictures)):
+        print(f'done before: {metrics_file} and {pictures} are used')
+        return load(metrics_file)
+    cfg = load_config(CONFIG, WORK_DIR / 'evaluation', {'load_from': str(checkpoint)})
+    runner = build_runner(cfg)
+    metrics = {name: round(float(value), 4) for name, value in runner.test().items()}
+    draw_predictions(runner.model, runner.test_dataloader.dataset, pictures)
+    unfinished = metrics_file.with_suffix('.tmp.json')
+    dump(metrics, unfinished, indent=2)
+    unfinished.replace(metrics_file)
+    return metrics
+
+
+def report(checkpoint: Path, metrics: dict[str, float]) -> None:
+    """Print the final table and where to look next."""
+    print('\n            AP    AP50    AP75')
+    for name, key in (('box', 'bbox'), ('mask', 'segm')):
+        values = [metrics[f'coco/{key}_mAP{suffix}'] for suffix in ('', '_50', '_75')]
+        print(f'{name:6}' + ''.join(f'{value:8.3f}' for value in values))
+    print(
+        f"""
+checkpoint   {checkpoint}
+metrics      {WORK_DIR / 'metrics.json'}
+curves       {WORK_DIR / 'curves.png'}
+predictions  {WORK_DIR / 'predictions.png'}  (ground truth left, prediction right)
+
+Next: open the two pictures; read {CONFIG}, which is all that the model is;
+then "Use it in your own project" in README.md."""
+    )
+
+
+if __name__ == '__main__':
+    run_tool(main)
