@@ -6,10 +6,10 @@ except ModuleNotFoundError as error:
     if error.name != 'mmengine':
         raise
     raise ModuleNotFoundError(
-        'mmgcvit needs mmengine, which is not installed. Choose one of the two stacks: '
-        "`pip install 'mmgcvit[openmmlab]'` (mmengine, mmcv, mmdet, ...) or "
-        "`pip install 'mmgcvit[onedl]'` (onedl-mmengine, onedl-mmcv, ...); "
-        'never install both in one environment.',
+        'mmgcvit needs mmengine, which is not installed. For the backbone alone: `pip install '
+        'mmengine` or `pip install onedl-mmengine`; for detectors and segmentors one of '
+        "`pip install 'mmgcvit[openmmlab]'` or `pip install 'mmgcvit[onedl]'`. Never both "
+        'in one environment.',
         name='mmengine',
     ) from error
 

@@ -25,7 +25,7 @@ def seeded():
 
 
 @pytest.fixture
-def log(monkeypatch):
+def log():
     """What mmengine logs, as a list of messages."""
     messages = []
     handler = logging.Handler()

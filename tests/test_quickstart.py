@@ -99,9 +99,15 @@ def test_second_quickstart_reuses_what_is_done_and_fresh_starts_over(shapes, tmp
     """tools/quickstart.py itself, with its config shrunk, in a copy of the checkout's layout."""
     (tmp_path / 'configs' / 'detection').mkdir(parents=True)
     text = (ROOT / CONFIG).read_text()
-    text = text.replace('scale = (320, 256)', 'scale = (160, 128)')
-    text = text.replace('max_epochs = 10', 'max_epochs = 1').replace('interval=20', 'interval=2')
-    text = text.replace("data_root = 'data/shapes/coco/'", f"data_root = '{shapes}/'")
+    shrunk = {
+        'scale = (320, 256)': 'scale = (160, 128)',
+        'max_epochs = 10': 'max_epochs = 1',
+        'interval=20': 'interval=2',
+        "data_root = 'data/shapes/coco/'": f"data_root = '{shapes}/'",
+    }
+    for setting, value in shrunk.items():
+        assert setting in text
+        text = text.replace(setting, value)
     (tmp_path / CONFIG).write_text(text)
     (tmp_path / 'tools').symlink_to(ROOT / 'tools')
 

@@ -35,10 +35,7 @@ def main() -> None:
     cpu_where_needed()
 
     heading(1, f'data: drawn shapes in COCO and ADE20K layout, {DATA}')
-    try:
-        draw_shapes(DATA)
-    except (ValueError, OSError) as error:
-        raise ToolError(str(error)) from error
+    draw_data(fresh=args.fresh)
     heading(2, f'training: {CONFIG}, a few minutes; each line tells the time left as "eta"')
     checkpoint = train()
     heading(3, 'evaluation on the validation images with COCO metrics')
@@ -46,6 +43,14 @@ def main() -> None:
     heading(4, 'pictures')
     plot_training_curves([WORK_DIR], WORK_DIR / 'curves.png')
     report(checkpoint, metrics)
+
+
+def draw_data(fresh: bool) -> None:
+    """Draw the dataset; with ``fresh`` an old or damaged one is replaced."""
+    try:
+        draw_shapes(DATA, overwrite=fresh)
+    except (ValueError, OSError) as error:
+        raise ToolError(f'{error}; tools/quickstart.sh --fresh does so') from error
 
 
 def heading(step: int, text: str) -> None:
@@ -59,8 +64,8 @@ def cpu_where_needed() -> None:
     if Path('/dev/nvidiactl').exists() and get_compiling_cuda_version() == 'not available':
         print(
             'mmcv was built without CUDA operators: training on the CPU, though there is a GPU. '
-            'To use it, install the CUDA toolkit (nvcc) of the CUDA version that torch has, '
-            'delete the environment and run this again'
+            'To use it, install the CUDA toolkit (nvcc) of the CUDA version that torch has and run '
+            'this again'
         )
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
@@ -81,11 +86,16 @@ def train() -> Path:
     if latest:
         print(f'a training was interrupted: going on from {latest} (--fresh starts over)')
     command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', WORK_DIR, '--resume']
-    # in a group of its own Ctrl-C would not reach it
-    result = subprocess.run([str(part) for part in command], check=False)
-    if result.returncode:
+    training = subprocess.Popen([str(part) for part in command])
+    try:
+        code = training.wait()
+    except KeyboardInterrupt:
+        # the terminal has interrupted both: let it end by itself, a checkpoint may be half written
+        training.wait()
+        raise
+    if code:
         raise ToolError(
-            f'training ended with exit code {result.returncode}: the reason is above; '
+            f'training ended with exit code {code}: the reason is above; '
             'run this again to go on from the last checkpoint'
         )
     return checkpoint
@@ -112,7 +122,8 @@ def report(checkpoint: Path, metrics: dict[str, float]) -> None:
     """Print the final table and where to look next."""
     print('\n            AP    AP50    AP75')
     for name, key in (('box', 'bbox'), ('mask', 'segm')):
-        values = [metrics[f'coco/{key}_mAP{suffix}'] for suffix in ('', '_50', '_75')]
+        # nothing found at all leaves no metric behind
+        values = [metrics.get(f'coco/{key}_mAP{suffix}', 0.0) for suffix in ('', '_50', '_75')]
         print(f'{name:6}' + ''.join(f'{value:8.3f}' for value in values))
     print(
         f"""

@@ -4,7 +4,20 @@
 #
 #   bash tools/quickstart.sh [--fresh]
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-bash tools/setup_env.sh
-exec "${MMGCVIT_VENV:-.venv}/bin/python" tools/quickstart.py "$@"
+# Before a set-up of minutes: a mistyped option.
+case "$*" in
+    '' | --fresh) ;;
+    *) sed -n '2,/^set -/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; [[ $* == -h || $* == --help ]]; exit ;;
+esac
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# Absolute before the folder changes: a relative one means the caller's folder.
+MMGCVIT_VENV=$(realpath -ms "${MMGCVIT_VENV:-$here/../.venv}")
+export MMGCVIT_VENV
+# A line at each start that is about mmengine's own imports.
+export PYTHONWARNINGS="ignore:pkg_resources is deprecated:UserWarning${PYTHONWARNINGS:+,$PYTHONWARNINGS}"
+
+bash "$here/setup_env.sh"
+cd "$here/.."
+exec "$MMGCVIT_VENV/bin/python" tools/quickstart.py "$@"

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.utils import is_installed
 
 from .tool import ToolError
 
@@ -32,8 +33,9 @@ def load_config(
             f'the config {path} does not exist (looked for from {Path.cwd()}): give the path of a '
             'config file, as configs/detection/mask_rcnn_gcvit_shapes.py'
         )
-    # onedl's mmengine looks for mmseg's configs under a package name that nobody installs
-    MODULE2PACKAGE['mmseg'] = 'mmseg'
+    if not is_installed('mmsegmentation'):
+        # onedl's distribution has another name than mmengine looks for
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
     cfg = Config.fromfile(path)
     if options:
         cfg.merge_from_dict(dict(options))

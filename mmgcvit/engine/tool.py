@@ -11,10 +11,10 @@ class ToolError(Exception):
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool's main function; a user's mistake ends in one line and exit code 1."""
+    """Run a tool's main function; what the user can put right ends in one line and exit code 1."""
     try:
         main()
-    except (ToolError, WeightsError) as error:
+    except (ToolError, WeightsError, OSError) as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)

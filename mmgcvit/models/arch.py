@@ -89,8 +89,6 @@ def _custom_arch(arch: Mapping) -> Arch:
             'residual branches without a scale'
         )
     ratio = arch['mlp_ratio']
-    if not is_real(ratio) or ratio <= 0:
-        raise ValueError(f"arch['mlp_ratio']={ratio!r} is not allowed: give a number above 0")
     custom = Arch(
         # squeeze-excitation narrows to a quarter of the channels
         embed_dims=integer("arch['embed_dims']", arch['embed_dims'], minimum=4),
@@ -99,6 +97,11 @@ def _custom_arch(arch: Mapping) -> Arch:
         mlp_ratio=ratio,
         layer_scale_init_value=scale,
     )
+    if not is_real(ratio) or int(custom.embed_dims * ratio) < 1:
+        raise ValueError(
+            f"arch['mlp_ratio']={ratio!r} is not allowed: give a number of at least "
+            f'{1 / custom.embed_dims:.3g}, so that the MLP has a hidden channel'
+        )
     for stage, (dim, heads) in enumerate(zip(custom.dims, custom.num_heads, strict=True), 1):
         if dim % heads:
             raise ValueError(

@@ -1,5 +1,6 @@
 """Checks of constructor arguments: an error names the argument, its value and the remedy."""
 
+import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 
@@ -12,8 +13,8 @@ def is_int(value: object) -> bool:
 
 
 def is_real(value: object) -> bool:
-    """Whether ``value`` is a real number; True and False are not."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Whether ``value`` is a finite real number; True and False are not."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:

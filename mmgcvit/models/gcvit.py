@@ -81,6 +81,8 @@ class GCViT(BaseModule):
         query_downsamples = one_per_stage('query_downsamples', query_downsamples, minimum=0)
         drop_rate = rate('drop_rate', drop_rate)
         attn_drop_rate = rate('attn_drop_rate', attn_drop_rate)
+        if not isinstance(with_cp, bool):
+            raise ValueError(f'with_cp={with_cp!r} is not allowed: give True or False')
         self.in_channels = integer('in_channels', in_channels, minimum=1)
         self.out_indices = _stage_indices('out_indices', out_indices)
         num_stages = self.out_indices[-1] + 1

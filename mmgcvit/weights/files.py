@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -60,9 +61,15 @@ def _download(url: str) -> Path:
         # another process may have been faster
         if not path.is_file():
             print_log(f'downloading {url} to {path}', logger='current')
+            unfinished = path.with_name(f'{path.name}.part')
             try:
-                # writes to a temporary name, then renames
-                torch.hub.download_url_to_file(url, str(path))
+                torch.hub.download_url_to_file(url, str(unfinished))
+                # a connection that is cut looks like a file's end
+                with urlopen(url) as response:
+                    size = int(response.headers.get('Content-Length', unfinished.stat().st_size))
+                if unfinished.stat().st_size != size:
+                    raise OSError(f'{unfinished.stat().st_size} of {size} bytes came')
+                unfinished.replace(path)
             except (OSError, ValueError, RuntimeError) as error:
                 raise WeightsError(
                     f'{url} could not be downloaded ({error}): put the file at {path} by hand, or '
@@ -91,8 +98,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f'{path} was not loaded, because that could run code or the file is no weights file: '
-            f'{_refused_global(error) or error}. Save the tensors alone (a dict of names and '
-            'tensors) with torch.save, from a program that you trust with the file'
+            f'{_refused_global(error) or error}. {_remedy()}'
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise WeightsError(
@@ -100,6 +106,18 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
             'cut short; compare its size with the original and get it again'
         ) from error
     return _revive(content)
+
+
+def _remedy() -> str:
+    if not hasattr(torch.serialization, 'safe_globals'):
+        return (
+            f'torch {torch.__version__} reads files of tensors and plain values only: files that '
+            "name other classes, as NVIDIA's and training checkpoints do, need torch 2.5 or later"
+        )
+    return (
+        'Save the tensors alone (a dict of names and tensors) with torch.save, from a program '
+        'that you trust with the file'
+    )
 
 
 def _refused_global(error: Exception) -> str | None:
@@ -180,7 +198,7 @@ def load_from_safe_file(filename: str, map_location: Any = None) -> Any:
 
 
 def register_checkpoint_loaders() -> None:
-    """Make mmengine read every checkpoint of this process safely, from files and URLs.
+    """Make mmengine read checkpoints from paths, file:// and http(s):// URLs safely, process-wide.
 
     Called by this package's tools only: importing the package changes nothing.
     """

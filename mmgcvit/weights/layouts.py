@@ -28,7 +28,6 @@ NVIDIA_NAMES = (
 TIMM_NAMES = (
     (r'^stem\.conv1\.', 'stem.conv.'),
     (r'^stem\.down\.', 'stem.downsample.'),
-    (r'\.global_block\.blocks\.conv(\d+)\.', r'.query_generator.\1.mbconv.'),
     (r'\.conv_block\.', '.mbconv.'),
     (r'\.conv_dw\.', '.dwconv.'),
     (r'\.conv_pw\.', '.pwconv.'),
@@ -68,6 +67,11 @@ def from_timm(state: Mapping[str, Tensor]) -> State:
         match = re.match(r'stages\.(\d+)\.downsample\.', name)
         if match:
             name = f'stages.{int(match[1]) - 1}.downsample.{name[match.end() :]}'
+        # and counts the query generator's layers from 1
+        match = re.search(r'\.global_block\.blocks\.conv(\d+)\.', name)
+        if match:
+            layer = f'.query_generator.{int(match[1]) - 1}.mbconv.'
+            name = name[: match.start()] + layer + name[match.end() :]
         for pattern, ours in TIMM_NAMES:
             name = re.sub(pattern, ours, name)
         # squeeze-excitation as 1×1 convolutions
@@ -77,21 +81,15 @@ def from_timm(state: Mapping[str, Tensor]) -> State:
     return renamed
 
 
-def from_own(state: Mapping[str, Tensor]) -> State:
-    """Return this package's own tensors."""
-    return dict(state)
-
-
-# the name of a tensor that only this layout has → the layout
+# a tensor that this layout alone has → the layout
 LAYOUTS: dict[str, Callable[[Mapping[str, Tensor]], State]] = {
     'patch_embed.proj.weight': from_nvidia,
     'stem.conv1.weight': from_timm,
-    'stem.conv.weight': from_own,
 }
 
 
 def to_own(state: Mapping[str, Tensor]) -> State:
-    """Rename the tensors of any known layout; those of an unknown one are returned as they are."""
+    """Rename the tensors of another known layout; others, our own among them, stay as they are."""
     for telltale, layout in LAYOUTS.items():
         if telltale in state:
             return layout(state)

@@ -55,7 +55,7 @@ def load_pretrained(
             unchanged then.
     """
     state = _state_dict(read_checkpoint(fetch(checkpoint)), str(checkpoint))
-    report = load_weights(model, _strip_prefix(state, prefix), str(checkpoint))
+    report = load_weights(model, _strip_prefix(state, prefix, str(checkpoint)), str(checkpoint))
     print_log(f'{type(model).__name__} weights of {checkpoint}: {report}', logger='current')
     return report
 
@@ -123,13 +123,19 @@ def _state_dict(content: object, source: str) -> dict[str, Tensor]:
     )
 
 
-def _strip_prefix(state: Mapping[str, Tensor], prefix: str | None) -> dict[str, Tensor]:
+def _strip_prefix(
+    state: Mapping[str, Tensor], prefix: str | None, source: str
+) -> dict[str, Tensor]:
     if prefix is not None:
-        prefix = prefix if prefix.endswith('.') else f'{prefix}.'
-        return _below(state, prefix)
-    for wrapper in ('module.', 'backbone.'):
-        state = _below(state, wrapper) or state
-    return dict(state)
+        part = _below(state, prefix if prefix.endswith('.') else f'{prefix}.')
+        if not part:
+            raise WeightsError(
+                f'prefix={prefix!r} fits none of the names in {source}, which are like '
+                f'{_sample(state)}'
+            )
+        return part
+    state = _below(state, 'module.') or state
+    return _below(state, 'backbone.') or dict(state)
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmgcvit import GCViT
+from mmgcvit.models import ARCHS
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
@@ -44,7 +45,8 @@ def test_arch_by_name_is_the_row_of_the_table():
     assert [len(stage.blocks) for stage in model.stages] == [3, 4, 23, 5]
     assert model.stages[2].blocks[0].attn.num_heads == 12
     assert model.stages[2].blocks[0].mlp.fc1.out_features == 3 * 384
-    assert torch.full((96,), 1e-5).shape == model.stages[0].blocks[0].gamma1.shape
+    assert model.stages[0].blocks[0].gamma1.shape == (96,)
+    assert ARCHS['small2'].layer_scale_init_value == 1e-5
     assert model.stages[3].blocks[-1].drop_path.drop_rate == 0.35
 
 
@@ -142,6 +144,7 @@ BAD = {
     'drop_rate': [-0.1, 1.0, None],
     'attn_drop_rate': [-0.1, 1.0, None],
     'frozen_stages': [-2, 5, 1.5, None],
+    'with_cp': ['no', 1, None],
 }
 
 
@@ -164,6 +167,9 @@ def test_bad_value_is_named_with_a_remedy(nano, name, value):
         ('num_heads', 2),
         ('mlp_ratio', 0),
         ('mlp_ratio', 'four'),
+        ('mlp_ratio', float('nan')),
+        ('mlp_ratio', 0.01),
+        ('layer_scale_init_value', float('inf')),
         ('layer_scale_init_value', True),
     ],
 )

@@ -1,0 +1,40 @@
+"""timm's GC ViT, an implementation of others, with the same weights."""
+
+import pytest
+import timm
+import torch
+
+from mmgcvit import GCViT
+
+
+@pytest.fixture(scope='module')
+def timm_model():
+    torch.manual_seed(0)
+    model = timm.create_model('gcvit_xxtiny', pretrained=False, num_classes=10).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize('batch', [1, 2])
+def test_last_map_is_timms(timm_model, batch, tmp_path, log):
+    torch.save(timm_model.state_dict(), tmp_path / 'timm.pth')
+    model = GCViT(
+        'xxtiny',
+        window_size=(7, 7, 14, 7),
+        query_downsamples=(3, 2, 0, 0),
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'timm.pth')),
+    ).eval()
+    model.init_weights()
+    images = torch.randn(batch, 3, 224, 224)
+    with torch.no_grad():
+        wanted = timm_model.forward_features(images)
+        found = model(images)[-1]
+    assert found.shape == wanted.shape
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-5
+    # all but the norms of the first three maps, which a classifier does not have
+    (line,) = [message for message in log if 'tensors taken' in message]
+    assert '224 tensors taken, 0 of them resized' in line
+    assert '6 left at their initial value (norm0.weight' in line
+    assert '2 of the file dropped' in line
