@@ -15,7 +15,7 @@ from mmgcvit.engine import ToolError, run_tool
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('root', help='folder of the dataset, made if it does not exist')
-    parser.add_argument('--num-train', type=int, default=240, help='training images (240)')
+    parser.add_argument('--num-train', type=int, default=800, help='training images (800)')
     parser.add_argument('--num-val', type=int, default=60, help='validation images (60)')
     parser.add_argument('--seed', type=int, default=0, help='decides every image (0)')
     parser.add_argument(

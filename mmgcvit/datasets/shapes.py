@@ -40,7 +40,7 @@ VERSION = 2  # to be raised whenever the same seed gives other pictures
 class Settings:
     """What decides every byte of a drawn dataset; stored in ``ROOT/shapes.json``."""
 
-    num_train: int = 240
+    num_train: int = 800
     num_val: int = 60
     seed: int = 0
     version: int = VERSION
@@ -79,7 +79,7 @@ VAL = Split('val2017', 'validation', 'ADE_val')
 
 def draw_shapes(
     root: str | os.PathLike,
-    num_train: int = 240,
+    num_train: int = 800,
     num_val: int = 60,
     seed: int = 0,
     overwrite: bool = False,
@@ -98,7 +98,7 @@ def draw_shapes(
 
     Args:
         root (str | os.PathLike): Folder of the dataset; parents are made.
-        num_train (int): Training images. Defaults to 240.
+        num_train (int): Training images. Defaults to 800.
         num_val (int): Validation images. Defaults to 60.
         seed (int): Non-negative. Defaults to 0.
         overwrite (bool): Whether a dataset of other settings, or a damaged one, is drawn anew.
