@@ -10,8 +10,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import unquote, urlparse
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
@@ -65,10 +66,9 @@ def _download(url: str) -> Path:
             try:
                 torch.hub.download_url_to_file(url, str(unfinished))
                 # a connection that is cut looks like a file's end
-                with urlopen(url) as response:
-                    size = int(response.headers.get('Content-Length', unfinished.stat().st_size))
-                if unfinished.stat().st_size != size:
-                    raise OSError(f'{unfinished.stat().st_size} of {size} bytes came')
+                size, found = _content_length(url), unfinished.stat().st_size
+                if size not in (None, found):
+                    raise OSError(f'{found} of {size} bytes came')
                 unfinished.replace(path)
             except (OSError, ValueError, RuntimeError) as error:
                 raise WeightsError(
@@ -76,6 +76,15 @@ def _download(url: str) -> Path:
                     'give the path of a copy as checkpoint'
                 ) from error
     return path
+
+
+def _content_length(url: str) -> int | None:
+    """Return how many bytes a URL has, None where the server does not say."""
+    try:
+        with urlopen(Request(url, method='HEAD')) as response:
+            return int(response.headers['Content-Length'])
+    except (HTTPError, TypeError, ValueError):
+        return None
 
 
 def read_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:

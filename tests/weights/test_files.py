@@ -121,7 +121,18 @@ def server(tmp_path):
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
-            super().do_GET()
+            if self.path == '/cut.pth':
+                self.do_HEAD()
+                self.wfile.write(b'PK')
+            else:
+                super().do_GET()
+
+        def do_HEAD(self):
+            if self.path != '/cut.pth':
+                return super().do_HEAD()
+            self.send_response(200)
+            self.send_header('Content-Length', '1000')
+            self.end_headers()
 
         def log_message(self, *args):
             pass
@@ -157,6 +168,14 @@ def test_a_url_out_of_reach_says_where_to_put_the_file(server, tmp_path, monkeyp
             fetch(url)
         assert f'put the file at {place} by hand' in str(error.value)
     assert not place.exists()
+
+
+def test_a_download_that_is_cut_leaves_nothing_behind(server, tmp_path, monkeypatch):
+    address, _, _ = server
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    with pytest.raises(WeightsError, match='2 of 1000 bytes came'):
+        fetch(f'{address}/cut.pth')
+    assert not (tmp_path / 'hub' / 'checkpoints' / 'cut.pth').exists()
 
 
 def test_our_tools_make_mmengine_read_checkpoints_safely(tmp_path, monkeypatch):
