@@ -5,7 +5,7 @@
 #           python tools/train.py configs/detection/mask_rcnn_gcvit_shapes.py
 # Hardware: 2 CPU cores and 3 GB of memory, or any GPU
 # Source:   ours; the architecture is GC ViT's, size and schedule are made for a few minutes
-# Result:   paper: none; ours: see the README's quickstart
+# Result:   paper: none; ours: mask AP50 0.74 after 5.4 minutes on 2 CPU cores (goal: 0.85)
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py',
@@ -35,9 +35,9 @@ model = dict(
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=channels, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=channels, feat_channels=channels, anchor_generator=dict(scales=[4])),
     roi_head=dict(
-        # images are small: shapes of more than 64 pixels are classified at stride 8 and above
+        # images are small: shapes of more than 40 pixels are classified at stride 8 and above
         bbox_roi_extractor=dict(
-            out_channels=channels, finest_scale=32, roi_layer=dict(sampling_ratio=2)
+            out_channels=channels, finest_scale=20, roi_layer=dict(sampling_ratio=2)
         ),
         bbox_head=dict(
             in_channels=channels,
@@ -115,7 +115,11 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
-        custom_keys={'relative_position_bias_table': dict(decay_mult=0.0)},
+        custom_keys={
+            'relative_position_bias_table': dict(decay_mult=0.0),
+            # layers of 3136 inputs: at the full rate their outputs explode
+            'bbox_head': dict(lr_mult=0.1),
+        },
     ),
     clip_grad=dict(max_norm=10.0),
 )
