@@ -5,18 +5,20 @@ not done again; --fresh starts over.
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from mmengine.fileio import dump, load
+from mmengine.fileio import load
 from mmengine.runner import find_latest_checkpoint
 
 from mmgcvit.datasets import draw_shapes
 from mmgcvit.engine import ToolError, build_runner, load_config, run_tool
 from mmgcvit.visualization import draw_predictions, plot_training_curves
+from mmgcvit.visualization.curves import write_at_once
 
 CONFIG = Path('configs/detection/mask_rcnn_gcvit_shapes.py')
 DATA = Path('data/shapes')
@@ -112,9 +114,7 @@ def evaluate(checkpoint: Path) -> dict[str, float]:
     runner = build_runner(cfg)
     metrics = {name: round(float(value), 4) for name, value in runner.test().items()}
     draw_predictions(runner.model, runner.test_dataloader.dataset, pictures)
-    unfinished = metrics_file.with_suffix('.tmp.json')
-    dump(metrics, unfinished, indent=2)
-    unfinished.replace(metrics_file)
+    write_at_once(metrics_file, json.dumps(metrics, indent=2).encode())
     return metrics
 
 
