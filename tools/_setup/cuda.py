@@ -55,7 +55,7 @@ class Choice:
 
 
 def choose(torch: TorchInfo, environ: Mapping[str, str]) -> Choice:
-    """Decides between CPU and CUDA operators.
+    """Decide between CPU and CUDA operators.
 
     Raises:
         SetupError: ``MMGCVIT_CUDA_OPS`` is 1 and they cannot be built, or is no known value.

@@ -1,4 +1,4 @@
-"""Says whether the Python that runs this file can carry the environment.
+"""Say whether the Python that runs this file can carry the environment.
 
 Older Pythons run it too, so it keeps to syntax that all of them know.
 """

@@ -55,7 +55,7 @@ class Screen:
         self._shown_at = time.monotonic()
 
     def status(self, text: Callable[[], str]) -> None:
-        """Shows the status if the last one is old enough."""
+        """Show the status if the last one is old enough."""
         now = time.monotonic()
         if now - self._shown_at < (REWRITE_EVERY_S if self._rewrites else LINE_EVERY_S):
             return
@@ -114,7 +114,7 @@ class BuildProgress:
 
 
 class Runner:
-    """Runs commands one at a time, all their output going to one log.
+    """Run commands one at a time, all their output going to one log.
 
     Args:
         screen: Where progress is shown.
@@ -141,7 +141,7 @@ class Runner:
         cwd: Path | None = None,
         progress: PipProgress | BuildProgress | None = None,
     ) -> list[str]:
-        """Runs a command and returns the last lines of its output.
+        """Run a command and return the last lines of its output.
 
         Raises:
             SetupError: It failed.

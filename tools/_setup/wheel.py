@@ -63,7 +63,7 @@ def build(
     env: Mapping[str, str],
     work: Path,
 ) -> Path:
-    """Builds the wheel.
+    """Build the wheel.
 
     Args:
         runner: Runs the commands.
