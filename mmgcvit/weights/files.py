@@ -21,6 +21,8 @@ from mmengine.runner import CheckpointLoader
 
 from .errors import WeightsError
 
+TIMEOUT = 15  # seconds that a server may take to answer
+
 
 def fetch(source: str | os.PathLike) -> Path:
     """Return the local file that a path, ``file://`` or ``http(s)://`` URL stands for.
@@ -64,9 +66,11 @@ def _download(url: str) -> Path:
             print_log(f'downloading {url} to {path}', logger='current')
             unfinished = path.with_name(f'{path.name}.part')
             try:
+                # first, as torch would wait for minutes for a server that does not answer
+                size = _content_length(url)
                 torch.hub.download_url_to_file(url, str(unfinished))
                 # a connection that is cut looks like a file's end
-                size, found = _content_length(url), unfinished.stat().st_size
+                found = unfinished.stat().st_size
                 if size not in (None, found):
                     raise OSError(f'{found} of {size} bytes came')
                 unfinished.replace(path)
@@ -81,7 +85,7 @@ def _download(url: str) -> Path:
 def _content_length(url: str) -> int | None:
     """Return how many bytes a URL has, None where the server does not say."""
     try:
-        with urlopen(Request(url, method='HEAD')) as response:
+        with urlopen(Request(url, method='HEAD'), timeout=TIMEOUT) as response:
             return int(response.headers['Content-Length'])
     except (HTTPError, TypeError, ValueError):
         return None
