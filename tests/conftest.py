@@ -1,4 +1,6 @@
+import importlib.util
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,3 +36,17 @@ def log():
     logger.addHandler(handler)
     yield messages
     logger.removeHandler(handler)
+
+
+@pytest.fixture(scope='session')
+def load_tool():
+    """Import ``tools/NAME.py`` as a module."""
+
+    def load(name):
+        path = Path(__file__).parents[1] / 'tools' / f'{name}.py'
+        spec = importlib.util.spec_from_file_location(f'{name}_tool', path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -1,6 +1,7 @@
 """The package in somebody else's project: its wheel, their folder, mmdet's own training tool."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,8 +50,11 @@ def test_wheel_trains_in_a_fresh_folder_by_mmdets_own_tool(tmp_path):
             timeout=400,
         )
 
+    # a copy, for setuptools builds in the folder and would pack what an earlier build left there
+    source = tmp_path / 'source'
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns('.*', 'build', 'data', 'work_dirs'))
     pip = ('-m', 'pip', '--disable-pip-version-check')
-    built = python(*pip, 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', '.', ROOT)
+    built = python(*pip, 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', '.', source)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob('mmgcvit-*.whl')
     site = tmp_path / 'site'

@@ -24,18 +24,34 @@ def differs(a, b):
     return any(x.shape != y.shape or not torch.allclose(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize(
-    ('key', 'value'),
-    [
-        ('embed_dims', 16),
-        ('depths', (2, 2, 3, 2)),
-        ('num_heads', (2, 2, 2, 4)),
-        ('mlp_ratio', 3),
-        ('layer_scale_init_value', 0.1),
-    ],
-)
-def test_each_key_of_arch_matters(nano, key, value):
-    assert differs(outputs(built(nano)), outputs(built({**nano, key: value})))
+def copied(source, model):
+    """``model`` with the weights of ``source`` where the shapes allow, and no position biases."""
+    theirs, ours = source.state_dict(), model.state_dict()
+    same = {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape}
+    model.load_state_dict(same, strict=False)
+    for name, parameter in model.named_parameters():
+        if name.endswith('relative_position_bias_table'):
+            torch.nn.init.zeros_(parameter)
+    return model
+
+
+def test_each_key_of_arch_decides_its_part(nano):
+    model = built({**nano, 'embed_dims': 16}, window_size=4)
+    assert [x.shape[1] for x in outputs(model)] == [16, 32, 64, 128]
+    model = built({**nano, 'depths': (2, 2, 3, 1)})
+    assert [len(stage.blocks) for stage in model.stages] == [2, 2, 3, 1]
+    model = built({**nano, 'mlp_ratio': 3})
+    assert [stage.blocks[0].mlp.fc1.out_features for stage in model.stages] == [24, 48, 96, 192]
+    # these two change no weight's shape
+    plain = built(nano, window_size=4)
+    assert not differs(
+        outputs(copied(plain, built(nano, window_size=4))), outputs(copied(plain, plain))
+    )
+    for other in ({'num_heads': (2, 2, 2, 4)}, {'layer_scale_init_value': 0.1}):
+        model = built({**nano, **other}, window_size=4)
+        if 'num_heads' in other:
+            copied(plain, model)
+        assert differs(outputs(plain), outputs(model)), other
 
 
 def test_arch_by_name_is_the_row_of_the_table():
@@ -61,14 +77,16 @@ def test_window_size_one_for_all_or_one_per_stage(nano):
     mixed = built(nano, window_size=(4, 4, 8, 4))
     tables = [s.blocks[0].attn.relative_position_bias_table.shape[0] for s in mixed.stages]
     assert tables == [49, 49, 225, 49]
-    assert differs(outputs(same), outputs(mixed))
+    same = copied(same, same)
+    assert differs(outputs(same), outputs(copied(same, mixed)))
 
 
 def test_query_downsamples(nano):
     model = built(nano, window_size=4, query_downsamples=(1, 0, 0, 2))
     assert [len(s.query_generator or ()) for s in model.stages] == [1, 0, 1, 2]
-    default = built(nano, window_size=4)
-    assert differs(outputs(model), outputs(default))
+    # none and one have the same layers, hence weights, but only one pools
+    none, one = (built(nano, window_size=4, query_downsamples=(n,) * 4) for n in (0, 1))
+    assert differs(outputs(none), outputs(copied(none, one)))
 
 
 def test_out_indices_choose_maps_channels_and_strides(nano):
