@@ -1,4 +1,4 @@
-"""Draws the small shapes dataset, in COCO's and in ADE20K's layout.
+"""Draw the small shapes dataset, in COCO's and in ADE20K's layout.
 
     python tools/draw_shapes.py data/shapes
 
@@ -8,16 +8,24 @@ A complete dataset of the same settings is kept as it is; see mmgcvit/datasets/s
 import argparse
 from collections.abc import Sequence
 
-from mmgcvit.datasets import draw_shapes
+from mmgcvit.datasets import Settings, draw_shapes
 from mmgcvit.engine import ToolError, run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('root', help='folder of the dataset, made if it does not exist')
-    parser.add_argument('--num-train', type=int, default=800, help='training images (800)')
-    parser.add_argument('--num-val', type=int, default=60, help='validation images (60)')
-    parser.add_argument('--seed', type=int, default=0, help='decides every image (0)')
+    for name, meaning in (
+        ('num_train', 'training images'),
+        ('num_val', 'validation images'),
+        ('seed', 'decides every image'),
+    ):
+        parser.add_argument(
+            '--' + name.replace('_', '-'),
+            type=int,
+            default=getattr(Settings, name),
+            help=f'{meaning} (%(default)s)',
+        )
     parser.add_argument(
         '--overwrite',
         action='store_true',

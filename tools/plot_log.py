@@ -1,4 +1,4 @@
-"""Plots loss and validation metrics of one or several trainings.
+"""Plot loss and validation metrics of one or several trainings.
 
 python tools/plot_log.py work_dirs/quickstart
 python tools/plot_log.py work_dirs/a work_dirs/b --labels baseline ours --out both.png

@@ -6,19 +6,17 @@ not done again; --fresh starts over.
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from mmengine.fileio import load
-from mmengine.runner import find_latest_checkpoint
 
 from mmgcvit.datasets import draw_shapes
-from mmgcvit.engine import ToolError, build_runner, load_config, run_tool
+from mmgcvit.engine import ToolError, build_runner, find_checkpoint, load_config, run_tool
+from mmgcvit.files import write_atomically
 from mmgcvit.visualization import draw_predictions, plot_training_curves
-from mmgcvit.visualization.curves import write_at_once
 
 CONFIG = Path('configs/detection/mask_rcnn_gcvit_shapes.py')
 DATA = Path('data/shapes')
@@ -34,7 +32,6 @@ def main() -> None:
     if args.fresh and WORK_DIR.exists():
         print(f'--fresh: deleting {WORK_DIR}')
         shutil.rmtree(WORK_DIR)
-    cpu_where_needed()
 
     heading(1, f'data: drawn shapes in COCO and ADE20K layout, {DATA}')
     draw_data(fresh=args.fresh)
@@ -59,19 +56,6 @@ def heading(step: int, text: str) -> None:
     print(f'\n[{step}/4] {text}', flush=True)
 
 
-def cpu_where_needed() -> None:
-    """Hide GPUs from this process and its children if mmcv's operators cannot use them."""
-    from mmcv.ops import get_compiling_cuda_version
-
-    if Path('/dev/nvidiactl').exists() and get_compiling_cuda_version() == 'not available':
-        print(
-            'mmcv was built without CUDA operators: training on the CPU, though there is a GPU. '
-            'To use it, install the CUDA toolkit (nvcc) of the CUDA version that torch has and run '
-            'this again'
-        )
-        os.environ['CUDA_VISIBLE_DEVICES'] = ''
-
-
 def final_checkpoint() -> Path:
     """Return where the checkpoint of the last epoch is, or will be."""
     return WORK_DIR / f'epoch_{load_config(CONFIG).train_cfg.max_epochs}.pth'
@@ -80,9 +64,8 @@ def final_checkpoint() -> Path:
 def train() -> Path:
     """Train through tools/train.py, unless that is done, and return the last checkpoint."""
     checkpoint = final_checkpoint()
-    # mmengine writes the name of a checkpoint down when the file is whole
-    latest = find_latest_checkpoint(str(WORK_DIR)) if WORK_DIR.exists() else None
-    if latest and Path(latest).name == checkpoint.name and checkpoint.exists():
+    latest = find_checkpoint(WORK_DIR)
+    if latest and latest.name == checkpoint.name:
         print(f'done before: {checkpoint} is used (--fresh trains anew)')
         return checkpoint
     if latest:
@@ -114,7 +97,7 @@ def evaluate(checkpoint: Path) -> dict[str, float]:
     runner = build_runner(cfg)
     metrics = {name: round(float(value), 4) for name, value in runner.test().items()}
     draw_predictions(runner.model, runner.test_dataloader.dataset, pictures)
-    write_at_once(metrics_file, json.dumps(metrics, indent=2).encode())
+    write_atomically(metrics_file, json.dumps(metrics, indent=2).encode())
     return metrics
 
 

@@ -1,5 +1,5 @@
 """Datasets this package makes itself."""
 
-from .shapes import draw_shapes
+from .shapes import Settings, draw_shapes
 
-__all__ = ['draw_shapes']
+__all__ = ['Settings', 'draw_shapes']

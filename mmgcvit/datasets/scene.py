@@ -14,9 +14,9 @@ import numpy as np
 CLASSES = ('circle', 'rectangle', 'triangle')
 
 SIDES = (200, 480)  # of an image, both ends included
-MAX_SHAPES = 6
-MIN_VISIBLE_SIDE = 32  # of the box around a shape's largest visible piece
-MIN_VISIBLE_FRACTION = 0.55  # of the whole shape, parts beyond the image's edge included
+MAX_SHAPES = 4
+MIN_VISIBLE_SIDE = 40  # of the box around a shape's largest visible piece
+MIN_VISIBLE_FRACTION = 0.65  # of the whole shape, parts beyond the image's edge included
 MIN_PIECE = 48  # pixels; a smaller visible piece is painted but not annotated in COCO
 
 
@@ -75,15 +75,15 @@ class Scene:
 
 
 def draw_scene(seed: int, part: int, index: int) -> Scene:
-    """Draws one image.
+    """Draw one image.
 
     Args:
-        seed (int): The dataset's seed.
-        part (int): 0 for the training split, 1 for the validation split.
-        index (int): The image's number, counted from 1.
+        seed: The dataset's seed.
+        part: 0 for the training split, 1 for the validation split.
+        index: The image's number, counted from 1.
 
     Returns:
-        Scene: The image and what it shows.
+        The image and what it shows.
     """
     rng = np.random.Generator(np.random.PCG64([seed, part, index]))
     height = width = 0
@@ -136,7 +136,7 @@ def _place(
 
 def _random_shape(rng: np.random.Generator, height: int, width: int, others: list[Shape]) -> Shape:
     name = CLASSES[rng.integers(len(CLASSES))]
-    radius = math.sqrt(height * width) * math.exp(rng.uniform(math.log(0.13), math.log(0.28)))
+    radius = math.sqrt(height * width) * math.exp(rng.uniform(math.log(0.14), math.log(0.28)))
     center = rng.uniform(0.12, 0.88, 2) * (width, height)
     if others and rng.random() < 0.5:  # beside another one, so that many overlap
         other = others[rng.integers(len(others))]
@@ -155,7 +155,7 @@ def _random_shape(rng: np.random.Generator, height: int, width: int, others: lis
         angles = np.radians(np.array([-90, 30, 150]) + rng.uniform(-20, 20, 3))
         tilted = True
     if tilted:
-        angles += rng.uniform(-0.4, 0.4)
+        angles += rng.uniform(-0.25, 0.25)
     return Shape(
         name, center, radius, center + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
     )

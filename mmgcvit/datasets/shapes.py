@@ -33,14 +33,14 @@ ADE_LABELS = {'circle': 120, 'rectangle': 42, 'triangle': 115}
 1; 0 means ignored there (``reduce_zero_label=True``) and does not occur here."""
 
 STAMP = 'shapes.json'
-VERSION = 2  # to be raised whenever the same seed gives other pictures
+VERSION = 3  # to be raised whenever the same seed gives other pictures
 
 
 @dataclass(frozen=True)
 class Settings:
     """What decides every byte of a drawn dataset; stored in ``ROOT/shapes.json``."""
 
-    num_train: int = 800
+    num_train: int = 600
     num_val: int = 60
     seed: int = 0
     version: int = VERSION
@@ -79,16 +79,16 @@ VAL = Split('val2017', 'validation', 'ADE_val')
 
 def draw_shapes(
     root: str | os.PathLike,
-    num_train: int = 800,
-    num_val: int = 60,
-    seed: int = 0,
+    num_train: int = Settings.num_train,
+    num_val: int = Settings.num_val,
+    seed: int = Settings.seed,
     overwrite: bool = False,
     progress: bool = True,
 ) -> bool:
-    """Draws the dataset below ``root``, in COCO's and in ADE20K's layout.
+    """Draw the dataset below ``root``, in COCO's and in ADE20K's layout.
 
-    Images are 200 to 480 pixels high and wide and never square; each shows 1 to 6 shapes. At least
-    55 % of every shape is visible, in a piece at least 32 pixels high and wide, and no visible
+    Images are 200 to 480 pixels high and wide and never square; each shows 1 to 4 shapes. At least
+    65 % of every shape is visible, in a piece at least 40 pixels high and wide, and no visible
     part has a hole. COCO's polygons, boxes (x, y, w, h) and areas describe the visible part; in
     the label maps every pixel has one of four values, see ``ADE_LABELS``.
 
@@ -97,16 +97,16 @@ def draw_shapes(
     that is killed leaves at most a hidden folder ``.NAME-drawing-*`` beside it.
 
     Args:
-        root (str | os.PathLike): Folder of the dataset; parents are made.
-        num_train (int): Training images. Defaults to 800.
-        num_val (int): Validation images. Defaults to 60.
-        seed (int): Non-negative. Defaults to 0.
-        overwrite (bool): Whether a dataset of other settings, or a damaged one, is drawn anew.
-            A folder that this function did not make is never replaced. Defaults to False.
-        progress (bool): Whether to print what is done, on a terminal with a bar. Defaults to True.
+        root: Folder of the dataset; parents are made.
+        num_train: Training images.
+        num_val: Validation images.
+        seed: Non-negative.
+        overwrite: Whether a dataset of other settings, or a damaged one, is drawn anew.
+            A folder that this function did not make is never replaced.
+        progress: Whether to print what is done, on a terminal with a bar.
 
     Returns:
-        bool: True if it was drawn, False if a complete dataset of these settings was there.
+        True if it was drawn, False if a complete dataset of these settings was there.
 
     Raises:
         ValueError: A number is out of range.

@@ -1,6 +1,14 @@
 """Pictures of a training: its curves, and what the trained detector sees."""
 
-from .curves import TrainingLog, plot_training_curves, read_training_log
+from .curves import plot_training_curves
+from .painting import PaintPredictions
 from .predictions import draw_predictions
+from .training_log import TrainingLog, read_training_log
 
-__all__ = ['TrainingLog', 'draw_predictions', 'plot_training_curves', 'read_training_log']
+__all__ = [
+    'PaintPredictions',
+    'TrainingLog',
+    'draw_predictions',
+    'plot_training_curves',
+    'read_training_log',
+]

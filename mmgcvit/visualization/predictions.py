@@ -14,7 +14,8 @@ from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.structures import InstanceData
 from torch import nn
 
-from .curves import write_at_once
+from ..files import write_atomically
+from ..sampling import evenly
 
 if TYPE_CHECKING:
     from mmdet.visualization import DetLocalVisualizer
@@ -42,22 +43,22 @@ def draw_predictions(
     num_images: int = 8,
     score_thr: float = 0.5,
 ) -> Path:
-    """Draws images in pairs, ground truth left and predictions right, into one PNG.
+    """Draw images in pairs, ground truth left and predictions right, into one PNG.
 
     Runs ``model.test_step`` on images taken evenly from ``dataset``. Both halves show the original
     image, enlarged or reduced to a longer side of 560 pixels, whatever the pipeline does to it.
     For one process: in a distributed training call it on the first rank alone.
 
     Args:
-        model (nn.Module): A detector of mmdet; its training mode is restored afterwards.
-        dataset (BaseDataset): A dataset of mmdet with the test pipeline, as built from
+        model: A detector of mmdet; its training mode is restored afterwards.
+        dataset: A dataset of mmdet with the test pipeline, as built from
             ``cfg.val_dataloader.dataset``.
-        out_file (str | os.PathLike): The PNG to write; it is replaced in one step.
-        num_images (int): Number of images, all if there are fewer. Defaults to 8.
-        score_thr (float): Predictions with a score of at most this are left out. Defaults to 0.5.
+        out_file: The PNG to write; it is replaced in one step.
+        num_images: Number of images, all if there are fewer.
+        score_thr: Predictions with a score of at most this are left out.
 
     Returns:
-        Path: The file written.
+        The file written.
 
     Raises:
         ValueError: An argument is out of range, or the dataset is empty.
@@ -95,27 +96,14 @@ def draw_predictions(
         visualizer.add_datasample('pair', image, sample, pred_score_thr=score_thr)
         pairs.append((Path(info['img_path']).name, visualizer.get_image()))
     picture = cv2.cvtColor(_grid(pairs), cv2.COLOR_RGB2BGR)
-    return write_at_once(out_file, cv2.imencode('.png', picture)[1].tobytes())
-
-
-def evenly(length: int, count: int) -> list[int]:
-    """At most ``count`` indices spread over ``range(length)``, both ends included.
-
-    Args:
-        length (int): Number of things to choose from, at least 1.
-        count (int): Number wanted, at least 1.
-
-    Returns:
-        list[int]: Ascending, each at most once.
-    """
-    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+    return write_atomically(out_file, cv2.imencode('.png', picture)[1].tobytes())
 
 
 def _visualizer(dataset: BaseDataset) -> 'DetLocalVisualizer':
     from mmdet.visualization import DetLocalVisualizer
 
     class Visualizer(DetLocalVisualizer):
-        """Writes on small instances as large as on others, for mmdet's own size is illegible."""
+        """Write on small instances as large as on others, for mmdet's own size is illegible."""
 
         def draw_texts(
             self,

@@ -1,7 +1,6 @@
 """The drawn dataset: what is in it, who reads it, and what happens to the target folder."""
 
 import hashlib
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +14,6 @@ from mmgcvit.datasets import scene as scene_module
 from mmgcvit.datasets import shapes as module
 from mmgcvit.engine import ToolError
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'draw_shapes.py'
 CLASSES = ('circle', 'rectangle', 'triangle')
 
 
@@ -60,15 +58,15 @@ def test_sizes_and_numbers(scenes):
     assert np.ptp(sizes) > 200
     assert (sizes[:, 0] != sizes[:, 1]).all()
     numbers = {len(scene.shapes) for scene in scenes}
-    assert min(numbers) >= 1 and max(numbers) <= 6 and len(numbers) >= 4
+    assert min(numbers) >= 1 and max(numbers) <= 4 and len(numbers) == 4
 
 
 def test_every_shape_is_well_visible_and_without_holes(scenes):
     for scene in scenes:
         for shape, mask in zip(scene.shapes, scene.visible, strict=True):
-            assert mask.sum() >= 0.55 * shape.area
+            assert mask.sum() >= 0.65 * shape.area
             rows, columns = np.nonzero(mask)
-            assert min(np.ptp(rows), np.ptp(columns)) + 1 >= 32
+            assert min(np.ptp(rows), np.ptp(columns)) + 1 >= 40
             # With a margin around it, what is outside a mask without holes is one piece.
             outside = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
             assert cv2.connectedComponents(outside, connectivity=4)[0] == 2
@@ -77,11 +75,11 @@ def test_every_shape_is_well_visible_and_without_holes(scenes):
 @pytest.mark.parametrize(
     ('pieces', 'area', 'accepted'),
     [
-        ([(10, 45, 10, 45)], 1225, True),
-        ([(10, 45, 10, 45)], 2200, True),
-        ([(10, 45, 10, 45)], 2300, False),  # 53 % is visible
-        ([(10, 41, 10, 90)], 2480, False),  # 31 pixels high
-        ([(10, 45, 10, 45), (60, 66, 10, 90)], 1705, True),  # two pieces
+        ([(10, 55, 10, 55)], 2025, True),
+        ([(10, 55, 10, 55)], 3100, True),
+        ([(10, 55, 10, 55)], 3200, False),  # 63 % is visible
+        ([(10, 49, 10, 90)], 3120, False),  # 39 pixels high
+        ([(10, 55, 10, 55), (60, 66, 10, 90)], 2505, True),  # two pieces
         ([(row, row + 6, 10, 16) for row in range(0, 96, 8)], 432, False),  # specks
         ([], 100, False),
     ],
@@ -110,7 +108,7 @@ def test_shapes_occlude_each_other(scenes):
             hidden.append(1 - mask.sum() / inside.sum())
         assert np.sum(scene.visible, axis=0).max() <= 1
     assert 0.15 < np.mean(np.array(hidden) > 0.05) < 0.8
-    assert max(hidden) > 0.3
+    assert max(hidden) > 0.25
 
 
 @pytest.mark.parametrize('name', CLASSES)
@@ -135,7 +133,7 @@ def test_coco_polygons_boxes_and_areas(coco):
     assert [category['name'] for category in coco.loadCats(coco.getCatIds())] == list(CLASSES)
     assert coco.getCatIds() == [1, 2, 3]
     assert coco.dataset['info']['description'] and coco.dataset['licenses'][0]['url']
-    assert len(coco.anns) == len(coco.dataset['annotations']) >= 20
+    assert len(coco.anns) == len(coco.dataset['annotations']) >= 15
     slack = []
     for annotation in coco.anns.values():
         mask = coco.annToMask(annotation)
@@ -407,11 +405,8 @@ def test_bad_numbers_are_named(tmp_path, argument, value):
 
 
 @pytest.fixture(scope='module')
-def tool():
-    spec = importlib.util.spec_from_file_location('draw_shapes_tool', TOOL)
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+def tool(load_tool):
+    return load_tool('draw_shapes')
 
 
 def test_tool_draws_what_it_is_told(tool, tmp_path, capsys):

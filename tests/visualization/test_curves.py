@@ -1,18 +1,16 @@
 """Reading mmengine's scalars and plotting them."""
 
-import importlib.util
 import json
 import math
+import os
 from pathlib import Path
 
 import cv2
 import pytest
 
 from mmgcvit.engine import ToolError
+from mmgcvit.visualization import TrainingLog, plot_training_curves, read_training_log
 from mmgcvit.visualization import curves as module
-from mmgcvit.visualization import plot_training_curves, read_training_log
-
-TOOL = Path(__file__).parents[2] / 'tools' / 'plot_log.py'
 
 
 def _train(iteration, loss, epoch=None):
@@ -220,13 +218,13 @@ def test_a_picture_of_loss_and_metrics(by_epoch, tmp_path):
 
 
 def test_only_the_headline_metrics_are_plotted_fractions_and_percentages_apart():
-    run = module.TrainingLog('run', {1: 1.0})
+    run = TrainingLog('run', {1: 1.0})
     for name in ('mIoU', 'coco/bbox_mAP_s', 'coco/bbox_mAP', 'coco/segm_mAP_50'):
         run.metrics[name] = {1: 0.5}
     assert module._metric_groups([run]) == [['coco/segm_mAP_50', 'coco/bbox_mAP'], ['mIoU']]
-    other = module.TrainingLog('other', {1: 1.0}, {'psnr': {1: 30.0}})
+    other = TrainingLog('other', {1: 1.0}, {'psnr': {1: 30.0}})
     assert module._metric_groups([other]) == [['psnr']]
-    assert module._metric_groups([module.TrainingLog('bare', {1: 1.0})]) == []
+    assert module._metric_groups([TrainingLog('bare', {1: 1.0})]) == []
 
 
 def test_several_runs_and_labels_change_the_picture(by_epoch, tmp_path):
@@ -246,7 +244,7 @@ def test_a_failed_write_leaves_the_old_picture(by_epoch, tmp_path, monkeypatch):
     def failing(*args):
         raise OSError('no space left on device')
 
-    monkeypatch.setattr(module.os, 'replace', failing)
+    monkeypatch.setattr(os, 'replace', failing)
     with pytest.raises(OSError, match='no space left'):
         plot_training_curves(by_epoch, out)
     assert out.read_bytes() == b'old'
@@ -280,11 +278,8 @@ def test_no_global_state_of_matplotlib_is_touched(by_epoch, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def tool():
-    spec = importlib.util.spec_from_file_location('plot_log_tool', TOOL)
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+def tool(load_tool):
+    return load_tool('plot_log')
 
 
 def test_tool_writes_into_the_work_dir_or_where_told(tool, by_epoch, tmp_path, capsys):

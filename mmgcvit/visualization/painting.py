@@ -1,0 +1,40 @@
+"""Painting each image of a test as it is predicted."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+
+
+class PaintPredictions(Hook):
+    """Writes every tested image, ground truth left and prediction right, into one folder.
+
+    The hooks of mmdet and mmseg write to different places, and mmseg's only one batch of 50.
+
+    Args:
+        folder: Where the pictures go, by the names of the images.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self.folder = Path(folder)
+
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | tuple | list | None = None,
+        outputs: Sequence[BaseDataElement] | None = None,
+    ) -> None:
+        import mmcv
+
+        for sample in outputs or ():
+            image = mmcv.imread(sample.img_path, channel_order='rgb')
+            name = Path(sample.img_path).name
+            runner.visualizer.add_datasample(
+                name, image, data_sample=sample, out_file=str(self.folder / name)
+            )
