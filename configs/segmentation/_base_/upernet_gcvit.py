@@ -1,0 +1,10 @@
+# UPerNet with GC ViT: what all sizes share. A size adds arch, drop_path_rate, init_cfg and the
+# heads' in_channels.
+_base_ = 'mmseg::_base_/models/upernet_swin.py'
+
+model = dict(
+    data_preprocessor=dict(size=(512, 512)),
+    backbone=dict(_delete_=True, type='mmgcvit.GCViT', window_size=24),
+    decode_head=dict(num_classes=150),
+    auxiliary_head=dict(num_classes=150),
+)
