@@ -1,5 +1,37 @@
-from .config import load_config
+from .amp import BFloat16OptimWrapper, request_amp
+from .bad_loss import BadLossHook
+from .batch_norm import AverageBatchNorm
+from .check_data import check_data, require_data
+from .checkpoint_fit import CheckpointFitHook
+from .checkpoints import SafeCheckpointHook
+from .config import check_checkpoint, enable_lr_scaling, load_config
+from .evaluation import DumpLabelMaps, dump_predictions, merge_views
+from .resume import find_checkpoint, resume_training
 from .runner import build_runner
-from .tool import ToolError, run_tool
+from .segments import ExactResumeHook
+from .tool import ToolError, config_parser, run_tool, runner_parser
 
-__all__ = ['ToolError', 'build_runner', 'load_config', 'run_tool']
+__all__ = [
+    'AverageBatchNorm',
+    'BFloat16OptimWrapper',
+    'BadLossHook',
+    'CheckpointFitHook',
+    'DumpLabelMaps',
+    'ExactResumeHook',
+    'SafeCheckpointHook',
+    'ToolError',
+    'build_runner',
+    'check_checkpoint',
+    'check_data',
+    'config_parser',
+    'dump_predictions',
+    'enable_lr_scaling',
+    'find_checkpoint',
+    'load_config',
+    'merge_views',
+    'request_amp',
+    'require_data',
+    'resume_training',
+    'run_tool',
+    'runner_parser',
+]

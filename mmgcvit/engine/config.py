@@ -44,3 +44,28 @@ def load_config(
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(path).stem)
     return cfg
+
+
+def is_segmentor(cfg: Config) -> bool:
+    """Whether a config's model is one of mmseg's; otherwise it is a detector."""
+    return 'decode_head' in cfg.model
+
+
+def check_checkpoint(path: str) -> str:
+    """Return the path of a checkpoint, which has to exist unless it is a URL."""
+    if '://' not in path and not Path(path).is_file():
+        raise ToolError(
+            f'the checkpoint {path} does not exist (looked for from {Path.cwd()}): give the path '
+            'of a .pth file, as work_dirs/CONFIG_NAME/epoch_36.pth'
+        )
+    return path
+
+
+def enable_lr_scaling(cfg: Config) -> None:
+    """Have the Runner scale the learning rate with the batch size, as ``--auto-scale-lr`` asks."""
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise ToolError(
+            "--auto-scale-lr needs the batch size, over all processes, that the config's learning "
+            'rate is meant for: add auto_scale_lr = dict(base_batch_size=16) to the config'
+        )
+    cfg.auto_scale_lr.enable = True

@@ -4,12 +4,31 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..weights import register_checkpoint_loaders
+from .amp import settle_amp
+from .checkpoints import register_file_backend
+from .device import choose_device, fit_to_cpu
+from .guards import add_guards
+from .launch import start_processes
+from .resume import forget_pretrained, with_exact_resume
 
 
 def build_runner(cfg: Config) -> Runner:
     """Build the Runner of a config; checkpoints are then read without executing them.
 
-    mmengine trains on a CUDA GPU where there is one, else on the CPU.
+    It runs on a CUDA GPU where there is one, else on the CPU; the processes of ``cfg.launcher``
+    are connected. Trainings are resumed exactly, and a kill leaves a whole checkpoint: see the
+    modules segments and checkpoints.
     """
+    device = choose_device()
+    processes = start_processes(cfg, device)
+    settle_amp(cfg, device)
+    if device == 'cpu':
+        fit_to_cpu(cfg, processes)
     register_checkpoint_loaders()
-    return Runner.from_cfg(cfg)
+    register_file_backend()
+    add_guards(cfg)
+    cfg = with_exact_resume(cfg)
+    runner = Runner.from_cfg(cfg)
+    if cfg.get('resume'):
+        forget_pretrained(runner.model)
+    return runner

@@ -1,0 +1,108 @@
+"""Mixed precision where torch's usual kind does not work: on a CPU, and in bfloat16 for detectors.
+
+mmcv's ``nms`` and ``roi_align`` take no bfloat16, and a CPU computes float16 slowly if at all.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..registry import OPTIM_WRAPPERS
+from .config import is_segmentor
+from .tool import ToolError
+
+PARTS = ('backbone', 'neck')
+ONLY_AMP = ('loss_scale', 'dtype', 'use_fsdp')  # arguments that AmpOptimWrapper adds
+
+
+@OPTIM_WRAPPERS.register_module()
+class BFloat16OptimWrapper(OptimWrapper):
+    """Computes backbone and neck in bfloat16 during training, and everything else in float32.
+
+    Weights, gradients and the optimizer's state stay float32. bfloat16 has float32's range, so
+    that the loss needs no scaling. Arguments: as of mmengine's ``OptimWrapper``.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, accumulative_counts: int = 1, clip_grad: dict | None = None
+    ) -> None:
+        super().__init__(optimizer, accumulative_counts, clip_grad)
+        print_log(
+            'mixed precision: backbone and neck in bfloat16, everything else in float32',
+            logger='current',
+        )
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        core = model.module if is_model_wrapper(model) else model
+        parts = [getattr(core, name) for name in PARTS if getattr(core, name, None) is not None]
+        if not parts:
+            raise ToolError(
+                f'mixed precision in bfloat16 is for models with a backbone, {type(core).__name__} '
+                'has none: train without --amp, with optim_wrapper.type=OptimWrapper'
+            )
+        for part in parts:
+            part.forward = _in_bfloat16(part)
+        try:
+            with super().optim_context(model):
+                yield
+        finally:
+            for part in parts:
+                del part.forward  # the class's own is found again
+
+
+def _in_bfloat16(part: nn.Module) -> Any:
+    """Return the part's forward in bfloat16, which gives float32."""
+    forward = part.forward
+
+    def wrapped(*args: Any) -> Any:
+        with torch.autocast(_device_of(part), dtype=torch.bfloat16):
+            return _as_float32(forward(*args))
+
+    return wrapped
+
+
+def _device_of(part: nn.Module) -> str:
+    return next(part.parameters()).device.type
+
+
+def _as_float32(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return type(outputs)(_as_float32(output) for output in outputs)
+
+
+def request_amp(cfg: Config) -> None:
+    """Make a config train in mixed precision, as ``--amp`` asks; its other settings are kept."""
+    wrapper = cfg.optim_wrapper
+    if wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    elif wrapper.type != 'AmpOptimWrapper':
+        raise ToolError(
+            f'--amp is for a config with optim_wrapper.type OptimWrapper or AmpOptimWrapper, this '
+            f'one has {wrapper.type}'
+        )
+
+
+def settle_amp(cfg: Config, device: str) -> None:
+    """Replace AmpOptimWrapper by ``BFloat16OptimWrapper`` where the former does not work.
+
+    On a CPU that is always, whichever dtype is asked for; on CUDA for detectors in bfloat16.
+    """
+    wrapper = cfg.get('optim_wrapper')
+    if not wrapper or wrapper.get('type') != 'AmpOptimWrapper':
+        return
+    in_bfloat16 = wrapper.get('dtype') in ('bfloat16', torch.bfloat16)
+    if device == 'cpu' or (in_bfloat16 and not is_segmentor(cfg)):
+        for name in ONLY_AMP:
+            wrapper.pop(name, None)
+        wrapper.type = 'mmgcvit.BFloat16OptimWrapper'

@@ -1,0 +1,47 @@
+"""The fast part of the check, before a training begins."""
+
+import logging
+
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.logging import print_log
+
+from ..tool import ToolError
+from .config import check_data
+
+
+def require_data(cfg: Config) -> None:
+    """Check a config's training and validation data, and end every process if they are bad.
+
+    The first process looks, the others wait for what it found: call it on all of them, once they
+    are connected.
+
+    Raises:
+        ToolError: If the training would fail; the message has one line for each reason.
+    """
+    found: list[str | None] = [None]
+    if is_main_process():
+        found = [_problems(cfg)]
+    broadcast_object_list(found)
+    if found[0]:
+        raise ToolError(found[0])
+
+
+def _problems(cfg: Config) -> str | None:
+    splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
+    try:
+        report = check_data(cfg, samples=3, fast=True, splits=splits)
+    except Exception as error:  # the other processes wait, and the training may work all the same
+        print_log(
+            f'the data could not be checked ({type(error).__name__}: {error})',
+            'current',
+            logging.WARNING,
+        )
+        return None
+    for problem in report.problems:
+        if not problem.stops:
+            print_log(problem.text, 'current', logging.WARNING)
+    stopping = [problem.text for problem in report.problems if problem.stops]
+    if len(stopping) < 2:
+        return ''.join(stopping)
+    return '\n'.join([f'{len(stopping)} problems with the data:', *stopping])

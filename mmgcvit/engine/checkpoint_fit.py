@@ -1,0 +1,91 @@
+"""Whether a checkpoint is of the model that it is loaded into."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from ..registry import HOOKS
+from .tool import ToolError
+
+
+@HOOKS.register_module()
+class CheckpointFitHook(Hook):
+    """Refuses a checkpoint of another network, which mmengine would load in part and go on.
+
+    A training that resumes, and a test, need every tensor of the model in its size. A training
+    that begins from ``load_from`` may differ in its heads, as it does with other classes, but not
+    in the rest.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
+        """Compare names and sizes before the tensors are copied."""
+        if not isinstance(runner, Runner):
+            return  # FlexibleRunner's strategies hold parts of tensors, and compare by themselves
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        source = runner.cfg.get('load_from') or 'the checkpoint'
+        begins = isinstance(runner.optim_wrapper, OptimWrapper) and not runner.cfg.get('resume')
+        compare(model, checkpoint.get('state_dict', checkpoint), str(source), begins)
+
+
+def compare(
+    model: nn.Module, state: Mapping[str, Any], source: str, heads_may_differ: bool
+) -> None:
+    """Compare a model's tensors with a checkpoint's by name and size.
+
+    Args:
+        model: Detector or segmentor.
+        state: Names and tensors of the checkpoint.
+        source: Where they come from, for messages.
+        heads_may_differ: Whether tensors of heads may be of another size or missing; they are
+            then named in the log.
+
+    Raises:
+        ToolError: If they do not belong together.
+    """
+    state = {name.removeprefix('module.'): t for name, t in state.items() if isinstance(t, Tensor)}
+    wanted = {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if not name.endswith('num_batches_tracked')
+    }
+    missing = [name for name in wanted if name not in state]
+    other = [n for n, size in wanted.items() if n in state and tuple(state[n].shape) != size]
+    if len(missing) == len(wanted):
+        raise ToolError(
+            f'{source} holds none of the tensors of the model, it has names like '
+            f'{_sample(list(state))}, the model like {_sample(list(wanted))}: give a checkpoint of '
+            'this config; weights of a backbone alone go to model.backbone.init_cfg'
+        )
+    if heads_may_differ:
+        left = [name for name in (*other, *missing) if 'head' in name.partition('.')[0]]
+        if left:
+            print_log(
+                f'{source}: {len(left)} tensors of heads have another size or are missing and keep '
+                f'their initial values, as {_sample(left)}',
+                logger='current',
+            )
+        missing, other = ([n for n in names if n not in left] for names in (missing, other))
+    if other:
+        raise ToolError(
+            f'{source} is of another model: {len(other)} tensors differ in size, as {other[0]} '
+            f'with {tuple(state[other[0]].shape)}, the model needs {wanted[other[0]]}: give the '
+            'config that it was trained with, or a checkpoint of this one'
+        )
+    if missing:
+        raise ToolError(
+            f'{source} is of another model: {len(missing)} of {len(wanted)} tensors are missing, '
+            f'as {_sample(missing)}: give the config that it was trained with, or a checkpoint of '
+            'this one'
+        )
+
+
+def _sample(names: Sequence[str]) -> str:
+    return ', '.join(names[:3]) or 'none at all'

@@ -1,0 +1,86 @@
+"""Where a model runs, and what has to differ on a machine without CUDA."""
+
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.device import utils
+from mmengine.dist import is_main_process
+from mmengine.logging import print_log
+from mmengine.registry import MODEL_WRAPPERS
+from torch.nn.parallel import DistributedDataParallel
+
+SYNC_BN = ('SyncBN', 'MMSyncBN')
+
+
+def choose_device() -> str:
+    """Settle mmengine's device for this process, 'cuda' or 'cpu', and return it.
+
+    An mmcv that was built without CUDA operators cannot run a detector on a GPU: the CPU is used
+    then.
+    """
+    if utils.DEVICE != 'cuda':
+        return utils.DEVICE
+    from mmcv.ops import get_compiling_cuda_version
+
+    if get_compiling_cuda_version() == 'not available':
+        # what mmengine.device.get_device() returns from now on; it has no setter
+        utils.DEVICE = 'cpu'
+    return utils.DEVICE
+
+
+def fit_to_cpu(cfg: Config, processes: int) -> None:
+    """Replace what a config asks for and a CPU lacks, and say so in one line of the first process.
+
+    SyncBN becomes BN, whose running statistics are averaged over the processes; evaluation in half
+    precision becomes evaluation in float32; and several processes get no GPU of their own.
+
+    Args:
+        cfg: Config of a Runner.
+        processes: Number of processes that train or test together, connected by gloo.
+    """
+    told = ['running on the CPU']
+    if torch.cuda.is_available():
+        told = [
+            'mmcv was built without CUDA operators: running on the CPU, though there is a GPU (to '
+            'use it, install the CUDA toolkit, nvcc, of the CUDA version that torch has and build '
+            'the environment anew with tools/setup_env.sh)'
+        ]
+    if cfg.get('launcher', 'none') != 'none':
+        told.append(f'{processes} process{"es" * (processes > 1)} connected by gloo')
+        # DDP groups gradients anew after its first step, unless it looks for unused parameters. A
+        # sum over three and more processes depends on the groups, and a resumed training has a
+        # first step of its own.
+        wrapper = cfg.get('model_wrapper_cfg') or dict(
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', processes > 2),
+        )
+        kind = wrapper.setdefault('type', 'MMDistributedDataParallel')
+        if isinstance(kind, str):
+            kind = MODEL_WRAPPERS.get(kind)
+        if issubclass(kind, DistributedDataParallel):
+            wrapper['device_ids'] = None  # the Runner would give it a GPU
+        cfg.model_wrapper_cfg = wrapper
+    if _replace_sync_bn(cfg.get('model')) | (cfg.pop('sync_bn', None) is not None):
+        told.append('SyncBN replaced by BN')
+        if processes > 1:
+            hooks = cfg.get('custom_hooks') or []
+            cfg.custom_hooks = [*hooks, dict(type='mmgcvit.AverageBatchNorm')]
+    for name in ('val_cfg', 'test_cfg'):
+        if (cfg.get(name) or {}).pop('fp16', False):
+            told.append(f'{name} without fp16')
+    if is_main_process():
+        print_log(', '.join(told), logger='current')
+
+
+def _replace_sync_bn(node: Any) -> bool:
+    """Make every SyncBN of a model's config BN and tell whether there was any."""
+    if isinstance(node, list | tuple):
+        return any([_replace_sync_bn(part) for part in node])
+    if not isinstance(node, dict):
+        return False
+    found = node.get('type') in SYNC_BN
+    if found:
+        node['type'] = 'BN'
+    # a list, for any() to visit every part
+    return any([found, *(_replace_sync_bn(part) for part in node.values())])

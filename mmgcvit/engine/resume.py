@@ -1,0 +1,154 @@
+"""Going on with a training: which checkpoint, and what is not needed besides."""
+
+import copy
+import logging
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
+from mmengine.model import PretrainedInit
+from torch import nn
+
+from ..weights import fetch
+from .tool import ToolError
+
+_NAMES = ('epoch_{}.pth', 'iter_{}.pth')
+_CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
+
+
+def resume_training(cfg: Config, checkpoint: str | None = None) -> None:
+    """Make the training of a config go on from a checkpoint.
+
+    Args:
+        cfg: Changed in place: its ``resume`` and ``load_from``.
+        checkpoint: Path or URL of a checkpoint. By default the newest whole one of the config's
+            work dir; if there is none, the training starts anew.
+
+    Raises:
+        ToolError: If the given file is no whole checkpoint.
+        mmgcvit.weights.WeightsError: If there is no such file.
+    """
+    if checkpoint is not None:
+        scheme = re.match(r'(\w+)://', checkpoint)
+        # other storages are mmengine's to read
+        if (not scheme or scheme[1] == 'file') and not is_whole(path := fetch(checkpoint)):
+            raise ToolError(
+                f'{path} is no whole checkpoint: it was cut short when it was written or copied; '
+                'give another one, or --resume without a path for the newest whole one'
+            )
+    else:
+        folder, names = _where(cfg)
+        found = find_checkpoint(cfg.work_dir, folder, names)
+        if found is None:
+            print_log(f'there is no checkpoint in {folder}: starting anew', logger='current')
+            cfg.resume = False
+            return
+        print_log(f'going on from {found}', logger='current')
+        checkpoint = str(found)
+    cfg.resume, cfg.load_from = True, checkpoint
+
+
+def find_checkpoint(
+    work_dir: str | Path, folder: str | Path | None = None, names: Sequence[str] = _NAMES
+) -> Path | None:
+    """Return the newest whole checkpoint of a training; one warning for each that is not whole.
+
+    Args:
+        work_dir: Of the training.
+        folder: Where its checkpoints are, if not in the work dir.
+        names: File names, with ``{}`` where the number is.
+    """
+    folder = Path(folder or work_dir)
+    files = {
+        path: int(match[1])
+        for name in names
+        for path in folder.glob(name.format('*'))
+        if (match := re.fullmatch(re.escape(name).replace(r'\{\}', r'(\d+)'), path.name))
+    }
+    for path in _newest_first(files, Path(work_dir)):
+        if is_whole(path):
+            return path
+        print_log(
+            f'{path} is not whole (cut short when it was written or copied): it is passed over',
+            'current',
+            logging.WARNING,
+        )
+    return None
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether a checkpoint has its end, without reading all of it.
+
+    What torch saves is a zip archive, whose table of contents is the last thing in the file.
+    """
+    if path.is_dir():
+        return True  # DeepSpeed's, which has its own checks
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith('/data.pkl') for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _newest_first(files: Mapping[Path, int], work_dir: Path) -> list[Path]:
+    """Order by age: what ``last_checkpoint`` names is trusted unless a later one was saved since.
+
+    Times alone are no guide where a work dir was copied, numbers alone are none where an older
+    training has left its files.
+    """
+
+    def age(path: Path) -> tuple[float, int]:
+        return path.stat().st_mtime, files[path]
+
+    ordered = sorted(files, key=age, reverse=True)
+    record = work_dir / 'last_checkpoint'
+    named = Path(record.read_text().strip()).name if record.is_file() else ''
+    last = next((path for path in ordered if path.name == named), None)
+    if last is None:
+        return ordered
+    later = [p for p in ordered if age(p) >= age(last) and files[p] > files[last]]
+    return [*later, last, *(p for p in ordered if p != last and p not in later)]
+
+
+def _where(cfg: Config) -> tuple[Path, Sequence[str]]:
+    """Return the folder of a config's checkpoints and their names, as CheckpointHook does."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    work_dir = Path(cfg.work_dir)
+    out_dir = hook.get('out_dir')
+    folder = Path(out_dir) / work_dir.absolute().name if out_dir else work_dir
+    return folder, [hook['filename_tmpl']] if hook.get('filename_tmpl') else _NAMES
+
+
+def with_exact_resume(cfg: Config) -> Config:
+    """Return a copy of a config with this package's hooks, and ``resume`` settled if it is set."""
+    cfg = copy.deepcopy(cfg)
+    if cfg.get('resume'):
+        resume_training(cfg, cfg.get('load_from'))
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    # None means no checkpoints
+    if hooks.setdefault('checkpoint', ConfigDict()) is not None:
+        hooks.checkpoint.setdefault('type', 'CheckpointHook')
+    custom = cfg.get('custom_hooks') or []
+    for hook in [hooks.checkpoint, *custom]:
+        if hook and hook.get('type') in _CHECKPOINT_HOOKS:
+            hook.type = 'mmgcvit.SafeCheckpointHook'
+    if not any(hook.get('type') == 'mmgcvit.ExactResumeHook' for hook in custom):
+        cfg.custom_hooks = [*custom, ConfigDict(type='mmgcvit.ExactResumeHook')]
+    return cfg
+
+
+def forget_pretrained(model: nn.Module) -> None:
+    """Drop every Pretrained ``init_cfg`` of a model: a checkpoint is about to replace its weights.
+
+    mmengine initializes weights, and fetches their URLs, before it resumes.
+    """
+    for module in model.modules():
+        configs = getattr(module, 'init_cfg', None)
+        if not configs:
+            continue
+        configs = [configs] if isinstance(configs, Mapping) else configs
+        module.init_cfg = [c for c in configs if c['type'] not in ('Pretrained', PretrainedInit)]

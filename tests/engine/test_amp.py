@@ -1,0 +1,128 @@
+"""Mixed precision without a GPU: what is computed in which type, and which wrapper is used."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, OPTIM_WRAPPERS, init_default_scope
+
+from mmgcvit.engine import BFloat16OptimWrapper, ToolError, load_config, request_amp
+from mmgcvit.engine.amp import settle_amp
+
+DATA = Path(__file__).parents[1] / 'data'
+
+
+def detector():
+    return Config(dict(model=dict(type='MaskRCNN'), optim_wrapper=dict(type='AmpOptimWrapper')))
+
+
+def segmentor():
+    model = dict(type='EncoderDecoder', decode_head=dict())
+    return Config(dict(model=model, optim_wrapper=dict(type='AmpOptimWrapper')))
+
+
+OURS = 'mmgcvit.BFloat16OptimWrapper'
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'device', 'dtype', 'used'),
+    [
+        (detector, 'cpu', None, OURS),
+        (detector, 'cpu', 'float16', OURS),
+        (segmentor, 'cpu', 'bfloat16', OURS),
+        (detector, 'cuda', None, 'AmpOptimWrapper'),
+        (detector, 'cuda', 'float16', 'AmpOptimWrapper'),
+        (detector, 'cuda', 'bfloat16', OURS),
+        (segmentor, 'cuda', 'bfloat16', 'AmpOptimWrapper'),
+    ],
+)
+def test_wrapper_by_device_and_dtype(cfg, device, dtype, used):
+    cfg = cfg()
+    given = dict(loss_scale='dynamic', dtype=dtype, clip_grad=dict(max_norm=1.0))
+    cfg.optim_wrapper.update(given)
+    settle_amp(cfg, device)
+    wrapper = cfg.optim_wrapper.to_dict()
+    assert wrapper.pop('type') == used
+    assert wrapper == (given if used == 'AmpOptimWrapper' else dict(clip_grad=given['clip_grad']))
+
+
+def test_a_config_without_amp_stays_as_it_is():
+    cfg = Config(dict(model=dict(), optim_wrapper=dict(type='OptimWrapper', dtype='x')))
+    settle_amp(cfg, 'cpu')
+    assert cfg.optim_wrapper == dict(type='OptimWrapper', dtype='x')
+
+
+def test_amp_is_requested_of_wrappers_that_it_suits():
+    cfg = Config(dict(optim_wrapper=dict(clip_grad=dict(max_norm=1.0))))
+    request_amp(cfg)
+    assert cfg.optim_wrapper == dict(
+        type='AmpOptimWrapper', loss_scale='dynamic', clip_grad=dict(max_norm=1.0)
+    )
+    cfg.optim_wrapper.loss_scale = 512.0
+    request_amp(cfg)
+    assert cfg.optim_wrapper.loss_scale == 512.0
+    with pytest.raises(ToolError, match=r'--amp is for .* this one has ApexOptimWrapper'):
+        request_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))))
+
+
+@pytest.fixture
+def mask_rcnn(monkeypatch):
+    from mmdet.utils import register_all_modules
+
+    register_all_modules(init_default_scope=False)
+    monkeypatch.syspath_prepend(str(DATA / 'scripts'))
+    cfg = load_config(DATA / 'configs' / 'mask_rcnn_tiny.py')
+    init_default_scope('mmdet')
+    return MODELS.build(cfg.model)
+
+
+def optimize(model, log):
+    wrapper = OPTIM_WRAPPERS.build(
+        dict(type=OURS, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    )
+    assert isinstance(wrapper, BFloat16OptimWrapper)
+    assert any('backbone and neck in bfloat16' in line for line in log)
+    return wrapper
+
+
+def test_backbone_and_neck_compute_in_bfloat16_and_heads_in_float32(mask_rcnn, log):
+    from mmdet.testing import demo_mm_inputs
+
+    found = {}
+
+    def watch(name):
+        def hook(module, inputs, output):
+            found.setdefault(name, set()).add(output.dtype)
+
+        return hook
+
+    for name, module in mask_rcnn.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(watch(name.partition('.')[0]))
+    data = demo_mm_inputs(
+        2, image_shapes=[[3, 96, 128]] * 2, num_items=[2, 2], num_classes=3, with_mask=True
+    )
+    before = [p.detach().clone() for p in mask_rcnn.parameters()]
+    losses = mask_rcnn.train_step(data, optimize(mask_rcnn, log))
+    assert torch.isfinite(losses['loss']) and losses['loss'].dtype == torch.float32
+    half, single = {torch.bfloat16}, {torch.float32}
+    assert found == dict(backbone=half, neck=half, rpn_head=single, roi_head=single)
+    parameters = list(mask_rcnn.parameters())
+    assert {p.dtype for p in parameters} == single
+    changed = [not torch.equal(p, old) for p, old in zip(parameters, before, strict=True)]
+    assert sum(changed) > 0.8 * len(changed)
+
+    # outside of a training step everything is as it was
+    found.clear()
+    mask_rcnn.eval().test_step(data)
+    assert set.union(*found.values()) == single
+
+
+def test_a_model_without_a_backbone_is_refused(log):
+    model = torch.nn.Linear(2, 2)
+    with (
+        pytest.raises(ToolError, match='Linear has none'),
+        optimize(model, log).optim_context(model),
+    ):
+        pass

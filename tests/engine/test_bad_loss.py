@@ -1,0 +1,121 @@
+"""NaN losses: which images are named, what becomes of the weights, when and where it stops."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toy import toy_config, toy_runner
+
+from mmgcvit.engine import BadLossHook, ToolError, build_runner
+
+
+def final(runner):
+    return {name: tensor.clone() for name, tensor in runner.model.state_dict().items()}
+
+
+def test_three_bad_iterations_in_a_row_stop_and_change_nothing(tmp_path):
+    runner = toy_runner(tmp_path, bad=[4, 5, 6])
+    with pytest.raises(ToolError, match=r'stopped at iteration 7.*images/6\.jpg \(id 106\)'):
+        runner.train()
+    saved = sorted(path.name for path in tmp_path.glob('iter_*.pth'))
+    assert saved == [f'iter_{i}.pth' for i in range(1, 7)]
+    good = torch.load(tmp_path / 'iter_4.pth', weights_only=False)['state_dict']
+    for name, tensor in torch.load(tmp_path / 'iter_6.pth', weights_only=False)[
+        'state_dict'
+    ].items():
+        assert torch.equal(tensor, good[name]) and torch.isfinite(tensor).all(), name
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    for number in (4, 5, 6):
+        assert f'images/{number}.jpg (id {100 + number})' in log
+        assert f'iteration {number + 1}: the loss is not finite' in log
+    assert 'images/3.jpg' not in log
+
+
+def test_single_bad_iterations_are_left_out_and_training_goes_on(tmp_path):
+    runner = toy_runner(tmp_path / 'bad', bad=[1, 2, 4, 6], iterations=8)
+    start = copy.deepcopy(final(runner))
+    runner.train()
+    good = toy_runner(tmp_path / 'good', iterations=4)
+    good.model.load_state_dict(start)
+    good.train()
+    for name, tensor in final(good).items():
+        assert torch.equal(final(runner)[name], tensor), name
+
+
+def test_number_of_bad_iterations_is_set_in_the_config(tmp_path):
+    hook = dict(type='mmgcvit.BadLossHook', max_consecutive=1)
+    with pytest.raises(ToolError, match='stopped at iteration 3'):
+        toy_runner(tmp_path, bad=[2], hooks=[hook]).train()
+
+
+@pytest.mark.parametrize('number', [0, True, 1.5])
+def test_impossible_numbers_are_refused(number):
+    with pytest.raises(ValueError, match='max_consecutive must be'):
+        BadLossHook(number)
+
+
+def test_training_stops_at_once_if_batch_norm_is_spoilt(tmp_path):
+    runner = toy_runner(tmp_path, bad=[5], batch=2, model=dict(batch_norm=True))
+    with pytest.raises(ToolError, match=r'iteration 3.*holds values that are not finite'):
+        runner.train()
+    assert not (tmp_path / 'iter_3.pth').exists()
+
+
+def test_accumulated_gradients_are_left_out_as_a_whole(tmp_path):
+    cfg = toy_config(tmp_path, bad=[2], iterations=4)
+    cfg.optim_wrapper.accumulative_counts = 2
+    build_runner(cfg).train()
+    two, four = (
+        torch.load(tmp_path / f'iter_{i}.pth', weights_only=False)['state_dict'] for i in (2, 4)
+    )
+    assert all(torch.equal(two[name], four[name]) for name in two)
+
+
+def test_infinite_losses_whose_gradients_are_finite_count_too(tmp_path):
+    """Their updates look good, and must not begin the count anew."""
+    runner = toy_runner(tmp_path, model=dict(offset=float('inf')))
+    with pytest.raises(ToolError, match=r'stopped at iteration 3.*bad iterations in a row: 3'):
+        runner.train()
+
+
+PROCESS = """
+import sys
+import torch.distributed as dist
+from toy import build_runner, toy_config
+from mmgcvit.engine import run_tool
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
+cfg = toy_config(folder, bad=[5, 7, 9], launcher='pytorch', model_wrapper_cfg=dict(
+    type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False))
+run_tool(build_runner(cfg).train)
+"""
+
+
+def test_all_processes_end_when_one_has_bad_losses(tmp_path):
+    """Images 1, 3, 5, … are the second process's; the first one's losses stay finite."""
+    root = Path(__file__).parents[2]
+    paths = {'PYTHONPATH': f'{root}:{Path(__file__).parent}'}
+    running = [
+        subprocess.Popen(
+            [sys.executable, '-c', PROCESS, str(rank), str(tmp_path)],
+            cwd=root,
+            env={**os.environ, **paths, 'LOCAL_RANK': str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1, errors
+        assert 'error: stopped at iteration 5, the loss is not finite' in errors
+        assert 'images/9.jpg (id 109)' in errors
+        assert 'Traceback' not in errors
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'images/5.jpg (id 105)' in log
+    assert 'images/4.jpg' not in log

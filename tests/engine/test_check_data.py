@@ -1,0 +1,458 @@
+"""What tools/check_data.py and the start of a training say of good and of bad data."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch.multiprocessing
+from mmengine.dist import get_rank
+from PIL import Image
+
+from mmgcvit.datasets import draw_shapes
+from mmgcvit.engine import ToolError, check_data, load_config, require_data
+from mmgcvit.engine.check_data import coco_file
+
+DETECTION = 'configs/detection/custom_coco.py'
+SEGMENTATION = 'configs/segmentation/custom_dataset.py'
+NAMES = ['background', 'circle', 'rectangle', 'triangle']
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    """Shapes as COCO, and with label values from 0, as a user's own segmentation set has them."""
+    root = tmp_path_factory.mktemp('check') / 'shapes'
+    draw_shapes(root, num_train=6, num_val=3, progress=False)
+    values = {1: 0, 120: 1, 42: 2, 115: 3}
+    for path in root.glob('ADEChallengeData2016/annotations/*/*.png'):
+        labels = np.asarray(Image.open(path))
+        own = np.zeros_like(labels)
+        for theirs, ours in values.items():
+            own[labels == theirs] = ours
+        Image.fromarray(own).save(path)
+    return root
+
+
+@pytest.fixture
+def shapes(drawn, tmp_path):
+    """A copy of the data to spoil."""
+    shutil.copytree(drawn, tmp_path / 'shapes')
+    return tmp_path / 'shapes'
+
+
+def detection(shapes):
+    root = shapes / 'coco'
+    options = {f'{s}_dataloader.dataset.data_root': str(root) for s in ('train', 'val', 'test')}
+    for split in ('val', 'test'):
+        options[f'{split}_evaluator.ann_file'] = str(root / 'annotations/instances_val2017.json')
+    return load_config(DETECTION, options=options)
+
+
+def segmentation(shapes):
+    root = str(shapes / 'ADEChallengeData2016')
+    splits = ('train', 'val', 'test')
+    options = {f'{split}_dataloader.dataset.data_root': root for split in splits}
+    return load_config(SEGMENTATION, options=options)
+
+
+def annotations(shapes, split='train2017'):
+    return shapes / f'coco/annotations/instances_{split}.json'
+
+
+def edit(shapes, change, split='train2017'):
+    """Change the content of an annotation file."""
+    path = annotations(shapes, split)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def texts(report):
+    return [problem.text for problem in report.problems]
+
+
+def as_options(cfg_options):
+    return ['--cfg-options', *(f'{key}={value}' for key, value in cfg_options.items())]
+
+
+def test_table_counts_a_detection_set_and_exit_code_is_0(shapes, capsys, load_tool):
+    root = shapes / 'coco'
+    options = {f'{s}_dataloader.dataset.data_root': root for s in ('train', 'val', 'test')}
+    for split in ('val', 'test'):
+        options[f'{split}_evaluator.ann_file'] = annotations(shapes, 'val2017')
+    load_tool('check_data').main([DETECTION, *as_options(options)])
+    printed = capsys.readouterr().out
+    assert 'no problems found' in printed
+    rows = {line[:16].strip(): line[16:].split() for line in printed.splitlines()}
+    for name, split in (('train', 'train2017'), ('val, test', 'val2017')):
+        content = json.loads(annotations(shapes, split).read_text())
+        total = len(content['annotations'])
+        number = str(len(content['images']))
+        assert rows[name] == [number, number, str(total), 'instances']
+    train, val = (json.loads(annotations(shapes, s).read_text()) for s in ('train2017', 'val2017'))
+    for label, name in enumerate(NAMES[1:], 1):
+        counts = [
+            str(sum(a['category_id'] == label for a in content['annotations']))
+            for content in (train, val)
+        ]
+        assert rows[name] == counts
+
+
+def test_table_counts_a_segmentation_set(shapes, capsys, load_tool):
+    root = shapes / 'ADEChallengeData2016'
+    options = {f'{s}_dataloader.dataset.data_root': root for s in ('train', 'val', 'test')}
+    load_tool('check_data').main([SEGMENTATION, *as_options(options)])
+    rows = {line[:16].strip(): line[16:].split() for line in capsys.readouterr().out.splitlines()}
+    pixels = np.zeros(4, int)
+    for path in sorted(root.glob('annotations/training/*.png')):
+        pixels += np.bincount(np.asarray(Image.open(path)).ravel(), minlength=4)
+    assert [int(rows[name][0]) for name in NAMES] == pixels.tolist()
+    assert rows['train'] == ['6', '6', str(pixels.sum()), 'pixels']
+
+
+def test_samples_and_full_say_how_many_images_are_opened(shapes, capsys, load_tool):
+    root = shapes / 'ADEChallengeData2016'
+    # neither the first nor the last
+    path = sorted(root.glob('images/training/*.jpg'))[1]
+    path.write_bytes(path.read_bytes()[:2000])
+    options = {f'{s}_dataloader.dataset.data_root': root for s in ('train', 'val', 'test')}
+    main = load_tool('check_data').main
+    main([SEGMENTATION, '--samples', '2', *as_options(options)])
+    assert 'no problems found' in capsys.readouterr().out
+    with pytest.raises(ToolError, match='1 to put right'):
+        main([SEGMENTATION, '--samples', '2', '--full', *as_options(options)])
+    printed = capsys.readouterr().out
+    assert '1 of 6 images that were opened are broken' in printed and path.name in printed
+    with pytest.raises(ToolError, match='--samples must be at least 1, got 0'):
+        main([SEGMENTATION, '--samples', '0'])
+
+
+def drop_image(shapes):
+    (shapes / 'coco/train2017/000000000002.jpg').unlink()
+
+
+def cut_image(shapes):
+    path = shapes / 'coco/train2017/000000000001.jpg'
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def resized_image(shapes):
+    Image.new('RGB', (30, 20)).save(shapes / 'coco/train2017/000000000001.jpg')
+
+
+def change_annotation(key, value):
+    return lambda shapes: edit(shapes, lambda c: c['annotations'][0].update({key: value}))
+
+
+def change_file(change):
+    return lambda shapes: edit(shapes, change)
+
+
+def swap_categories(content):
+    content['categories'].reverse()
+
+
+def repeat_id(content):
+    first, second = content['annotations'][:2]
+    second['id'] = first['id']
+
+
+BAD_DETECTION = {
+    'no root': (
+        lambda shapes: shutil.rmtree(shapes / 'coco'),
+        'data_root .* does not exist .*--cfg-options train_dataloader.dataset.data_root=PATH',
+    ),
+    'no annotation file': (
+        lambda shapes: annotations(shapes).unlink(),
+        'the annotation file .*instances_train2017.json does not exist: .*ann_file=PATH',
+    ),
+    'not JSON': (
+        lambda shapes: annotations(shapes).write_text('id,class\n1,2\n'),
+        "instances_train2017.json is not JSON in COCO's format",
+    ),
+    'cut short': (
+        lambda shapes: annotations(shapes).write_text(annotations(shapes).read_text()[:-200]),
+        "instances_train2017.json is not JSON in COCO's format",
+    ),
+    'a list': (
+        lambda shapes: annotations(shapes).write_text('[]'),
+        'it holds a list',
+    ),
+    'no categories': (change_file(lambda c: c.pop('categories')), "has no list 'categories'"),
+    'no annotations': (change_file(lambda c: c.pop('annotations')), "has no list 'annotations'"),
+    'image without size': (
+        change_file(lambda c: c['images'][1].pop('width')),
+        "entry 1 of 'images' lacks one of id, file_name, height, width",
+    ),
+    'annotation without area': (
+        change_file(lambda c: c['annotations'][2].pop('area')),
+        "entry 2 of 'annotations' lacks one of",
+    ),
+    'no images': (change_file(lambda c: c['images'].clear()), 'lists no images'),
+    'nothing annotated': (
+        change_file(lambda c: c['annotations'].clear()),
+        'no image is left for training: filter_cfg=.* drops all 6',
+    ),
+    'no folder': (
+        lambda shapes: shutil.rmtree(shapes / 'coco/train2017'),
+        'the folder of images .*train2017 does not exist: .*data_prefix.img=PATH',
+    ),
+    'missing image': (drop_image, '1 of 6 images are missing, as .*000000000002.jpg'),
+    'broken image': (cut_image, 'opened are broken, as .*000000000001.jpg'),
+    'other size': (resized_image, r'000000000001.jpg is 30×20, its entry says \d+×\d+'),
+    'other name': (
+        change_file(lambda c: c['categories'][0].update(name='disc')),
+        "1 of the 3 classes .* as 'circle': its 3 categories are .'disc', 'rectangle', 'triangle'.",
+    ),
+    'other order': (change_file(swap_categories), "set .*to .'triangle', 'rectangle', 'circle'."),
+    'same name': (
+        change_file(lambda c: c['categories'].append(dict(id=9, name='circle'))),
+        "several categories of the name 'circle'",
+    ),
+    'negative box': (change_annotation('bbox', [0, 0, -5, 9]), 'bbox that is not four finite'),
+    'box of text': (change_annotation('bbox', ['0', 0, 5, 9]), 'bbox that is not four finite'),
+    'no mask': (change_annotation('segmentation', []), 'have no segmentation, which the mask head'),
+    'id twice': (change_file(repeat_id), "1 ids of 'annotations' occur several times"),
+}
+
+
+@pytest.mark.parametrize('case', BAD_DETECTION)
+def test_bad_detection_data_stop_a_training_in_one_line(case, shapes):
+    spoil, message = BAD_DETECTION[case]
+    cfg = detection(shapes)
+    assert texts(check_data(cfg)) == []
+    spoil(shapes)
+    with pytest.raises(ToolError, match=message) as caught:
+        require_data(cfg)
+    lines = str(caught.value).splitlines()
+    assert sum('train: ' in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('bbox', [1, 2, 900, 9], '1 annotations .* have a box that reaches beyond its image'),
+        ('image_id', 77, 'have an image_id of no image'),
+        ('category_id', 77, 'have a category_id of no category'),
+    ],
+)
+def test_what_training_survives_is_a_problem_but_does_not_stop_it(shapes, log, key, value, message):
+    cfg = detection(shapes)
+    change_annotation(key, value)(shapes)
+    report = check_data(cfg)
+    assert [problem.stops for problem in report.problems] == [False]
+    assert re.search(message, texts(report)[0])
+    require_data(cfg)
+    assert texts(report)[0] in log
+
+
+def test_all_problems_are_listed_with_a_number(shapes, capsys, load_tool):
+    root = shapes / 'coco'
+    options = {f'{s}_dataloader.dataset.data_root': root for s in ('train', 'val', 'test')}
+    options['model.roi_head.bbox_head.1.num_classes'] = 80
+    drop_image(shapes)
+    swapped = '[circle,triangle,rectangle]'
+    options['train_dataloader.dataset.metainfo.classes'] = swapped
+    with pytest.raises(ToolError, match='6 to put right, listed above'):
+        load_tool('check_data').main([DETECTION, *as_options(options)])
+    printed = capsys.readouterr().out
+    for part in (
+        '1. train: the classes of the config are in another order',
+        '2. train: 1 of 6 images are missing',
+        '3. val_evaluator.ann_file is data/shapes/coco/annotations/instances_val2017.json, but',
+        '4. test_evaluator.ann_file is',
+        '5. the classes of train and of val, test differ',
+        '6. model.roi_head.bbox_head.1.num_classes is 80, but the train dataset has 3 classes: '
+        'set --cfg-options model.roi_head.bbox_head.1.num_classes=3',
+    ):
+        assert f'\n{part}' in printed, part
+
+
+def test_a_single_class_without_its_comma_is_noticed(shapes):
+    cfg = detection(shapes)
+    cfg.train_dataloader.dataset.metainfo.classes = 'circle'
+    assert 'metainfo.classes is no tuple of names' in texts(check_data(cfg))[0]
+
+
+def test_unused_categories_are_a_note(shapes):
+    cfg = detection(shapes)
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.metainfo.classes = ('circle', 'triangle')
+    for head in (*cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
+        head.num_classes = 2
+    report = check_data(cfg)
+    assert texts(report) == []
+    assert any('1 categories of' in note and "'rectangle'" in note for note in report.notes)
+    assert 'rectangle' not in report.table()
+
+
+def test_wrapped_datasets_are_looked_into(shapes):
+    cfg = detection(shapes)
+    inner = cfg.train_dataloader.dataset
+    other = dict(inner, data_root='/nowhere')
+    wrapped = dict(type='ConcatDataset', datasets=[inner, other])
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=wrapped)
+    (text,) = texts(check_data(cfg))
+    assert 'train_dataloader.dataset.dataset.datasets.1.data_root=PATH' in text
+
+
+def test_a_dataset_of_another_kind_is_said_to_be_unchecked(shapes):
+    cfg = detection(shapes)
+    cfg.train_dataloader.dataset = dict(type='VOCDataset', data_root='/nowhere')
+    report = check_data(cfg, splits=('train',))
+    assert texts(report) == []
+    assert report.notes == ['train: not checked, VOCDataset is neither COCO-like nor of folders']
+
+
+def test_a_dataset_that_does_not_exist_is_named(shapes):
+    cfg = detection(shapes)
+    cfg.train_dataloader.dataset.type = 'CocoDatasets'
+    assert "type='CocoDatasets' is no known dataset" in texts(check_data(cfg))[0]
+
+
+def test_large_annotation_files_are_read_in_part_only_before_training(shapes, monkeypatch):
+    cfg = detection(shapes)
+    monkeypatch.setattr(coco_file, 'LARGE', 100)
+    report = check_data(cfg, fast=True)
+    assert texts(report) == []
+    assert [found.images for _, found in report.datasets] == [None, None]
+    assert [found.images for _, found in check_data(cfg).datasets] == [6, 3]
+    # what can be seen from the two ends still is
+    drop_image(shapes)
+    edit(shapes, lambda c: c['categories'][2].update(name='pyramid'))
+    first, second = texts(check_data(cfg, fast=True, splits=('train',)))
+    assert "'triangle'" in first and '000000000002.jpg' in second
+    content = annotations(shapes).read_text()
+    annotations(shapes).write_text(content[:-3])
+    (text,) = texts(check_data(cfg, fast=True, splits=('train',)))
+    assert 'it may be cut short' in text
+
+
+def label_files(shapes):
+    return sorted((shapes / 'ADEChallengeData2016/annotations/training').glob('*.png'))
+
+
+def rewrite(change):
+    def spoil(shapes):
+        path = label_files(shapes)[0]
+        Image.fromarray(change(np.asarray(Image.open(path)).copy())).save(path)
+
+    return spoil
+
+
+def with_label(value):
+    def change(labels):
+        labels[:5, :5] = value
+        return labels
+
+    return rewrite(change)
+
+
+BAD_SEGMENTATION = {
+    'no root': (
+        lambda shapes: shutil.rmtree(shapes / 'ADEChallengeData2016'),
+        'data_root .* does not exist',
+    ),
+    'no label folder': (
+        lambda shapes: shutil.rmtree(label_files(shapes)[0].parent),
+        'the folder .*annotations/training does not exist: .*data_prefix.seg_map_path=PATH',
+    ),
+    'no images': (
+        lambda shapes: [p.unlink() for p in shapes.glob('ADE*/images/training/*')],
+        r'there are no images \*.jpg below .*images/training',
+    ),
+    'missing label map': (
+        lambda shapes: label_files(shapes)[2].unlink(),
+        '1 of 6 label maps are missing, as .*_00000003.png',
+    ),
+    'label 4 of 4': (with_label(4), 'label values of no class, as 4, where 4 classes have 0 to 3'),
+    'colours': (
+        rewrite(lambda labels: np.stack([labels] * 3, -1)),
+        'hold colours .3 channels., not one label value a pixel',
+    ),
+    'sixteen bits': (
+        rewrite(lambda labels: labels.astype(np.uint16) + 300),
+        'have label values above 255',
+    ),
+    'other size': (rewrite(lambda labels: labels[:-3]), 'have another size than their images'),
+    'not an image': (
+        lambda shapes: label_files(shapes)[0].write_text('no'),
+        'cannot be read as an image',
+    ),
+}
+
+
+@pytest.mark.parametrize('case', BAD_SEGMENTATION)
+def test_bad_segmentation_data_stop_a_training_in_one_line(case, shapes):
+    spoil, message = BAD_SEGMENTATION[case]
+    cfg = segmentation(shapes)
+    assert texts(check_data(cfg)) == []
+    spoil(shapes)
+    with pytest.raises(ToolError, match=message) as caught:
+        require_data(cfg)
+    assert sum('train: ' in line for line in str(caught.value).splitlines()) == 1
+
+
+def test_label_255_is_ignored(shapes):
+    with_label(255)(shapes)
+    assert texts(check_data(segmentation(shapes))) == []
+
+
+def test_reduce_zero_label_shifts_the_values(shapes):
+    cfg = segmentation(shapes)
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.reduce_zero_label = True
+    report = check_data(cfg)
+    assert texts(report) == []  # 1 to 3 become 0 to 2
+    counts = report.datasets[0][1].counts
+    assert counts['triangle'] == 0 and counts['background'] > 0
+    # the transform and the dataset have to agree
+    cfg.train_dataloader.dataset.pipeline[1]['reduce_zero_label'] = False
+    assert 'correct LoadAnnotations in' in texts(check_data(cfg))[0]
+
+
+def test_segmentation_heads_need_the_number_of_classes(shapes):
+    cfg = segmentation(shapes)
+    cfg.model.auxiliary_head.num_classes = 150
+    (text,) = texts(check_data(cfg))
+    assert 'model.auxiliary_head.num_classes is 150, but the train dataset has 4 classes' in text
+
+
+def test_ade20k_takes_only_its_own_class_names(shapes):
+    cfg = segmentation(shapes)
+    cfg.train_dataloader.dataset.type = 'ADE20KDataset'
+    assert 'is not a subset of classes' in texts(check_data(cfg))[0]
+
+
+def test_test_data_do_not_hinder_a_training(shapes):
+    cfg = detection(shapes)
+    cfg.test_dataloader.dataset.data_root = '/nowhere'
+    require_data(cfg)
+    assert 'test: data_root /nowhere does not exist' in texts(check_data(cfg))[0]
+
+
+def _process(rank, folder, shapes, told):
+    """One of two processes at the start of a training."""
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2
+    )
+    try:
+        require_data(detection(shapes))
+        told.put((rank, 'nothing'))
+    except ToolError as error:
+        told.put((get_rank(), str(error)))
+
+
+def test_all_processes_end_when_the_first_finds_bad_data(shapes, tmp_path):
+    annotations(shapes).unlink()
+    context = torch.multiprocessing.get_context('spawn')
+    told = context.Queue()
+    processes = torch.multiprocessing.spawn(
+        _process, (str(tmp_path), shapes, told), nprocs=2, join=False
+    )
+    messages = dict(told.get(timeout=60) for _ in range(2))
+    while not processes.join(timeout=60):
+        pass
+    assert messages[0] == messages[1]
+    assert 'instances_train2017.json does not exist' in messages[0]

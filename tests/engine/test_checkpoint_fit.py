@@ -1,0 +1,74 @@
+"""Checkpoints of another network are refused, other heads to begin from are not."""
+
+import pytest
+import torch
+from toy import toy_runner
+
+from mmgcvit.engine import ToolError
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    toy_runner(tmp_path / 'first', iterations=2).train()
+    return str(tmp_path / 'first/iter_2.pth')
+
+
+def test_resuming_needs_a_checkpoint_of_the_same_size(checkpoint, tmp_path):
+    path = tmp_path / 'second'
+    runner = toy_runner(path, model=dict(width=5), load_from=checkpoint, resume=True)
+    message = r'is of another model: 3 tensors differ in size, as backbone.weight with \(3, 2\), '
+    with pytest.raises(ToolError, match=message + r'the model needs \(5, 2\)'):
+        runner.train()
+    same = toy_runner(path, iterations=3, load_from=checkpoint, resume=True)
+    same.train()
+    assert same.iter == 3
+
+
+def test_resuming_needs_the_same_heads_too(checkpoint, tmp_path):
+    settings = dict(model=dict(classes=7), load_from=checkpoint)
+    with pytest.raises(ToolError, match=r'2 tensors differ in size, as bbox_head\.weight'):
+        toy_runner(tmp_path / 'resumed', resume=True, **settings).train()
+
+
+def test_a_training_may_begin_from_other_heads_and_says_so(checkpoint, tmp_path, log):
+    runner = toy_runner(
+        tmp_path / 'begun', iterations=0, model=dict(classes=7), load_from=checkpoint
+    )
+    runner.train()
+    saved = torch.load(checkpoint, weights_only=False)['state_dict']
+    assert torch.equal(runner.model.backbone.weight, saved['backbone.weight'])
+    (line,) = [line for line in log if 'tensors of heads' in line]
+    assert '2 tensors of heads have another size or are missing' in line
+    assert 'bbox_head.weight' in line
+
+
+def test_a_training_may_not_begin_from_another_backbone(checkpoint, tmp_path):
+    runner = toy_runner(tmp_path / 'begun', model=dict(width=5), load_from=checkpoint)
+    with pytest.raises(ToolError, match=r'2 tensors differ in size, as backbone\.weight'):
+        runner.train()
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    path = tmp_path / 'else.pth'
+    torch.save({'layer.weight': torch.ones(2)}, path)
+    runner = toy_runner(tmp_path / 'begun', load_from=str(path))
+    with pytest.raises(ToolError, match=r'holds none of .* has names like layer\.weight'):
+        runner.train()
+
+
+def test_testing_needs_a_checkpoint_of_the_same_size(checkpoint, tmp_path):
+    loader = dict(
+        batch_size=1,
+        dataset=dict(type='ToyDataset', length=2, bad=[]),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+    )
+    runner = toy_runner(
+        tmp_path / 'tested',
+        model=dict(classes=7),
+        load_from=checkpoint,
+        test_dataloader=loader,
+        test_cfg=dict(),
+        test_evaluator=dict(type='DumpResults', out_file_path=str(tmp_path / 'o.pkl')),
+    )
+    with pytest.raises(ToolError, match=r'2 tensors differ in size, as bbox_head\.weight'):
+        runner.test()

@@ -1,0 +1,77 @@
+"""Which device is used. There is no GPU where this was written: mmengine's finding is replaced."""
+
+import mmcv.ops
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device, utils
+
+from mmgcvit.engine.device import choose_device, fit_to_cpu
+
+
+@pytest.mark.parametrize(
+    ('found', 'operators', 'used'),
+    [
+        ('cuda', '12.8', 'cuda'),
+        ('cuda', 'not available', 'cpu'),
+        ('cpu', 'not available', 'cpu'),
+        ('cpu', '12.8', 'cpu'),
+    ],
+)
+def test_a_gpu_is_used_if_mmcv_has_operators_for_it(monkeypatch, found, operators, used):
+    monkeypatch.setattr(utils, 'DEVICE', found)
+    monkeypatch.setattr(mmcv.ops, 'get_compiling_cuda_version', lambda: operators)
+    assert choose_device() == used
+    assert get_device() == used
+
+
+@pytest.mark.parametrize('there_is_a_gpu', [False, True])
+def test_one_line_says_that_and_why_the_cpu_is_used(monkeypatch, log, there_is_a_gpu):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: there_is_a_gpu)
+    fit_to_cpu(Config(dict(model=dict(type='M'))), 1)
+    assert len(log) == 1 and 'running on the CPU' in log[0]
+    assert ('without CUDA operators' in log[0]) == there_is_a_gpu
+
+
+def test_what_a_cpu_lacks_is_replaced(log):
+    model = dict(
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
+        heads=[dict(norm_cfg=dict(type='MMSyncBN')), dict(norm_cfg=dict(type='GN', num_groups=2))],
+    )
+    cfg = Config(
+        dict(
+            model=model,
+            launcher='pytorch',
+            sync_bn='torch',
+            find_unused_parameters=True,
+            custom_hooks=[dict(type='EMAHook')],
+            val_cfg=dict(type='ValLoop', fp16=True),
+            test_cfg=None,
+        )
+    )
+    fit_to_cpu(cfg, 2)
+    assert cfg.model.norm_cfg == dict(type='BN', requires_grad=True)
+    assert [head.norm_cfg.type for head in cfg.model.heads] == ['BN', 'GN']
+    assert 'sync_bn' not in cfg
+    assert cfg.val_cfg == dict(type='ValLoop')
+    assert cfg.model_wrapper_cfg == dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=True,
+        device_ids=None,
+    )
+    assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook', 'mmgcvit.AverageBatchNorm']
+    assert log[-1] == (
+        'running on the CPU, 2 processes connected by gloo, SyncBN replaced by BN, '
+        'val_cfg without fp16'
+    )
+
+
+def test_a_wrapper_of_the_configs_own_keeps_its_settings(log):
+    own = dict(type='MMDistributedDataParallel', static_graph=True)
+    sharded = dict(type='MMFullyShardedDataParallel')
+    for wrapper, wanted in ((own, dict(own, device_ids=None)), (sharded, sharded)):
+        cfg = Config(dict(model=dict(), launcher='pytorch', model_wrapper_cfg=wrapper))
+        fit_to_cpu(cfg, 2)
+        assert cfg.model_wrapper_cfg == wanted
+        assert 'custom_hooks' not in cfg

@@ -1,0 +1,70 @@
+"""What tools/test.py makes of a config; its runs are in tests/tools/test_launching.py."""
+
+import pytest
+from mmengine.config import Config
+
+from mmgcvit.engine import ToolError, dump_predictions, enable_lr_scaling, merge_views
+
+
+def detector(**model):
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackDetInputs')]
+    return Config(
+        dict(
+            model=dict(type='Detector', **model),
+            test_dataloader=dict(
+                dataset=dict(type='RepeatDataset', dataset=dict(pipeline=pipeline))
+            ),
+            test_evaluator=dict(type='CocoMetric', metric=['bbox', 'segm']),
+        )
+    )
+
+
+def test_a_detector_keeps_its_boxes(log):
+    cfg = detector(roi_head=dict(mask_head=dict(), mask_roi_extractor=dict(), bbox_head=dict()))
+    merge_views(cfg)
+    assert cfg.model.type == 'DetTTAModel'
+    assert cfg.model.module == dict(type='Detector', roi_head=dict(bbox_head=dict()))
+    assert cfg.test_evaluator.metric == ['bbox']
+    steps = [step['type'] for step in cfg.test_dataloader.dataset.dataset.pipeline]
+    assert steps == ['LoadImageFromFile', 'TestTimeAug']
+    assert log == ['--tta: mmdet merges boxes only, masks are left out']
+
+
+def test_the_configs_own_views_are_used(log):
+    cfg = detector(bbox_head=dict())
+    cfg.test_evaluator.metric = 'bbox'
+    cfg.tta_pipeline = [dict(type='Own')]
+    merge_views(cfg)
+    assert cfg.test_dataloader.dataset.dataset.pipeline == [dict(type='Own')]
+    assert log == []
+
+
+def test_masks_that_cannot_be_left_out_are_refused():
+    with pytest.raises(ToolError, match='Detector has no mask head of its own'):
+        merge_views(detector(mask_head=dict()))
+
+
+def test_a_segmentor_needs_views():
+    cfg = Config(dict(model=dict(decode_head=dict()), tta_model=dict(type='SegTTAModel')))
+    with pytest.raises(ToolError, match='--tta needs tta_model and tta_pipeline'):
+        merge_views(cfg)
+
+
+@pytest.mark.parametrize(
+    ('model', 'kind'),
+    [(dict(), 'DumpDetResults'), (dict(decode_head=dict()), 'mmgcvit.DumpLabelMaps')],
+)
+def test_predictions_are_dumped_beside_the_metrics(model, kind):
+    cfg = detector(**model)
+    metric = cfg.test_evaluator
+    dump_predictions(cfg, 'a/b.pkl')
+    assert cfg.test_evaluator == [metric, dict(type=kind, out_file_path='a/b.pkl')]
+
+
+def test_lr_scaling_needs_a_batch_size():
+    cfg = Config(dict(auto_scale_lr=dict(enable=False, base_batch_size=16)))
+    enable_lr_scaling(cfg)
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16)
+    for missing in (dict(), dict(auto_scale_lr=dict(enable=False))):
+        with pytest.raises(ToolError, match='--auto-scale-lr needs the batch size'):
+            enable_lr_scaling(Config(missing))

@@ -1,0 +1,88 @@
+"""How processes find each other. Real ones are started in tests/tools/test_launching.py."""
+
+import socket
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmgcvit.engine import ToolError
+from mmgcvit.engine.launch import TORCH_SETTINGS, start_processes, translate_slurm
+
+TASK = dict(
+    SLURM_PROCID='3',
+    SLURM_NTASKS='4',
+    SLURM_LOCALID='1',
+    SLURM_JOB_ID='123456',
+    SLURM_STEP_ID='2',
+    SLURM_NODELIST='gpu[07-08]',
+)
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    program = tmp_path / 'scontrol'
+    program.write_text(
+        '#!/bin/sh\n[ "$*" = "show hostnames gpu[07-08]" ] && printf "gpu07\\ngpu08"'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:/usr/bin:/bin')
+
+
+def test_slurm_settings_become_torchs(scontrol):
+    task = dict(TASK)
+    translate_slurm(task)
+    assert {name: task[name] for name in TORCH_SETTINGS} == dict(
+        RANK='3', WORLD_SIZE='4', LOCAL_RANK='1', MASTER_ADDR='gpu07', MASTER_PORT='23458'
+    )
+
+
+def test_an_address_that_is_given_is_kept():
+    task = dict(TASK, MASTER_ADDR='10.0.0.1', MASTER_PORT='5')
+    translate_slurm(task)
+    assert (task['MASTER_ADDR'], task['MASTER_PORT']) == ('10.0.0.1', '5')
+
+
+def test_without_scontrol_the_remedy_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(ToolError, match=r'nodes gpu\[07-08\] .*: set MASTER_ADDR'):
+        translate_slurm(dict(TASK))
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The environment of the second of two processes that torchrun starts."""
+    settings = dict(
+        RANK='1', WORLD_SIZE='2', LOCAL_RANK='1', MASTER_ADDR='localhost', MASTER_PORT='x'
+    )
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_more_processes_than_gpus_are_refused(started, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    with pytest.raises(ToolError, match=r'process 2 of this node has no GPU, there are 1: give'):
+        start_processes(Config(dict(launcher='pytorch')), 'cuda')
+
+
+def test_an_address_that_does_not_work_is_named(started):
+    with pytest.raises(ToolError, match=r'process 1 of 2 cannot be connected .* localhost:x'):
+        start_processes(Config(dict(launcher='pytorch')), 'cpu')
+
+
+def test_a_port_in_use_is_named(started, monkeypatch):
+    with socket.socket() as busy:
+        busy.bind(('', 0))
+        busy.listen()
+        port = str(busy.getsockname()[1])
+        for name, value in (('RANK', '0'), ('MASTER_PORT', port)):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ToolError, match=rf'localhost:{port} \(.*in use'):
+            start_processes(Config(dict(launcher='pytorch')), 'cpu')
+
+
+def test_torchrun_without_launcher_is_refused(started, monkeypatch):
+    assert start_processes(Config(dict()), 'cpu') == 1
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+    with pytest.raises(ToolError, match='torchrun started 2 processes'):
+        start_processes(Config(dict()), 'cpu')

@@ -1,0 +1,333 @@
+"""A training that is killed and resumed ends with the weights of one that is not, bit for bit."""
+
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny_training
+import torch
+from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
+from mmengine.hooks import Hook
+from torch.utils.data import DataLoader
+
+from mmgcvit.datasets import draw_shapes
+from mmgcvit.engine import build_runner, resume_training, segments
+from mmgcvit.weights import WeightsError, read_checkpoint
+
+ROOT = Path(__file__).parents[2]
+PER_EPOCH = 4
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp('resume') / 'shapes'
+    draw_shapes(root, num_train=12, num_val=1, progress=False)
+    return root / 'coco' / 'train2017'
+
+
+def start(command, out):
+    paths = (str(ROOT), str(Path(__file__).parent), os.environ.get('PYTHONPATH', ''))
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths), 'OMP_NUM_THREADS': '1'}
+    with open(out, 'w') as file:
+        return subprocess.Popen(
+            list(map(str, command)),
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def train(command, out):
+    assert start(command, out).wait(240) == 0, out.read_text()[-3000:]
+    return out.read_text()
+
+
+def kill(command, out, shown, delay):
+    """Start a training and kill it, data workers included, soon after its log shows a text."""
+    running = start(command, out)
+    deadline = time.monotonic() + 240
+    while not re.search(shown, out.read_text()):
+        assert running.poll() is None and time.monotonic() < deadline, out.read_text()[-3000:]
+        time.sleep(0.005)
+    time.sleep(delay)
+    os.killpg(running.pid, signal.SIGKILL)
+    assert running.wait(60) == -signal.SIGKILL
+
+
+def shown_at(loop, iteration):
+    if loop == 'iter':
+        return rf'Iter\(train\) \[ *{iteration}/'
+    epoch, step = divmod(iteration - 1, PER_EPOCH)
+    return rf'Epoch\(train\) +\[{epoch + 1}\]\[ *{step + 1}/'
+
+
+def assert_same(found, expected, where='.'):
+    assert type(found) is type(expected), where
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            assert_same(found[key], expected[key], f'{where}.{key}')
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), where
+        for i, pair in enumerate(zip(found, expected, strict=True)):
+            assert_same(*pair, f'{where}.{i}')
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected, where
+
+
+def assert_same_training(found, expected, name):
+    """Compare the last checkpoints of two work dirs, and which files there are."""
+    assert sorted(f.name for f in found.glob('*.pth')) == sorted(
+        f.name for f in expected.glob('*.pth')
+    )
+    pair = [read_checkpoint(folder / name) for folder in (found, expected)]
+    for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
+        assert_same(pair[0][part], pair[1][part], part)
+    scores = [p['message_hub']['runtime_info']['best_score'] for p in pair]
+    assert scores[0] == scores[1]
+    costs = [validated(folder) for folder in (found, expected)]
+    assert len(costs[1]) >= 3
+    assert costs[0] == costs[1]
+
+
+def validated(folder):
+    """Return what every validation of a training gave; the last time that it was done."""
+    logs = sorted(folder.glob('*/vis_data/scalars.json'))
+    lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    return {line['step']: line['cost'] for line in lines if 'cost' in line}
+
+
+def check_kills(command, work_dirs, loop, seed, name):
+    """Kill a training at three moments, resume it each time; compare with one that went through."""
+    whole, killed = work_dirs
+    out = killed.with_suffix('.out')
+    train([*command, '--work-dir', whole], out)
+    rng = random.Random(seed)
+    command = [*command, '--work-dir', killed, '--resume']
+    # one before or at the first checkpoint, one before or at the second, one after it
+    for least, most in ((1, 5), (6, 8), (9, 10)):
+        kill(command, out, shown_at(loop, rng.randint(least, most)), rng.uniform(0, 0.03))
+    log = train(command, out)
+    assert re.search(r'going on from \S+/(iter_8|epoch_2)\.pth', log)
+    assert_same_training(killed, whole, name)
+
+
+@pytest.mark.parametrize(
+    ('loop', 'workers'),
+    [
+        ('iter', 2),
+        ('epoch', 2),
+        pytest.param('iter', 0, marks=pytest.mark.slow),
+        pytest.param('epoch', 0, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_three_times_it_ends_with_the_same_weights(images, tmp_path, loop, workers):
+    path = tiny_training.config(images, tmp_path / f'{loop}{workers}', loop, workers)
+    check_kills(
+        [sys.executable, 'tools/train.py', path],
+        (tmp_path / 'whole', tmp_path / 'killed'),
+        loop,
+        seed=workers,
+        name='iter_12.pth' if loop == 'iter' else 'epoch_3.pth',
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('processes', 'seed'), [(2, {'seed': 3}), (3, {'seed': 3, 'diff_rank_seed': True})]
+)
+def test_several_processes_end_with_the_same_weights(images, tmp_path, processes, seed):
+    path = tiny_training.config(images, tmp_path / 'several', 'iter', 1, randomness=seed)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    # all in one process group, so that one signal kills them
+    ranks = ' '.join(map(str, range(processes)))
+    together = (
+        f'export WORLD_SIZE={processes} MASTER_ADDR=127.0.0.1 MASTER_PORT={port}; pids=; code=0; '
+        f'for RANK in {ranks}; do export RANK LOCAL_RANK=$RANK; "$@" & pids="$pids $!"; done; '
+        # not wait -n, which misses one of two that end at the same moment
+        'for pid in $pids; do wait $pid || code=$?; done; exit $code'
+    )
+    in_bash = ('bash', '-c', together, 'bash')
+    check_kills(
+        [*in_bash, sys.executable, 'tools/train.py', path, '--launcher', 'pytorch'],
+        (tmp_path / 'whole', tmp_path / 'killed'),
+        'iter',
+        seed=7,
+        name='iter_12.pth',
+    )
+
+
+@pytest.mark.slow
+def test_the_quickstarts_mask_rcnn_ends_with_the_same_weights(tmp_path):
+    """mmdet's dataset, random flips, batch sampler and random sampling of boxes, 2 workers."""
+    draw_shapes(tmp_path / 'shapes', num_train=8, num_val=2, progress=False)
+    coco = tmp_path / 'shapes' / 'coco'
+    options = {
+        'train_cfg.max_epochs': 3,
+        'param_scheduler.0.end': 4,
+        'param_scheduler.1.end': 3,
+        'default_hooks.logger.interval': 1,
+        'train_dataloader.num_workers': 2,
+        'train_dataloader.dataset.data_root': coco,
+        'val_dataloader.dataset.data_root': coco,
+        'val_evaluator.ann_file': coco / 'annotations/instances_val2017.json',
+        'train_dataloader.dataset.pipeline.2.scale': '(96,64)',
+        'val_dataloader.dataset.pipeline.1.scale': '(96,64)',
+    }
+    config = 'configs/detection/mask_rcnn_gcvit_shapes.py'
+    settings = ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+    command = [sys.executable, 'tools/train.py', config, *settings]
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    out = tmp_path / 'out'
+    train([*command, '--work-dir', whole], out)
+    command += ['--work-dir', killed, '--resume']
+    for moment, delay in ((6, 0.1), (10, 0.0)):
+        kill(command, out, shown_at('epoch', moment), delay)
+    assert re.search(r'going on from \S+/epoch_2\.pth', train(command, out))
+    pair = [read_checkpoint(folder / 'epoch_3.pth') for folder in (killed, whole)]
+    for part in ('state_dict', 'optimizer'):
+        assert_same(pair[0][part], pair[1][part], part)
+
+
+class Draws(torch.utils.data.Dataset):
+    """Not images but what the three generators give."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return random.random(), np.random.random(), torch.rand(1).item()
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_no_two_segments_workers_or_ranks_draw_the_same_numbers(monkeypatch, workers):
+    config = {'sampler': {'type': 'DefaultSampler'}, 'batch_size': 2}
+    before = DataLoader(Draws(), num_workers=workers)
+    loop = SimpleNamespace(dataloader=before)
+    runner = SimpleNamespace(cfg=Config({'train_dataloader': config}), train_loop=loop, seed=3)
+
+    def draw(rank, iteration):
+        monkeypatch.setattr(segments, 'get_rank', lambda: rank)
+        loader = segments._Segments(runner).begin(iteration)
+        return torch.stack([torch.stack(numbers, dim=1) for numbers in loader]).flatten().tolist()
+
+    first = draw(0, 4)
+    assert draw(0, 4) == first
+    drawn = [*first, *draw(0, 8), *draw(1, 4), *draw(1, 8)]
+    assert len(drawn) == 48
+    assert len(set(drawn)) == 48
+
+
+def runner_of(path, **options):
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(options)
+    return build_runner(cfg)
+
+
+@pytest.mark.parametrize('loop', ['iter', 'epoch'])
+def test_without_a_seed_in_the_config_the_checkpoint_gives_it(images, tmp_path, loop):
+    """In one process: until the second checkpoint, then resumed from the first."""
+    path = tiny_training.config(
+        images, tmp_path / f'noseed_{loop}', loop, 0, randomness={'seed': None}
+    )
+    first, last = (
+        ('iter_4.pth', 'iter_12.pth') if loop == 'iter' else ('epoch_1.pth', 'epoch_3.pth')
+    )
+    keep = {'default_hooks.checkpoint.max_keep_ckpts': -1}
+    runner_of(path, work_dir=str(tmp_path / 'whole'), **keep).train()
+    resumed = {'work_dir': str(tmp_path / 'resumed'), 'experiment_name': f'resumed_{loop}'}
+    runner_of(
+        path, **resumed, **keep, resume=True, load_from=str(tmp_path / 'whole' / first)
+    ).train()
+    pair = [read_checkpoint(tmp_path / d / last)['state_dict'] for d in ('resumed', 'whole')]
+    assert_same(*pair)
+
+
+def test_at_iteration_150000_nothing_is_loaded_but_what_is_trained_on(images, tmp_path):
+    path = tiny_training.config(images, tmp_path / 'late', 'iter', 0)
+    short = {'train_cfg.max_iters': 1, 'work_dir': str(tmp_path / 'late')}
+    runner_of(path, **short).train()
+    checkpoint = torch.load(tmp_path / 'late' / 'iter_1.pth', weights_only=False)
+    checkpoint['meta']['iter'] = 150_000
+    torch.save(checkpoint, tmp_path / 'iter_150000.pth')
+
+    reads = tmp_path / 'reads'
+    began = time.monotonic()
+    runner_of(
+        path,
+        **{
+            'train_cfg.max_iters': 150_002,
+            'train_dataloader.dataset.reads': str(reads),
+            'resume': True,
+            'load_from': str(tmp_path / 'iter_150000.pth'),
+            'work_dir': str(tmp_path / 'late2'),
+            'experiment_name': 'late2',
+        },
+    ).train()
+    assert time.monotonic() - began < 30
+    order = iter(InfiniteSampler(range(12), seed=3))
+    expected = list(itertools.islice(order, 150_000 * 3, 150_002 * 3))
+    assert [int(line) for line in reads.read_text().split()] == expected
+
+
+class Seen(Hook):
+    """What every image that was trained on sums up to; that tells the drawn images apart."""
+
+    def __init__(self):
+        self.sums = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.sums += data_batch['image'].sum((1, 2, 3)).tolist()
+
+
+@pytest.mark.parametrize('sampler', ['DefaultSampler', 'InfiniteSampler'])
+def test_workers_that_end_at_checkpoints_lose_and_repeat_no_image(images, tmp_path, sampler):
+    """Four batches an epoch, a checkpoint every three."""
+    path = tiny_training.config(images, tmp_path / sampler, 'iter', 2)
+    runner = runner_of(
+        path,
+        **{
+            'train_dataloader.sampler.type': sampler,
+            'train_dataloader.dataset.augment': False,
+            'default_hooks.checkpoint.interval': 3,
+        },
+    )
+    runner.register_hook(seen := Seen())
+    runner.train()
+    epochs = [seen.sums[i : i + 12] for i in (0, 12, 24)]
+    assert len(set(epochs[0])) == 12
+    assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_no_pretrained_url_is_touched_on_resume(images, tmp_path):
+    nowhere = {'type': 'Pretrained', 'checkpoint': 'http://127.0.0.1:9/nothing.pth'}
+    path = tiny_training.config(images, tmp_path / 'url', 'epoch', 0)
+    runner_of(path, **{'train_cfg.max_epochs': 1}).train()
+    with pytest.raises(WeightsError, match='could not be downloaded'):
+        runner_of(path, **{'model.init_cfg': nowhere, 'work_dir': str(tmp_path / 'anew')}).train()
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict({'model.init_cfg': nowhere, 'experiment_name': 'url2'})
+    resume_training(cfg)
+    runner = build_runner(cfg)
+    runner.train()
+    assert runner.epoch == 3
+    assert 'http://127.0.0.1:9/nothing.pth' in runner.cfg.pretty_text

@@ -1,0 +1,339 @@
+"""The documented commands, as a user runs them, on drawn data and without a GPU."""
+
+import contextlib
+import json
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.fileio import load
+
+from mmgcvit.datasets import draw_shapes
+from mmgcvit.visualization import read_training_log
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / 'tests' / 'data'
+CONFIGS = DATA / 'configs'
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """Run a command in an empty folder, and return what it printed and its exit code."""
+    folder = tmp_path_factory.mktemp('launching')
+    draw_shapes(folder / 'shapes', num_train=16, num_val=4, progress=False)
+    paths = f'{ROOT}:{DATA / "scripts"}:{os.environ.get("PYTHONPATH", "")}'
+    environment = os.environ | {
+        'MMGCVIT_VENV': sys.prefix,
+        'SHAPES': str(folder / 'shapes'),
+        'PYTHONPATH': paths,
+        'OMP_NUM_THREADS': '1',
+    }
+
+    def run(*command, code=0, **variables):
+        done = subprocess.run(
+            [str(part) for part in command],
+            cwd=folder,
+            env=environment | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout[-4000:]
+        return done.stdout
+
+    return run
+
+
+def script(name, *arguments):
+    return ['bash', ROOT / 'tools' / name, *arguments]
+
+
+def tool(name, *arguments):
+    return [sys.executable, ROOT / 'tools' / name, *arguments]
+
+
+def free_port():
+    """A port that no outgoing connection takes meanwhile, as a string."""
+    for port in range(20000 + os.getpid() % 10000, 32768):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(('', port))
+            return str(port)
+    raise AssertionError('no free port')
+
+
+def metrics_of_test(work_dir):
+    """The metrics that tools/test.py left behind."""
+    (file,) = work_dir.glob('*/*.json')
+    metrics = json.loads(file.read_text())
+    return {name: value for name, value in metrics.items() if 'time' not in name}
+
+
+def metrics_of_validation(work_dir):
+    """The metrics of a training's last validation."""
+    metrics = read_training_log(work_dir).metrics
+    return {name: list(values.values())[-1] for name, values in metrics.items()}
+
+
+def assert_ranks_agree_and_loss_falls(work_dir):
+    first, second = (torch.load(work_dir / f'rank_{rank}.pth') for rank in (0, 1))
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    losses = list(read_training_log(work_dir).loss.values())
+    assert len(losses) >= 12 and all(map(math.isfinite, losses))
+    assert losses[-1] < 0.85 * losses[0]
+    return first
+
+
+@pytest.fixture(scope='module')
+def mask_rcnn(run, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('mask_rcnn')
+    arguments = ('mask_rcnn_tiny.py', 2, '--work-dir', work_dir, '--auto-scale-lr')
+    printed = run(*script('dist_train.sh', CONFIGS / arguments[0], *arguments[1:]))
+    return work_dir, printed
+
+
+@pytest.fixture(scope='module')
+def upernet(run, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('upernet')
+    printed = run(*script('dist_train.sh', CONFIGS / 'upernet_tiny.py', 2, '--work-dir', work_dir))
+    return work_dir, printed
+
+
+def test_mask_rcnn_trains_in_two_processes(mask_rcnn):
+    work_dir, printed = mask_rcnn
+    assert_ranks_agree_and_loss_falls(work_dir)
+    assert printed.count('running on the CPU, 2 processes connected by gloo\n') == 1
+    # 4 images a step where the config's rate is meant for 8
+    assert 'Scaling the original LR by 0.5' in printed
+    assert re.search(r'\[2\]\[4/4\] .* lr: 2.0000e-03', printed)
+
+
+def test_test_gives_the_metrics_of_the_validation_and_writes_what_it_is_told(
+    run, mask_rcnn, tmp_path
+):
+    config, checkpoint = CONFIGS / 'mask_rcnn_tiny.py', mask_rcnn[0] / 'epoch_3.pth'
+    outputs = ('--out', tmp_path / 'new' / 'found.pkl', '--show-dir', tmp_path / 'painted')
+    run(*tool('test.py', config, checkpoint, '--work-dir', tmp_path / 'work', *outputs))
+    metrics = metrics_of_test(tmp_path / 'work')
+    assert metrics == metrics_of_validation(mask_rcnn[0])
+    assert metrics['coco/AR@100'] > 0 and 'coco/segm_mAP' in metrics
+    found = load(tmp_path / 'new' / 'found.pkl')
+    assert len(found) == 4
+    assert all({'bboxes', 'masks'} <= set(image['pred_instances']) for image in found)
+    painted = sorted(path.name for path in (tmp_path / 'painted').iterdir())
+    assert painted == [f'{index:012d}.jpg' for index in range(1, 5)]
+
+
+def test_ddp_averages_to_the_gradients_of_one_process(run, tmp_path):
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    arguments = ('--nproc_per_node=2', DATA / 'scripts' / 'ddp_gradients.py', tmp_path)
+    run(*torchrun, '--local-addr=127.0.0.1', *arguments)
+    for rank in (0, 1):
+        result = json.loads((tmp_path / f'rank_{rank}.json').read_text())
+        assert result['tensors'] > 50
+        assert result['error'] < 1e-5 * result['scale']
+
+
+def test_a_process_without_a_gpu_ends_all_of_them(run):
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    arguments = ('--nproc_per_node=2', DATA / 'scripts' / 'one_gpu_too_few.py')
+    began = time.monotonic()
+    printed = run(*torchrun, '--local-addr=127.0.0.1', *arguments, code=1)
+    assert time.monotonic() - began < 30
+    ours = [line for line in printed.splitlines() if line.startswith('error: ')]
+    assert len(ours) == 1
+    assert ours[0].startswith('error: process 2 of this node has no GPU, there are 0: give a GPU')
+
+
+def test_a_port_in_use_is_refused(run):
+    with socket.socket() as busy:
+        busy.bind(('', 0))
+        busy.listen()
+        port = str(busy.getsockname()[1])
+        printed = run(*script('dist_train.sh', CONFIGS / 'upernet_tiny.py', 2), code=1, PORT=port)
+    assert printed == f'error: port {port} is in use: set PORT to another one\n'
+
+
+USAGE = {
+    'dist_train.sh': 'CONFIG GPUS [arguments of tools/train.py]',
+    'dist_test.sh': 'CONFIG CHECKPOINT GPUS [arguments of tools/test.py]',
+    'slurm_train.sh': 'PARTITION JOB CONFIG [arguments of tools/train.py]',
+    'slurm_test.sh': 'PARTITION JOB CONFIG CHECKPOINT [arguments of tools/test.py]',
+}
+
+
+@pytest.mark.parametrize('name', USAGE)
+def test_usage(run, name):
+    usage = run(*script(name, '--help'))
+    assert f'bash tools/{name} {USAGE[name]}\n' in usage
+    assert run(*script(name, CONFIGS / 'upernet_tiny.py'), code=2) == usage
+
+
+UPERNET = CONFIGS / 'upernet_tiny.py'
+MISTAKES = [
+    (['dist_train.sh', 'no.py', 2], {}, 'the config no.py does not exist'),
+    (['dist_train.sh', UPERNET, 'two'], {}, "GPUS is a number of at least 1, got 'two'"),
+    (['dist_train.sh', UPERNET, 0], {}, "GPUS is a number of at least 1, got '0'"),
+    (['dist_train.sh', UPERNET, 2], {'NNODES': '2'}, 'NNODES is 2: set MASTER_ADDR'),
+    (
+        ['dist_train.sh', UPERNET, 2],
+        {'NNODES': '2', 'NODE_RANK': '2'},
+        "NODE_RANK is 0 to NNODES - 1 = 1, got '2'",
+    ),
+    (['dist_train.sh', UPERNET, 2], {'PORT': '70000'}, "PORT is 1 to 65535, got '70000'"),
+    (['dist_train.sh', UPERNET, 2], {'MMGCVIT_VENV': '/no'}, 'MMGCVIT_VENV is /no, which has no'),
+    (['dist_test.sh', UPERNET, 'no.pth', 2], {}, 'the checkpoint no.pth does not exist'),
+    (['slurm_train.sh', 'gpu', 'job', 'no.py'], {}, 'the config no.py does not exist'),
+    (['slurm_test.sh', 'gpu', 'job', UPERNET, 'no.pth'], {}, 'the checkpoint no.pth does not'),
+    (['slurm_train.sh', 'gpu', 'job', UPERNET], {'GPUS': 'x'}, 'GPUS is a number of at least 1'),
+]
+
+
+@pytest.mark.parametrize(('command', 'variables', 'message'), MISTAKES)
+def test_mistakes_are_one_line(run, command, variables, message):
+    printed = run(*script(*command), code=1, **variables)
+    assert printed.startswith(f'error: {message}')
+    assert printed.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['test.py', UPERNET, 'no.pth'], 'the checkpoint no.pth does not exist'),
+        (['test.py', UPERNET, 'https://host/x.pth', '--out', 'x.txt'], '--out writes a pickle'),
+        (['train.py', UPERNET, '--resume', 'no.pth'], 'the checkpoint no.pth does not exist'),
+        (['train.py', UPERNET, '--launcher', 'pytorch'], '--launcher pytorch, but RANK, WORLD_'),
+        (['train.py', UPERNET, '--launcher', 'slurm'], '--launcher slurm, but SLURM_PROCID, '),
+    ],
+)
+def test_mistakes_in_the_tools_are_one_line(load_tool, monkeypatch, arguments, message):
+    from mmgcvit.engine import ToolError
+
+    name, *rest = map(str, arguments)
+    monkeypatch.syspath_prepend(str(DATA / 'scripts'))
+    monkeypatch.setattr(sys, 'argv', [name, *rest])
+    with pytest.raises(ToolError) as error:
+        load_tool(name.removesuffix('.py')).main()
+    assert str(error.value).startswith(message)
+
+
+def test_shell_scripts_are_clean(run):
+    shellcheck = Path(sys.prefix) / 'bin' / 'shellcheck'
+    if not shellcheck.exists():
+        pytest.skip('shellcheck is not installed')
+    assert run(shellcheck, '-x', '-P', ROOT, *sorted((ROOT / 'tools').glob('*.sh'))) == ''
+
+
+@pytest.mark.slow
+def test_cascade_trains_in_two_processes_and_mixed_precision(run, tmp_path):
+    config = CONFIGS / 'cascade_tiny.py'
+    printed = run(*script('dist_train.sh', config, 2, '--work-dir', tmp_path, '--amp'))
+    weights = assert_ranks_agree_and_loss_falls(tmp_path)
+    assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
+    line = 'running on the CPU, 2 processes connected by gloo, SyncBN replaced by BN\n'
+    assert printed.count(line) == 1
+    assert printed.count('mixed precision: backbone and neck in bfloat16') == 1
+
+
+@pytest.mark.slow
+def test_upernet_trains_in_two_processes(upernet):
+    work_dir, printed = upernet
+    weights = assert_ranks_agree_and_loss_falls(work_dir)
+    # BatchNorm's statistics are among what agrees
+    assert any(name.endswith('running_var') for name in weights)
+    assert printed.count('connected by gloo, SyncBN replaced by BN\n') == 1
+
+
+SRUN = """\
+#!/usr/bin/env bash
+printf '%s\\n' "$@" >"$SRUN_ARGUMENTS"
+while [[ $1 == -* ]]; do
+    [[ $1 == --ntasks=* ]] && tasks=${1#*=}
+    shift
+done
+export SLURM_NTASKS=$tasks SLURM_NODELIST='node[1-2]'
+for ((i = 0; i < tasks; i++)); do
+    SLURM_PROCID=$i SLURM_LOCALID=$i "$@" &
+    started+=("$!")
+done
+code=0
+for process in "${started[@]}"; do wait "$process" || code=$?; done
+exit "$code"
+"""
+
+
+@pytest.mark.slow
+def test_slurm_test_gives_the_metrics_of_the_validation(run, upernet, tmp_path):
+    """With stand-ins for srun and scontrol that start the tasks on this machine."""
+    programs = {'srun': SRUN, 'scontrol': '#!/bin/sh\necho 127.0.0.1\n'}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    arguments = (UPERNET, upernet[0] / 'iter_24.pth', '--work-dir', tmp_path / 'work')
+    run(
+        *script('slurm_test.sh', 'gpu', 'my job', *arguments),
+        PATH=f'{tmp_path}:{os.environ["PATH"]}',
+        SRUN_ARGUMENTS=str(tmp_path / 'arguments'),
+        GPUS='2',
+        SRUN_ARGS='--exclusive --time=10',
+        SLURM_JOB_ID='77',
+        MASTER_PORT=free_port(),
+    )
+    given = (tmp_path / 'arguments').read_text().splitlines()
+    wanted = ['--partition=gpu', '--job-name=my job', '--gres=gpu:2', '--ntasks=2']
+    wanted += ['--ntasks-per-node=2', '--cpus-per-task=5', '--kill-on-bad-exit=1']
+    assert given[: len(wanted) + 2] == [*wanted, '--exclusive', '--time=10']
+    assert metrics_of_test(tmp_path / 'work') == metrics_of_validation(upernet[0])
+
+
+@pytest.mark.slow
+def test_segmentation_merges_views(run, upernet, tmp_path):
+    arguments = (UPERNET, upernet[0] / 'iter_24.pth', '--work-dir', tmp_path / 'work', '--tta')
+    outputs = ('--out', tmp_path / 'maps.pkl', '--show-dir', tmp_path / 'painted')
+    run(*tool('test.py', *arguments, *outputs))
+    metrics = metrics_of_test(tmp_path / 'work')
+    assert metrics.keys() == metrics_of_validation(upernet[0]).keys()
+    assert metrics['mIoU'] > 10 and metrics != metrics_of_validation(upernet[0])
+    maps = load(tmp_path / 'maps.pkl')
+    assert [Path(image['img_path']).name for image in maps] == sorted(
+        path.name for path in (tmp_path / 'painted').iterdir()
+    )
+    assert all(image['pred_sem_seg'].ndim == 2 for image in maps)
+
+
+@pytest.mark.slow
+def test_two_nodes_give_the_metrics_of_the_validation(run, mask_rcnn, tmp_path):
+    """Both nodes are this machine."""
+    port = free_port()
+    command = script('dist_test.sh', CONFIGS / 'mask_rcnn_tiny.py', mask_rcnn[0] / 'epoch_3.pth', 1)
+
+    def node(rank):
+        nodes = dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1', PORT=port)
+        return run(*command, '--work-dir', tmp_path / 'work', **nodes)
+
+    with ThreadPoolExecutor() as nodes:
+        first, second = nodes.map(node, (0, 1))
+    assert '2 processes connected by gloo' in first
+    assert 'Epoch(test)' not in second
+    assert metrics_of_test(tmp_path / 'work') == metrics_of_validation(mask_rcnn[0])
+
+
+@pytest.mark.slow
+def test_detection_merges_boxes_of_views(run, mask_rcnn, tmp_path):
+    arguments = (CONFIGS / 'mask_rcnn_tiny.py', mask_rcnn[0] / 'epoch_3.pth', 1)
+    outputs = ('--work-dir', tmp_path / 'work', '--tta', '--out', tmp_path / 'boxes.pkl')
+    printed = run(*script('dist_test.sh', *arguments, *outputs))
+    assert printed.count('--tta: mmdet merges boxes only, masks are left out\n') == 1
+    metrics = metrics_of_test(tmp_path / 'work')
+    assert metrics['coco/AR@100'] > 0 and 'coco/segm_mAP' not in metrics
+    assert all('masks' not in image['pred_instances'] for image in load(tmp_path / 'boxes.pkl'))

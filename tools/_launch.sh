@@ -1,0 +1,107 @@
+# shellcheck shell=bash
+# What dist_train.sh, dist_test.sh, slurm_train.sh and slurm_test.sh share; they source it.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+fail() { # what is wrong
+    printf 'error: %s\n' "$1" >&2
+    exit 1
+}
+
+# Prints the head of the calling script.
+usage() { sed -n '2,/^set -/s/^# \{0,1\}//p' "$0"; }
+
+# Ends with the usage text on -h and on fewer than that many arguments.
+need_arguments() { # number, arguments...
+    local number=$1 argument
+    shift
+    for argument; do
+        case $argument in -h | --help) usage; exit 0 ;; esac
+    done
+    if (($# < number)); then
+        usage >&2
+        exit 2
+    fi
+}
+
+need_count() { # name, value
+    [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "$1 is a number of at least 1, got '$2'"
+}
+
+need_file() { # what, path
+    [[ -f $2 ]] || fail "the $1 $2 does not exist (looked for from $PWD)"
+}
+
+need_checkpoint() { # path or URL
+    [[ $1 == *://* ]] || need_file checkpoint "$1"
+}
+
+# Sets $python: of MMGCVIT_VENV, else of the checkout's .venv, else of the active environment.
+find_python() {
+    if [[ -n ${MMGCVIT_VENV:-} ]]; then
+        python=$MMGCVIT_VENV/bin/python
+        [[ -x $python ]] || fail "MMGCVIT_VENV is $MMGCVIT_VENV, which has no bin/python"
+    elif [[ -x $root/.venv/bin/python ]]; then
+        python=$root/.venv/bin/python
+    else
+        python=$(command -v python || true)
+        [[ -n $python ]] || fail 'no Python found: run tools/setup_env.sh, or activate an environment'
+    fi
+    # An environment that was not made by tools/setup_env.sh may not know this package.
+    export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+}
+
+# Runs a tool in several processes on this node, and with NNODES on others.
+run_on_nodes() { # processes, tool, arguments...
+    local processes=$1 tool=$2 nodes=${NNODES:-1} node=${NODE_RANK:-0} rendezvous
+    shift 2
+    need_count NNODES "$nodes"
+    if ! [[ $node =~ ^[0-9]+$ ]] || ((node >= nodes)); then
+        fail "NODE_RANK is 0 to NNODES - 1 = $((nodes - 1)), got '$node'"
+    fi
+    if [[ -n ${PORT:-} ]] && { ! [[ $PORT =~ ^[0-9]+$ ]] || ((PORT < 1 || PORT > 65535)); }; then
+        fail "PORT is 1 to 65535, got '$PORT'"
+    fi
+    if ((nodes == 1)) && [[ -z ${PORT:-} ]]; then
+        # The address is given, as the machine's own name is not known everywhere.
+        rendezvous=(--standalone --local-addr=127.0.0.1)
+    else
+        if ((nodes > 1)) && [[ -z ${MASTER_ADDR:-} ]]; then
+            fail "NNODES is $nodes: set MASTER_ADDR to the address of node 0"
+        fi
+        ((node > 0)) || need_free_port "${PORT:-29500}"
+        rendezvous=(
+            --nnodes="$nodes" --node_rank="$node"
+            --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}"
+        )
+    fi
+    exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node="$processes" \
+        "$root/tools/$tool" "$@" --launcher pytorch
+}
+
+need_free_port() { # port
+    "$python" - "$1" <<'PYTHON' || fail "port $1 is in use: set PORT to another one"
+import socket, sys
+with socket.socket() as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind(('', int(sys.argv[1])))
+    except OSError:
+        sys.exit(1)
+PYTHON
+}
+
+# Runs a tool in GPUS tasks of Slurm.
+run_in_slurm() { # partition, job, tool, arguments...
+    local partition=$1 job=$2 tool=$3 gpus=${GPUS:-8} per_node more
+    shift 3
+    need_count GPUS "$gpus"
+    per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
+    need_count GPUS_PER_NODE "$per_node"
+    need_count CPUS_PER_TASK "${CPUS_PER_TASK:-5}"
+    read -ra more <<<"${SRUN_ARGS:-}"
+    command -v srun >/dev/null || fail 'srun not found: this is for a machine of a Slurm cluster'
+    exec srun --partition="$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks="$gpus" \
+        --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 \
+        "${more[@]}" "$python" -u "$root/tools/$tool" "$@" --launcher slurm
+}

@@ -1,0 +1,36 @@
+"""Check a config's data before a training: files, annotations, images, classes, value ranges.
+
+python tools/check_data.py configs/detection/custom_coco.py
+python tools/check_data.py CONFIG --samples 500 --cfg-options data_root=...
+
+All problems are listed, each with its remedy; the exit code is 1 if there are any.
+"""
+
+from collections.abc import Sequence
+
+from mmgcvit.engine import ToolError, check_data, config_parser, load_config, run_tool
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = config_parser(__doc__.splitlines()[0])
+    parser.add_argument(
+        '--samples', type=int, default=50, help='images of each dataset to open (%(default)s)'
+    )
+    parser.add_argument('--full', action='store_true', help='open every image')
+    args = parser.parse_args(argv)
+    if args.samples < 1:
+        raise ToolError(f'--samples must be at least 1, got {args.samples}')
+    cfg = load_config(args.config, options=args.cfg_options)
+    report = check_data(cfg, None if args.full else args.samples)
+    print(report.table())
+    for note in report.notes:
+        print(f'note: {note}')
+    if report.problems:
+        for number, problem in enumerate(report.problems, 1):
+            print(f'{number}. {problem.text}')
+        raise ToolError(f'{len(report.problems)} to put right, listed above')
+    print('no problems found')
+
+
+if __name__ == '__main__':
+    run_tool(main)
