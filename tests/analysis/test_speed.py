@@ -1,0 +1,171 @@
+"""Timing a model: what is measured, in which precision, and what goes wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import MMLogger
+
+from mmgcvit.analysis.samples import BOXES, random_batch
+from mmgcvit.analysis.speed import (
+    INFERENCE,
+    TRAINING,
+    Settings,
+    build_model,
+    measure,
+    peak_process_memory,
+)
+from mmgcvit.analysis.task import DETECTION, SEGMENTATION
+from mmgcvit.engine import ToolError, load_config
+
+ROOT = Path(__file__).parents[2]
+MASK_RCNN = str(ROOT / 'configs/detection/mask_rcnn_gcvit_shapes.py')
+UPERNET = str(ROOT / 'configs/segmentation/upernet_gcvit_xxt.py')
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    level = MMLogger.get_current_instance().level
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    MMLogger.get_current_instance().setLevel(level)
+
+
+@pytest.fixture
+def upernet(nano, tmp_path):
+    """Settings of a very small UPerNet."""
+    path = tmp_path / 'upernet.py'
+    path.write_text(
+        f'_base_ = {UPERNET!r}\n'
+        f'arch = dict(_delete_=True, **{nano!r})\n'
+        'model = dict(\n'
+        '    backbone=dict(arch=arch, window_size=4),\n'
+        '    decode_head=dict(in_channels=[8, 16, 32, 64], channels=16, num_classes=5),\n'
+        '    auxiliary_head=dict(in_channels=32, channels=8, num_classes=5))\n'
+    )
+    return dict(config=str(path), shape=(64, 96), warm_up=1, runs=3)
+
+
+@pytest.mark.parametrize('num_classes', [1, 3])
+def test_random_ground_truth_of_a_detector_is_valid(num_classes):
+    head = dict(num_classes=num_classes)
+    model = ConfigDict(roi_head=dict(bbox_head=[head, head], mask_head=head))
+    batch = random_batch(model, DETECTION, 2, (96, 128))
+    labels = set()
+    for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True):
+        assert image.shape == (3, 96, 128) and image.dtype == torch.uint8
+        found = sample.gt_instances
+        assert found.bboxes.shape == (BOXES, 4) and found.masks.masks.shape == (BOXES, 96, 128)
+        assert (found.bboxes >= 0).all() and (found.bboxes[:, 2:] > found.bboxes[:, :2]).all()
+        assert (found.bboxes[:, 2:] <= torch.tensor([128, 96])).all()
+        labels |= set(found.labels.tolist())
+    assert labels == set(range(num_classes))
+
+
+def test_random_ground_truth_of_a_segmentor_is_valid():
+    model = ConfigDict(decode_head=dict(num_classes=5))
+    batch = random_batch(model, SEGMENTATION, 2, (32, 48))
+    for sample in batch['data_samples']:
+        assert sample.gt_sem_seg.data.shape == (1, 32, 48)
+        assert set(sample.gt_sem_seg.data.unique().tolist()) == set(range(5))
+    assert not torch.equal(*batch['inputs'])
+
+
+@pytest.mark.parametrize('phase', [INFERENCE, TRAINING])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_both_phases_of_a_segmentor(upernet, phase, dtype):
+    found = measure(Settings(**upernet, dtype=dtype), phase)
+    assert found.phase == phase and found.shape == (64, 96)
+    assert found.device == 'CPU, 1 threads'
+    latency = found.latency_ms
+    assert 0 < latency[50] <= latency[90] <= latency[99]
+    # two images a step: the mean of three runs is between a third of their sum and the slowest
+    assert latency[99] / 3 < 2e3 / found.images_per_second <= latency[99] * 1.02
+    assert found.peak_memory >= found.memory_before > 1e8
+
+
+def test_steps_that_warm_up_are_not_counted(upernet, monkeypatch):
+    from mmgcvit.analysis import speed
+
+    ticks = iter([0.0, 10.0, 12.0, 20.0, 23.0, 30.0, 39.0])
+    monkeypatch.setattr(speed.time, 'perf_counter', lambda: next(ticks))
+    seconds = speed._time(lambda data: None, {}, Settings(**upernet), 'cpu')
+    # the first of four only warmed up
+    assert seconds == [2.0, 3.0, 9.0]
+
+
+def test_a_training_step_changes_the_weights_and_the_batch_is_not_touched(upernet):
+    from mmgcvit.analysis import speed
+
+    settings = Settings(**upernet)
+    cfg = load_config(settings.config)
+    model = build_model(cfg, settings)
+    before = model.backbone.stem.conv.weight.detach().clone()
+    batch = random_batch(cfg.model, SEGMENTATION, 2, (64, 96))
+    step = speed._training_step(model, cfg, settings)
+    speed._time(step, batch, settings, 'cpu')
+    assert model.training and not torch.equal(model.backbone.stem.conv.weight, before)
+    assert set(batch['data_samples'][0].keys()) == {'gt_sem_seg'}
+
+
+def test_bfloat16_leaves_a_detectors_heads_in_float32():
+    settings = Settings(MASK_RCNN, dtype='bfloat16')
+    model = build_model(load_config(MASK_RCNN), settings).eval()
+    inner = []
+    model.backbone.stages[0].blocks[0].mlp.fc1.register_forward_hook(
+        lambda module, inputs, output: inner.append(output.dtype)
+    )
+    with torch.no_grad():
+        maps = model.extract_feat(torch.zeros(1, 3, 64, 96))
+    assert inner == [torch.bfloat16]
+    assert all(m.dtype == torch.float32 for m in maps)
+
+
+def test_weights_are_those_of_the_checkpoint(upernet, tmp_path):
+    settings = Settings(**upernet)
+    first = build_model(load_config(settings.config), settings)
+    torch.save({'state_dict': first.state_dict()}, tmp_path / 'a.pth')
+    again = Settings(**upernet, checkpoint=str(tmp_path / 'a.pth'))
+    second = build_model(load_config(again.config), again)
+    assert torch.equal(first.backbone.stem.conv.weight, second.backbone.stem.conv.weight)
+    other = Settings(MASK_RCNN, checkpoint=str(tmp_path / 'a.pth'))
+    with pytest.raises(ToolError, match=r'a\.pth is not one of the model of .*shapes\.py'):
+        build_model(load_config(MASK_RCNN), other)
+
+
+def test_what_cannot_be_measured_is_an_error(upernet, load_tool):
+    with pytest.raises(ToolError, match='--batch-size 1 cannot be trained'):
+        measure(Settings(**upernet, batch_size=1), TRAINING)
+    if not torch.cuda.is_available():
+        with pytest.raises(ToolError, match='float16 needs a GPU'):
+            measure(Settings(**upernet, dtype='float16'), INFERENCE)
+    for option, value in (('--runs', '0'), ('--batch-size', '0'), ('--warm-up', '-1')):
+        with pytest.raises(ToolError, match=rf'{option} {value} is not allowed'):
+            load_tool('benchmark').parse([UPERNET, option, value])
+
+
+def test_peak_memory_grows_by_what_is_allocated():
+    before = peak_process_memory()
+    held = torch.ones(before // 4)
+    assert peak_process_memory() > before or held is None
+
+
+def test_tool_measures_both_phases_in_processes_of_their_own(load_tool, capsys, tmp_path):
+    """The documented command on the quickstart's detector."""
+    tool = load_tool('benchmark')
+    arguments = ['--shape', '96', '128', '--runs', '2', '--warm-up', '1']
+    tool.main([MASK_RCNN, *arguments, '--json', str(tmp_path / 'speed.json')])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith('2 images of 128×96 a step; float32; 2 steps after 1 to warm up')
+    written = json.loads((tmp_path / 'speed.json').read_text())
+    for line, phase in zip(printed[2:4], written['phases'], strict=True):
+        values = [phase['images_per_second'], *phase['latency_ms'].values()]
+        shown = line.removeprefix(phase['phase']).split()
+        assert shown[0] == f'{values[0]:.2f}'
+        assert shown[1:4] == [f'{value:.1f}' for value in values[1:]]
+    assert [phase['phase'] for phase in written['phases']] == [INFERENCE, TRAINING]
+    assert 'before there was a model' in printed[4] or 'on the GPU' in printed[4]

@@ -1,0 +1,110 @@
+"""Time inference and training of a config's model on this machine, and measure their memory.
+
+python tools/benchmark.py configs/detection/mask_rcnn_gcvit_t.py
+python tools/benchmark.py CONFIG CHECKPOINT --dtype bfloat16 --compile --json speed.json
+
+Images are random. Without a checkpoint a detector finds next to nothing, so that inference takes
+less time than it will with one.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from mmgcvit.analysis.speed import INFERENCE, PERCENTILES, TRAINING, Settings, Speed, measure
+from mmgcvit.engine import ToolError, config_parser, run_tool
+from mmgcvit.files import write_atomically
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    settings, json_file = parse(argv)
+    speeds = [measure_alone(settings, phase) for phase in (INFERENCE, TRAINING)]
+    print(table(settings, speeds))
+    if json_file:
+        numbers = {
+            **asdict(settings),
+            'torch': torch.__version__,
+            'phases': [asdict(speed) for speed in speeds],
+        }
+        write_atomically(json_file, json.dumps(numbers, indent=2).encode())
+
+
+def parse(argv: Sequence[str] | None) -> tuple[Settings, Path | None]:
+    parser = config_parser(__doc__)
+    parser.add_argument('checkpoint', nargs='?', help='weights of the whole model; else random')
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=int,
+        metavar=('H', 'W'),
+        help='of the images; 800 1280 for detectors, 512 512 for segmentors',
+    )
+    parser.add_argument('--batch-size', type=int, default=2, help='images a step; 2')
+    parser.add_argument('--runs', type=int, default=20, help='steps that are measured; 20')
+    parser.add_argument('--warm-up', type=int, default=3, help='steps before them; 3')
+    parser.add_argument(
+        '--dtype',
+        default='float32',
+        choices=['float32', 'bfloat16', 'float16'],
+        help='of mixed precision; bfloat16 leaves the heads of detectors in float32',
+    )
+    parser.add_argument('--compile', action='store_true', help='torch.compile the backbone')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the numbers there too')
+    args = vars(parser.parse_args(argv))
+    for option, minimum in (('batch_size', 1), ('runs', 1), ('warm_up', 0)):
+        if args[option] < minimum:
+            raise ToolError(
+                f'--{option.replace("_", "-")} {args[option]} is not allowed: give an integer of '
+                f'at least {minimum}'
+            )
+    if args['shape'] and min(args['shape']) < 1:
+        raise ToolError(f'--shape {args["shape"]} is not allowed: give two sides of at least 1')
+    json_file = args.pop('json')
+    return Settings(**args), json_file
+
+
+def measure_alone(settings: Settings, phase: str) -> Speed:
+    """Measure in a new process, whose peak memory is that of this phase."""
+    print(f'measuring: {phase}', file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+        try:
+            return pool.submit(measure, settings, phase).result()
+        except BrokenProcessPool as error:
+            raise ToolError(
+                f'{phase}: the process was killed, most likely for lack of memory; give a smaller '
+                '--batch-size or --shape'
+            ) from error
+
+
+def table(settings: Settings, speeds: Sequence[Speed]) -> str:
+    height, width = speeds[0].shape
+    parts = [
+        f'{settings.batch_size} images of {width}×{height} a step',
+        settings.dtype + (', compiled' if settings.compile else ''),
+        f'{settings.runs} steps after {settings.warm_up} to warm up',
+        speeds[0].device,
+    ]
+    latencies = ''.join(f'{f"p{p} ms":>10}' for p in PERCENTILES)
+    lines = ['; '.join(parts), f'{"":15}{"images/s":>10}{latencies}{"peak memory":>14}']
+    for speed in speeds:
+        values = [speed.images_per_second, *speed.latency_ms.values()]
+        numbers = f'{values[0]:10.2f}' + ''.join(f'{value:10.1f}' for value in values[1:])
+        lines.append(f'{speed.phase:15}{numbers}{speed.peak_memory / 1e9:11.2f} GB')
+    before = speeds[0].memory_before
+    lines.append(
+        f'memory is that of the whole process, {before / 1e9:.2f} GB of it before there was a model'
+        if before
+        else 'memory is that of tensors on the GPU'
+    )
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,0 +1,162 @@
+"""Write the tables of README.md and docs/ from metafile.yml, between their markers.
+
+python tools/make_docs.py            # after a change of metafile.yml
+python tools/make_docs.py --measure  # after a change of a network: counts it anew first
+"""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mmengine.fileio import dump, load
+
+from mmgcvit.analysis import build_on_meta, count_complexity, task_of
+from mmgcvit.engine import ToolError, load_config, run_tool
+from mmgcvit.files import write_atomically
+from mmgcvit.models import ARCHS
+
+ROOT = Path(__file__).parents[1]
+METAFILE = ROOT / 'metafile.yml'
+NAIVE, NAIVE_ALL = 'FLOPs (linear and convolution, padded)', 'FLOPs (all products, padded)'
+# GB/s in one direction, as the standards and vendors tell them
+LINKS = {
+    'NVLink 3': 300,
+    'PCIe 4 ×16': 31.5,
+    'InfiniBand HDR': 25,
+    '100 Gb/s Ethernet': 12.5,
+    '25 Gb/s Ethernet': 3.125,
+}
+GPUS = 8
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--measure', action='store_true', help='count every network and update metafile.yml first'
+    )
+    args = parser.parse_args(argv)
+    if args.measure:
+        measure()
+    models = load(METAFILE)['Models']
+    for path in TABLES:
+        write_atomically(ROOT / path, with_tables(path, models).encode())
+        print(path)
+
+
+def with_tables(path: str, models: Sequence[dict]) -> str:
+    """Return the text of a page with its tables made anew."""
+    text = (ROOT / path).read_text(encoding='utf-8')
+    for name, table in TABLES[path].items():
+        text = replace_table(text, name, table(models), path)
+    return text
+
+
+def measure() -> None:
+    """Count the networks of the metafile and write what was found into it."""
+    metafile = load(METAFILE)
+    for model in networks(metafile['Models']):
+        cfg = load_config(ROOT / model['Config'])
+        found = count_complexity(build_on_meta(cfg), task_of(cfg).counted_shape)
+        counts = {
+            'Parameters': found.params,
+            'FLOPs': found.macs,
+            NAIVE: found.naive_linear_macs,
+            NAIVE_ALL: found.naive_macs,
+        }
+        model['Metadata'] |= counts
+        print(model['Name'], *counts.values())
+    text = dump(metafile, file_format='yml', sort_keys=False, allow_unicode=True, width=120)
+    write_atomically(METAFILE, text.encode())
+
+
+def replace_table(text: str, name: str, table: str, path: str) -> str:
+    """Put a table between its markers.
+
+    Raises:
+        ToolError: If the text does not have them once each.
+    """
+    begin, end = f'<!-- {name}: made by tools/make_docs.py -->', f'<!-- end of {name} -->'
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ToolError(f'{path} has to have the lines {begin!r} and {end!r} once each')
+    pattern = f'{re.escape(begin)}.*{re.escape(end)}'
+    return re.sub(pattern, lambda _: f'{begin}\n{table}\n{end}', text, flags=re.DOTALL)
+
+
+def sizes(models: Sequence[dict]) -> str:
+    """Return the backbone's sizes and where their weights are."""
+    rows = []
+    for model in models:
+        if 'Config' in model:
+            continue
+        name = model['Name'].removeprefix('gcvit_')
+        accuracy = model['Results'][0]['Metrics']['paper Top 1 Accuracy']
+        arch, params = ARCHS[name], model['Metadata']['Parameters']
+        channels, depths = (' '.join(map(str, v)) for v in (arch.dims, arch.depths))
+        row = [f'`{name}`', channels, depths, f'{params / 1e6:.1f} M', str(accuracy)]
+        rows.append([*row, f'[file]({model["Weights"]})'])
+    header = ['`arch`', 'channels', 'depths', 'backbone parameters']
+    return markdown([*header, 'ImageNet-1K top-1 (paper)', 'NVIDIA weights'], rows)
+
+
+def networks(models: Sequence[dict], folder: str = 'configs') -> list[dict]:
+    return [model for model in models if model.get('Config', '').startswith(folder)]
+
+
+def zoo(folder: str, metrics: Sequence[str]) -> Callable[[Sequence[dict]], str]:
+    """Return what makes the table of the networks in a folder of configs."""
+
+    def table(models: Sequence[dict]) -> str:
+        rows = []
+        for model in networks(models, folder):
+            data, config = model['Metadata'], model['Config']
+            results = model['Results'][0]['Metrics'] if 'Results' in model else {}
+            row = [
+                f'[{model["Name"]}](../{config})',
+                f'{data["Parameters"] / 1e6:.1f} M',
+                f'{data["Paper Parameters (M)"]} M' if 'Paper Parameters (M)' in data else '–',
+                *(f'{data[key] / 1e9:.0f} G' for key in ('FLOPs', NAIVE, NAIVE_ALL)),
+                f'{data["Paper FLOPs (G)"]} G' if 'Paper FLOPs (G)' in data else '–',
+                *(str(results.get(f'paper {metric}', '–')) for metric in metrics),
+                'not trained',
+            ]
+            rows.append(row)
+        header = ['config', 'params', 'paper', 'all products', 'linear, padded', 'all, padded']
+        header += ['paper', *(f'{metric} (paper)' for metric in metrics), 'ours']
+        return markdown(header, rows)
+
+    return table
+
+
+def traffic(models: Sequence[dict]) -> str:
+    """Return what 8 GPUs send for each network in a step, and how long that takes."""
+    rows = []
+    for model in networks(models):
+        data = gradient_traffic(model['Metadata']['Parameters'], GPUS)
+        times = [f'{1e3 * data / (bandwidth * 1e9):.0f} ms' for bandwidth in LINKS.values()]
+        rows.append([model['Name'], f'{data / 1e6:.0f} MB', *times])
+    links = [f'{name} ({bandwidth:g} GB/s)' for name, bandwidth in LINKS.items()]
+    return markdown(['network', 'sent by a GPU', *links], rows)
+
+
+def gradient_traffic(params: int, gpus: int) -> float:
+    """Return the bytes that a GPU sends in a ring all-reduce of gradients in float32."""
+    return 2 * (gpus - 1) / gpus * 4 * params
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+TABLES = {
+    'README.md': {'sizes': sizes},
+    'docs/model_zoo.md': {
+        'detection': zoo('configs/detection', ['box AP', 'mask AP']),
+        'segmentation': zoo('configs/segmentation', ['mIoU']),
+    },
+    'docs/scaling.md': {'traffic': traffic},
+}
+
+if __name__ == '__main__':
+    run_tool(main)
