@@ -41,7 +41,8 @@ def _leave(code: int, message: str) -> NoReturn:
     left to the interpreter, as gloo's threads may still hold tensors: with torch 2.14 one of six
     such processes ended in an abort, "terminate called without an active exception".
     """
-    print(message, file=sys.stderr, flush=True)
+    sys.stderr.write(f'{message}\n')  # at once, for lines of several processes not to mix
+    sys.stderr.flush()
     if not _has_others():
         sys.exit(code)
     logging.shutdown()
