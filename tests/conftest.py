@@ -27,15 +27,16 @@ def seeded():
 
 
 @pytest.fixture
-def log():
-    """What mmengine logs, as a list of messages."""
+def log(monkeypatch):
+    """What mmengine logs, in whichever of its loggers, as a list of messages."""
     messages = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
+
+    def handle(self, record):
+        messages.append(record.getMessage())
+        logging.Logger.handle(self, record)
+
+    monkeypatch.setattr(MMLogger, 'handle', handle)
+    return messages
 
 
 @pytest.fixture(scope='session')

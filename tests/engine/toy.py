@@ -1,5 +1,6 @@
 """A model of two layers and a training of it, of which iterations can be made to go wrong."""
 
+import itertools
 import math
 
 import torch
@@ -11,6 +12,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mmgcvit.engine import build_runner
+
+# mmengine names trainings by the second, and two of a name share logger and visualizer
+_numbers = itertools.count()
 
 
 @MODELS.register_module(force=True)
@@ -52,6 +56,7 @@ def toy_config(work_dir, bad=(), iterations=8, batch=1, hooks=(), model=None, **
         dict(
             model=dict(type='ToyModel', **(model or {})),
             work_dir=str(work_dir),
+            experiment_name=f'toy_{next(_numbers)}',
             train_dataloader=dict(
                 batch_size=batch,
                 num_workers=0,
