@@ -4,6 +4,7 @@ mmengine imports ``mmgcvit.registry`` by itself when a config names a ``type='mm
 then the locations listed here, so that no ``custom_imports`` line is needed.
 """
 
+from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -12,6 +13,9 @@ from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmgcvit', locations=['mmgcvit.models'])
+FUNCTIONS = Registry(
+    'function', parent=MMENGINE_FUNCTIONS, scope='mmgcvit', locations=['mmgcvit.engine.fsdp']
+)
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmgcvit', locations=['mmgcvit.engine'])
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='mmgcvit', locations=['mmgcvit.engine'])
 OPTIM_WRAPPERS = Registry(

@@ -6,6 +6,7 @@ from .checkpoint_fit import CheckpointFitHook
 from .checkpoints import SafeCheckpointHook
 from .config import check_checkpoint, enable_lr_scaling, load_config
 from .evaluation import DumpLabelMaps, dump_predictions, merge_views
+from .fsdp import wrap_blocks
 from .resume import find_checkpoint, resume_training
 from .runner import build_runner
 from .segments import ExactResumeHook
@@ -34,4 +35,5 @@ __all__ = [
     'resume_training',
     'run_tool',
     'runner_parser',
+    'wrap_blocks',
 ]

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmengine.dist import all_gather_object, get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..registry import HOOKS
 from .tool import ToolError
@@ -25,36 +27,55 @@ class CheckpointFitHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
         """Compare names and sizes before the tensors are copied."""
-        if not isinstance(runner, Runner):
-            return  # FlexibleRunner's strategies hold parts of tensors, and compare by themselves
-        model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
         source = runner.cfg.get('load_from') or 'the checkpoint'
         begins = isinstance(runner.optim_wrapper, OptimWrapper) and not runner.cfg.get('resume')
-        compare(model, checkpoint.get('state_dict', checkpoint), str(source), begins)
+        state = checkpoint.get('state_dict', checkpoint)
+        left = compare(_sizes(runner.model), state, str(source), begins)
+        if not isinstance(runner, Runner):
+            # mmengine's Runner passes over tensors of another size, FSDP ends with an error
+            for name in left:
+                state.pop(name, None)
+
+
+def _sizes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the size of every tensor of a model; a collective call where it is sharded."""
+    if not isinstance(model, FullyShardedDataParallel):
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        return _sizes_of(model.state_dict())
+    # in all processes or, where whole tensors are gathered, in the first one alone
+    sizes = all_gather_object(_sizes_of(model.state_dict()))
+    return sizes[get_rank()] or sizes[0]
+
+
+def _sizes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def compare(
-    model: nn.Module, state: Mapping[str, Any], source: str, heads_may_differ: bool
-) -> None:
+    sizes: Mapping[str, tuple[int, ...]],
+    state: Mapping[str, Any],
+    source: str,
+    heads_may_differ: bool,
+) -> list[str]:
     """Compare a model's tensors with a checkpoint's by name and size.
 
     Args:
-        model: Detector or segmentor.
+        sizes: Names and sizes of the tensors of a detector or segmentor.
         state: Names and tensors of the checkpoint.
         source: Where they come from, for messages.
         heads_may_differ: Whether tensors of heads may be of another size or missing; they are
             then named in the log.
+
+    Returns:
+        Names of these.
 
     Raises:
         ToolError: If they do not belong together.
     """
     state = {name.removeprefix('module.'): t for name, t in state.items() if isinstance(t, Tensor)}
     wanted = {
-        name: tuple(tensor.shape)
-        for name, tensor in model.state_dict().items()
-        if not name.endswith('num_batches_tracked')
+        name: size for name, size in sizes.items() if not name.endswith('num_batches_tracked')
     }
     missing = [name for name in wanted if name not in state]
     other = [n for n, size in wanted.items() if n in state and tuple(state[n].shape) != size]
@@ -64,6 +85,7 @@ def compare(
             f'{_sample(list(state))}, the model like {_sample(list(wanted))}: give a checkpoint of '
             'this config; weights of a backbone alone go to model.backbone.init_cfg'
         )
+    left = []
     if heads_may_differ:
         left = [name for name in (*other, *missing) if 'head' in name.partition('.')[0]]
         if left:
@@ -85,6 +107,7 @@ def compare(
             f'as {_sample(missing)}: give the config that it was trained with, or a checkpoint of '
             'this one'
         )
+    return left
 
 
 def _sample(names: Sequence[str]) -> str:
