@@ -29,6 +29,9 @@ def main() -> None:
     cfg = load_config(args.config, args.work_dir, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.load_from = check_checkpoint(args.checkpoint)
+    # a checkpoint file holds the whole model: it is tested as a whole, however it was trained
+    cfg.pop('runner_type', None)
+    cfg.pop('strategy', None)
     if args.out:
         dump_predictions(cfg, args.out)
     if args.tta:

@@ -1,11 +1,16 @@
 """Fully sharded data parallel training, by mmengine's FlexibleRunner and FSDPStrategy."""
 
+from typing import Any
+
+from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config
+from mmengine.device import get_device
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from ..models.stage import Block
-from ..registry import FUNCTIONS
+from ..registry import FUNCTIONS, STRATEGIES
 from .tool import ToolError
 
 
@@ -19,6 +24,25 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
     return transformer_auto_wrap_policy(module, recurse, nonwrapped_numel, {Block})
 
 
+@STRATEGIES.register_module(name='FSDPStrategy')
+class ResumableFSDPStrategy(FSDPStrategy):
+    """mmengine's FSDPStrategy, whose trainings can be resumed with torch 2.1 and later."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if get_device() == 'cpu':
+            # There torch copies nothing to offload, and gathers the next state into the same
+            # memory: checkpoints would have AdamW's second moments in place of its first.
+            self.optim_state_dict_config.offload_to_cpu = False
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        # mmengine gives these by place, in the order that torch had before
+        state = FullyShardedDataParallel.optim_state_dict_to_load(
+            model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
+        )
+        self.optim_wrapper.load_state_dict(state)
+
+
 def settle_fsdp(cfg: Config, device: str) -> None:
     """Make a config's FSDP strategy, if it has one, run on this device.
 
@@ -26,7 +50,7 @@ def settle_fsdp(cfg: Config, device: str) -> None:
         ToolError: It is asked for in a single process, or together with what it cannot do.
     """
     strategy = cfg.get('strategy') or {}
-    if strategy.get('type') != 'FSDPStrategy':
+    if strategy.get('type') not in ('FSDPStrategy', 'mmgcvit.FSDPStrategy'):
         return
     if cfg.get('launcher', 'none') == 'none':
         raise ToolError(
