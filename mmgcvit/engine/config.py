@@ -1,11 +1,11 @@
 """Reading config files on either of the two stacks."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
@@ -23,10 +23,11 @@ def load_config(
         path: Config file; it may inherit from ``mmdet::`` and ``mmseg::`` configs.
         work_dir: Where checkpoints and logs go. By default the config's own, else
             ``work_dirs/`` and the config's name.
-        options: Settings that replace those of the file, by dotted names.
+        options: Settings that replace those of the file, by dotted names. The first index that a
+            list does not have adds an element to it: ``{'custom_hooks.0.type': 'EMAHook'}``.
 
     Raises:
-        ToolError: If there is no such file.
+        ToolError: If there is no such file, or an option is not of its form.
     """
     if not Path(path).is_file():
         raise ToolError(
@@ -38,12 +39,44 @@ def load_config(
         MODULE2PACKAGE['mmseg'] = 'mmseg'
     cfg = Config.fromfile(path)
     if options:
-        cfg.merge_from_dict(dict(options))
+        _merge_options(cfg, options)
     if work_dir is not None:
         cfg.work_dir = os.fspath(work_dir)
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(path).stem)
     return cfg
+
+
+def _merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    for name in options:
+        _make_room(cfg, name.split('.'))
+    try:
+        cfg.merge_from_dict(dict(options))
+    except (KeyError, TypeError) as error:
+        reason = ' '.join(str(error).strip('\'"').split())[:300]
+        raise ToolError(
+            f'--cfg-options cannot be put into the config ({reason}): compare with what '
+            f'{cfg.filename} and its bases have'
+        ) from error
+
+
+def _make_room(cfg: Config, keys: Sequence[str]) -> None:
+    """Add the element that an option's keys lead to, if it is the next one of a list.
+
+    mmengine can only change the elements that a list has.
+    """
+    node = cfg
+    for key, following in zip(keys, [*keys[1:], None], strict=True):
+        if isinstance(node, list):
+            if key == str(len(node)):
+                node.append(ConfigDict())
+            if not (key.isdigit() and int(key) < len(node)):
+                return  # mmengine's error says so
+            node = node[int(key)]
+        elif isinstance(node, Mapping | Config):
+            if following == '0' and node.get(key) is None:
+                node[key] = []
+            node = node.get(key)
 
 
 def is_segmentor(cfg: Config) -> bool:

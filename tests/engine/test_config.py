@@ -1,0 +1,103 @@
+"""Options of the command line, and the ones that docs/training.md names, in real trainings."""
+
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config, DictAction
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy import toy_config
+
+from mmgcvit.engine import ToolError, build_runner, load_config
+from mmgcvit.visualization import read_training_log
+
+PAGE = (Path(__file__).parents[2] / 'docs' / 'training.md').read_text()
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text("steps = [dict(type='A'), dict(type='B', n=[1])]\nhooks = None\nsize = 3\n")
+    return path
+
+
+def test_options_change_elements_and_add_the_next_one(file):
+    cfg = load_config(file, options={'steps.1.n': 2, 'steps.2.type': 'C', 'steps.2.k': 5})
+    assert cfg.steps == [dict(type='A'), dict(type='B', n=2), dict(type='C', k=5)]
+    cfg = load_config(file, options={'hooks.0.type': 'X', 'hooks.1.type': 'Y', 'new.0.a': 1})
+    assert cfg.hooks == [dict(type='X'), dict(type='Y')]
+    assert cfg.new == [dict(a=1)]
+
+
+@pytest.mark.parametrize(
+    ('options', 'reason'),
+    [({'steps.4.type': 'C'}, 'Index 4 exceeds the length'), ({'size.a': 3}, 'cannot inherit')],
+)
+def test_options_that_do_not_fit_are_one_line(file, options, reason):
+    with pytest.raises(ToolError, match=rf'--cfg-options cannot be put .*{reason}') as error:
+        load_config(file, options=options)
+    assert '\n' not in str(error.value) and 'config.py' in str(error.value)
+
+
+def documented(start):
+    """The documented options that begin so, as the command line's parser gives them."""
+    (found,) = set(re.findall(rf'--cfg-options ({re.escape(start)}[^`\n]*)', PAGE))
+    pairs = (pair.split('=', 1) for pair in shlex.split(found, comments=True))
+    return {name: DictAction._parse_iterable(value) for name, value in pairs}
+
+
+def train(tmp_path, start, **settings):
+    path = tmp_path / 'toy.py'
+    toy_config(tmp_path / 'work', **settings).dump(path)
+    runner = build_runner(load_config(path, options=documented(start)))
+    runner.train()
+    return runner
+
+
+def checkpoints(runner):
+    """The checkpoints of the iterations, from the first on."""
+    paths = (f'{runner.work_dir}/iter_{i}.pth' for i in range(1, runner.iter + 1))
+    return [torch.load(path, weights_only=False) for path in paths]
+
+
+def test_ema_as_documented_averages_what_is_validated_and_saved(tmp_path):
+    first, second = checkpoints(train(tmp_path, 'custom_hooks.0.type=EMAHook', iterations=2))
+    for name, averaged in second['state_dict'].items():
+        before, after = (c['ema_state_dict'][f'module.{name}'] for c in (first, second))
+        assert not torch.equal(before, after)
+        # the average begins with the weights after the first update
+        torch.testing.assert_close(averaged, 0.9998 * before + 0.0002 * after)
+
+
+def test_accumulation_as_documented_updates_after_so_many_batches(tmp_path):
+    runner = train(tmp_path, 'optim_wrapper.accumulative_counts', batch=2, iterations=8)
+    assert runner.cfg.train_dataloader.batch_size == 1
+    weights = [checkpoint['state_dict'] for checkpoint in checkpoints(runner)]
+    changed = [
+        not torch.equal(a['backbone.weight'], b['backbone.weight'])
+        for a, b in itertools.pairwise(weights)
+    ]
+    assert changed == [False, False, True, False, False, False, True]
+
+
+def test_tensorboard_as_documented_has_the_losses_that_the_log_has(tmp_path):
+    runner = train(tmp_path, 'visualizer.vis_backends', iterations=4, visualizer=VISUALIZER)
+    (folder,) = Path(runner.work_dir).glob('*/vis_data')
+    events = EventAccumulator(str(folder)).Reload()
+    losses = [event.value for event in events.Scalars('loss')]
+    assert len(losses) == 4
+    # the log that other tools read is still written
+    assert losses == pytest.approx(list(read_training_log(runner.work_dir).loss.values()))
+
+
+VISUALIZER = dict(type='Visualizer', name='visualizer', vis_backends=[dict(type='LocalVisBackend')])
+
+
+def test_the_configs_have_as_many_hooks_and_backends_as_the_documented_indices_say():
+    for name in ('detection/cascade_gcvit_xxt.py', 'segmentation/upernet_gcvit_xxt.py'):
+        cfg = Config.fromfile(Path(__file__).parents[2] / 'configs' / name)
+        assert not cfg.get('custom_hooks')
+        assert [backend.type for backend in cfg.visualizer.vis_backends] == ['LocalVisBackend']
