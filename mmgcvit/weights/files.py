@@ -5,9 +5,10 @@ import functools
 import os
 import pickle
 import re
+import socket
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -21,7 +22,7 @@ from mmengine.runner import CheckpointLoader
 
 from .errors import WeightsError
 
-TIMEOUT = 15  # seconds that a server may take to answer
+TIMEOUT = 10  # seconds that a server may be silent
 
 
 def fetch(source: str | os.PathLike) -> Path:
@@ -66,9 +67,9 @@ def _download(url: str) -> Path:
             print_log(f'downloading {url} to {path}', logger='current')
             unfinished = path.with_name(f'{path.name}.part')
             try:
-                # first, as torch would wait for minutes for a server that does not answer
                 size = _content_length(url)
-                torch.hub.download_url_to_file(url, str(unfinished))
+                with _impatient():
+                    torch.hub.download_url_to_file(url, str(unfinished))
                 # a connection that is cut looks like a file's end
                 found = unfinished.stat().st_size
                 if size not in (None, found):
@@ -89,6 +90,17 @@ def _content_length(url: str) -> int | None:
             return int(response.headers['Content-Length'])
     except (HTTPError, TypeError, ValueError):
         return None
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Limit the time that new connections may stay silent, as torch.hub's have no limit."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def read_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:

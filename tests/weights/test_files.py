@@ -1,9 +1,11 @@
 """Files from paths and URLs; nothing in them runs."""
 
 import argparse
+import contextlib
 import functools
 import http.server
 import os
+import socket
 import threading
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from mmgcvit.weights import WeightsError, fetch, read_checkpoint, register_checkpoint_loaders
+from mmgcvit.weights import WeightsError, fetch, files, read_checkpoint, register_checkpoint_loaders
 
 
 class Touch:
@@ -176,6 +178,32 @@ def test_a_download_that_is_cut_leaves_nothing_behind(server, tmp_path, monkeypa
     with pytest.raises(WeightsError, match='2 of 1000 bytes came'):
         fetch(f'{address}/cut.pth')
     assert not (tmp_path / 'hub' / 'checkpoints' / 'cut.pth').exists()
+
+
+@pytest.mark.parametrize(
+    'answer', [b'', b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this']
+)
+def test_a_server_that_falls_silent_is_given_up(answer, tmp_path, monkeypatch):
+    """It answers nothing at all, or a HEAD request and the beginning of the file."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setattr(files, 'TIMEOUT', 0.3)
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        connections = []
+
+        def serve():
+            with contextlib.suppress(OSError):  # when the test is over
+                while True:
+                    connection, _ = server.accept()
+                    connections.append(connection)
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f'http://127.0.0.1:{server.getsockname()[1]}/w.pth'
+        with pytest.raises(WeightsError, match=r'could not be downloaded \(.*timed out\)'):
+            fetch(url)
+        assert len(connections) == (2 if answer else 1)
+        assert socket.getdefaulttimeout() is None
+    assert not list(tmp_path.rglob('*.pth'))
 
 
 def test_our_tools_make_mmengine_read_checkpoints_safely(tmp_path, monkeypatch):
