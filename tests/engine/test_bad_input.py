@@ -98,7 +98,11 @@ def no_root(root):
 MISTAKES = {
     'no data root': (no_root, {}, r'train: .*coco does not exist'),
     'no image': (empty, {}, r'train: .* no image'),
-    'other class count': (None, {'model.roi_head.bbox_head.num_classes': 7}, r'is 7, but the train dataset has 3 classes'),
+    'other class count': (
+        None,
+        {'model.roi_head.bbox_head.num_classes': 7},
+        r'is 7, but the train dataset has 3 classes',
+    ),
 }
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -337,3 +338,70 @@ def test_detection_merges_boxes_of_views(run, mask_rcnn, tmp_path):
     metrics = metrics_of_test(tmp_path / 'work')
     assert metrics['coco/AR@100'] > 0 and 'coco/segm_mAP' not in metrics
     assert all('masks' not in image['pred_instances'] for image in load(tmp_path / 'boxes.pkl'))
+
+
+@pytest.fixture(scope='module')
+def sharded(run, tmp_path_factory):
+    """FSDP, but for that as ``mask_rcnn``."""
+    work_dir = tmp_path_factory.mktemp('fsdp')
+    keep = ('default_hooks.checkpoint.interval=1', 'default_hooks.checkpoint.max_keep_ckpts=-1')
+    arguments = ('--work-dir', work_dir, '--auto-scale-lr', '--cfg-options', *keep)
+    run(*script('dist_train.sh', CONFIGS / 'fsdp_tiny.py', 2, *arguments))
+    return work_dir
+
+
+def assert_equal_weights(path, other):
+    ours, theirs = (torch.load(file, weights_only=False)['state_dict'] for file in (path, other))
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.slow
+def test_training_in_shards_gives_the_weights_of_training_in_copies(sharded, mask_rcnn):
+    assert_equal_weights(sharded / 'epoch_3.pth', mask_rcnn[0] / 'epoch_3.pth')
+    assert metrics_of_validation(sharded) == metrics_of_validation(mask_rcnn[0])
+    parts, wholes = (
+        [int((folder / f'rank_{rank}.txt').read_text()) for rank in (0, 1)]
+        for folder in (sharded, mask_rcnn[0])
+    )
+    assert wholes[0] == wholes[1] == sum(parts)
+    assert max(parts) < 0.6 * wholes[0]
+
+
+@pytest.mark.slow
+def test_training_in_shards_resumes_exactly_and_fetches_nothing(run, sharded, tmp_path):
+    shutil.copy(sharded / 'epoch_1.pth', tmp_path)
+    nowhere = (
+        'model.backbone.init_cfg.type=Pretrained',
+        'model.backbone.init_cfg.checkpoint=http://127.0.0.1:9/nothing.pth',
+    )
+    arguments = ('--work-dir', tmp_path, '--auto-scale-lr', '--resume', '--cfg-options', *nowhere)
+    printed = run(*script('dist_train.sh', CONFIGS / 'fsdp_tiny.py', 2, *arguments))
+    assert 'resumed epoch: 1, iter: 4' in printed
+    assert_equal_weights(tmp_path / 'epoch_3.pth', sharded / 'epoch_3.pth')
+    ours, theirs = (
+        torch.load(folder / 'epoch_3.pth', weights_only=False)['optimizer']['state']
+        for folder in (tmp_path, sharded)
+    )
+    # torch on a CPU would have saved the squares twice
+    assert any((state['exp_avg'] < 0).any() for state in theirs.values())
+    for name, state in theirs.items():
+        for key, value in state.items():
+            assert torch.equal(ours[name][key], value), (name, key)
+
+
+@pytest.mark.slow
+def test_shards_refuse_a_checkpoint_of_another_size(run, sharded):
+    larger = ('model.backbone.arch.embed_dims=32', 'model.neck.in_channels=[64,128,256]')
+    options = ('--cfg-options', f'load_from={sharded / "epoch_3.pth"}', *larger)
+    printed = run(*script('dist_train.sh', CONFIGS / 'fsdp_tiny.py', 2, *options), code=1)
+    ours = [line for line in printed.splitlines() if line.startswith('error: ')]
+    assert ours
+    for line in ours:
+        assert 'epoch_3.pth is of another model: 215 tensors differ in size' in line
+
+
+def test_a_config_of_shards_is_tested_as_a_whole(run, mask_rcnn, tmp_path):
+    arguments = (CONFIGS / 'fsdp_tiny.py', mask_rcnn[0] / 'epoch_3.pth', '--work-dir', tmp_path)
+    run(*tool('test.py', *arguments))
+    assert metrics_of_test(tmp_path) == metrics_of_validation(mask_rcnn[0])

@@ -1,0 +1,55 @@
+"""What does not go together with FSDP; its trainings are in tests/tools/test_launching.py."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mmgcvit import GCViT
+from mmgcvit.engine import ToolError, load_config, wrap_blocks
+from mmgcvit.engine.fsdp import settle_fsdp
+from mmgcvit.models.stage import Block
+
+
+def config(**settings):
+    cfg = load_config('configs/detection/cascade_gcvit_l_fsdp.py')
+    cfg.launcher = 'pytorch'
+    cfg.merge_from_dict(settings)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'launcher': 'none'}, 'start them with tools/dist_train.sh'),
+        ({'custom_hooks': [dict(type='EMAHook')]}, 'FSDPStrategy and EMAHook do not go together'),
+        (
+            {'optim_wrapper.constructor': 'mmgcvit.LayerDecayOptimWrapperConstructor'},
+            'FSDPStrategy and layer-wise learning-rate decay do not go together',
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings, message):
+    with pytest.raises(ToolError, match=message):
+        settle_fsdp(config(**settings), 'cuda')
+
+
+def test_a_gpu_is_left_to_the_strategy_and_a_cpu_is_named():
+    cuda, cpu = config(), config()
+    settle_fsdp(cuda, 'cuda')
+    settle_fsdp(cpu, 'cpu')
+    assert 'device_id' not in cuda.strategy.model_wrapper
+    assert torch.device(cpu.strategy.model_wrapper.device_id) == torch.device('cpu')
+    assert cuda.optim_wrapper.use_fsdp and cuda.optim_wrapper.type == 'AmpOptimWrapper'
+
+
+def test_other_strategies_are_left_alone():
+    cfg = Config(dict(strategy=dict(type='DDPStrategy')))
+    settle_fsdp(cfg, 'cpu')
+    assert cfg.strategy == dict(type='DDPStrategy')
+
+
+def test_each_block_is_a_unit_and_nothing_else(nano):
+    model = nn.ModuleDict({'backbone': GCViT(nano), 'head': nn.Linear(2, 2)})
+    units = [m for m in model.modules() if wrap_blocks(m, False, 0)]
+    assert [type(m) for m in units] == [Block] * sum(nano['depths'])
