@@ -125,16 +125,20 @@ def segmentor(run, folder):
     return folder / 'segmentor'
 
 
+def published(run, checkpoint):
+    run(ROOT / 'tools/publish_model.py', checkpoint, checkpoint.parent / 'weights.pth')
+    (weights,) = checkpoint.parent.glob('weights-*.pth')
+    return weights
+
+
 @pytest.fixture(scope='module')
 def detector_weights(run, detector):
-    run(ROOT / 'tools/export_weights.py', detector / 'epoch_3.pth', detector / 'weights.pth')
-    return detector / 'weights.pth'
+    return published(run, detector / 'epoch_3.pth')
 
 
 @pytest.fixture(scope='module')
 def segmentor_weights(run, segmentor):
-    run(ROOT / 'tools/export_weights.py', segmentor / 'iter_24.pth', segmentor / 'weights.pth')
-    return segmentor / 'weights.pth'
+    return published(run, segmentor / 'iter_24.pth')
 
 
 @pytest.fixture(scope='module')
@@ -215,7 +219,7 @@ def test_their_test_gives_the_metrics_of_the_validation_and_of_ours(run, task, r
     assert metrics_of(ours) == found
 
 
-def test_checkpoints_of_trainings_need_the_export(detector, detector_weights):
+def test_checkpoints_of_trainings_have_to_be_published(detector, detector_weights):
     """What docs/openmmlab_tools.md says of torch 2.6 and later."""
     assert torch.load(detector_weights, weights_only=True)['meta']['dataset_meta']['classes']
     with pytest.raises(Exception, match='HistoryBuffer'):

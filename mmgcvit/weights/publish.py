@@ -1,5 +1,6 @@
-"""Checkpoints of a training made into files that any program reads."""
+"""Checkpoints of trainings made into files to give away."""
 
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -13,7 +14,7 @@ from .errors import WeightsError
 from .files import fetch, read_checkpoint
 
 
-def export_weights(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path:
+def publish_model(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path:
     """Write a file of a checkpoint's weights and what is known about them, of plain values alone.
 
     A training's checkpoint also holds the optimizer's state and a history of the losses. The latter
@@ -21,8 +22,10 @@ def export_weights(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Pat
 
     Args:
         checkpoint: Path or URL; it is read without executing anything that it holds.
-        out: The file to write, with the same ``state_dict`` and ``meta``, where mmdet and mmseg
-            look for the names of the classes.
+        out: The file to write, to whose name the first 8 digits of its SHA-256 are added, by which
+            torch.hub checks downloads: ``weights.pth`` becomes ``weights-1a2b3c4d.pth``. It has the
+            checkpoint's ``state_dict`` and ``meta``, where mmdet and mmseg look for the names of
+            the classes.
 
     Returns:
         The file written.
@@ -38,7 +41,9 @@ def export_weights(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Pat
     kept = {'meta': _plain(content.get('meta', {})), 'state_dict': content['state_dict']}
     file = io.BytesIO()
     torch.save(kept, file)
-    return write_atomically(Path(out).expanduser(), file.getvalue())
+    digest = hashlib.sha256(file.getvalue()).hexdigest()[:8]
+    out = Path(out).expanduser()
+    return write_atomically(out.with_name(f'{out.stem}-{digest}{out.suffix}'), file.getvalue())
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
-"""Checkpoints of trainings, made into files of plain values."""
+"""Checkpoints of trainings, made into files of plain values to give away."""
 
+import hashlib
 import os
 import pickle
 from collections import OrderedDict
@@ -9,7 +10,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from mmgcvit.weights import WeightsError, export_weights
+from mmgcvit.weights import WeightsError, publish_model
 
 
 @pytest.fixture
@@ -30,8 +31,9 @@ def test_file_has_weights_and_meta_for_any_reader(checkpoint, tmp_path):
     source, content = checkpoint
     with pytest.raises(pickle.UnpicklingError):
         torch.load(source, weights_only=True)
-    out = export_weights(source, tmp_path / 'new' / 'weights.pth')
-    assert out == tmp_path / 'new' / 'weights.pth'
+    out = publish_model(source, tmp_path / 'new' / 'weights.pth')
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    assert out == tmp_path / 'new' / f'weights-{digest[:8]}.pth'
     written = torch.load(out, weights_only=True)
     assert list(written) == ['meta', 'state_dict']
     assert list(written['state_dict']) == ['weight', 'steps']
@@ -42,16 +44,17 @@ def test_file_has_weights_and_meta_for_any_reader(checkpoint, tmp_path):
 
 
 def test_tool_writes_it(checkpoint, tmp_path, load_tool, capsys):
-    load_tool('export_weights').main([str(checkpoint[0]), str(tmp_path / 'weights.pth')])
-    assert capsys.readouterr().out.strip() == str(tmp_path / 'weights.pth')
-    assert 'state_dict' in torch.load(tmp_path / 'weights.pth', weights_only=True)
+    load_tool('publish_model').main([str(checkpoint[0]), str(tmp_path / 'weights.pth')])
+    (written,) = tmp_path.glob('weights-????????.pth')
+    assert capsys.readouterr().out.strip() == str(written)
+    assert 'state_dict' in torch.load(written, weights_only=True)
 
 
 def test_files_that_are_no_checkpoints_are_refused(tmp_path):
     torch.save({'weight': torch.zeros(1)}, tmp_path / 'other.pth')
     with pytest.raises(WeightsError, match=r'other\.pth has no state_dict'):
-        export_weights(tmp_path / 'other.pth', tmp_path / 'out.pth')
-    assert not (tmp_path / 'out.pth').exists()
+        publish_model(tmp_path / 'other.pth', tmp_path / 'out.pth')
+    assert not list(tmp_path.glob('out*'))
 
 
 def test_code_in_a_checkpoint_does_not_run(tmp_path):
@@ -61,5 +64,5 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
 
     torch.save({'state_dict': {}, 'message_hub': Trap()}, tmp_path / 'trap.pth')
     with pytest.raises(WeightsError, match=r'it names \S+\.mkdir'):
-        export_weights(tmp_path / 'trap.pth', tmp_path / 'out.pth')
+        publish_model(tmp_path / 'trap.pth', tmp_path / 'out.pth')
     assert not (tmp_path / 'ran').exists()

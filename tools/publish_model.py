@@ -1,0 +1,28 @@
+"""Write the weights of a training's checkpoint to a file to give away, which any program reads.
+
+python tools/publish_model.py work_dirs/CONFIG_NAME/epoch_36.pth weights.pth
+
+writes weights-1a2b3c4d.pth, named by its own hash, and prints that name. Nothing in the checkpoint
+is executed. The new file holds weights and class names, a third of the checkpoint; a training
+cannot be resumed from it.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from mmgcvit.engine import check_checkpoint, run_tool
+from mmgcvit.weights import publish_model
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('checkpoint', help='path or URL of a checkpoint')
+    parser.add_argument('out', help='the file to write; 8 digits of its hash are added to the name')
+    args = parser.parse_args(argv)
+    print(publish_model(check_checkpoint(args.checkpoint), args.out))
+
+
+if __name__ == '__main__':
+    run_tool(main)
