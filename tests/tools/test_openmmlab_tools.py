@@ -4,7 +4,6 @@ Their tools run as the commands of docs/openmmlab_tools.md do, each in a process
 are forked from one that has imported mmdet and mmseg already, which takes seconds.
 """
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -12,7 +11,6 @@ import re
 import runpy
 import shutil
 import sys
-import types
 from pathlib import Path
 
 import cv2
@@ -64,10 +62,6 @@ def call(function, folder, shapes, printed, *arguments):
 
 
 def run_tool(path, *arguments):
-    if importlib.util.find_spec('seaborn') is None:
-        # their plots only ask it for a colour of the background, and neither of them requires it
-        sys.modules['seaborn'] = types.ModuleType('seaborn')
-        sys.modules['seaborn'].set_style = lambda style: None
     sys.argv = [str(path), *map(str, arguments)]
     runpy.run_path(str(path), run_name='__main__')
 
