@@ -144,6 +144,7 @@ def _run(command, out, ranks, file_size, variables):
     # pytest's ones are not files of this process
     sys.stdout, sys.stderr = os.fdopen(1, 'w', buffering=1), os.fdopen(2, 'w', buffering=1)
     os.environ.update(variables)
+    sys.path[:0] = map(str, PATHS)  # it has taken over that of pytest's process
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     if ranks > 1:
