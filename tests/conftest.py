@@ -1,9 +1,11 @@
+import functools
 import importlib.util
 import logging
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import utils as config_utils
 from mmengine.logging import MMLogger
 
 NANO = {
@@ -19,6 +21,17 @@ NANO = {
 def nano():
     """A very small arch with every kind of part in it, and one stage without a global block."""
     return dict(NANO)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def lists_of_configs_read_once():
+    """mmengine reads all hundred model lists of mmdet anew for each ``mmdet::`` in a config.
+
+    That took most of the time of reading one. The content is for reading only.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config_utils, 'load', functools.cache(config_utils.load))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
 
 from mmgcvit.datasets import draw_shapes
@@ -51,7 +52,13 @@ def tool(*arguments):
 
 def train(*arguments):
     return subprocess.run(
-        tool(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        tool(*arguments),
+        cwd=ROOT,
+        env=os.environ | forks.ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -60,7 +67,12 @@ def test_training_lowers_its_loss_and_resumes_where_it_was_interrupted(shapes, t
     with open(tmp_path / 'out.txt', 'w') as out:
         # a session of its own: Ctrl-C reaches it and its children as in a terminal
         running = subprocess.Popen(
-            tool(*arguments), cwd=ROOT, stdout=out, stderr=out, start_new_session=True
+            tool(*arguments),
+            cwd=ROOT,
+            env=os.environ | forks.ENVIRONMENT,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
         deadline = time.monotonic() + 240
         while 'Epoch(train) [3]' not in (tmp_path / 'out.txt').read_text():
@@ -115,6 +127,7 @@ def test_second_quickstart_reuses_what_is_done_and_fresh_starts_over(shapes, tmp
         return subprocess.run(
             [sys.executable, 'tools/quickstart.py', *arguments],
             cwd=tmp_path,
+            env=os.environ | forks.ENVIRONMENT,
             capture_output=True,
             text=True,
             timeout=300,

@@ -1,13 +1,12 @@
 """tools/train.py, given what cannot work, and the configs for a user's own data, which can."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -44,24 +43,19 @@ def detection_options(root):
 
 def train(tmp_path, options):
     """Run tools/train.py and return the error that it ends with, within 30 seconds."""
-    command = [sys.executable, 'tools/train.py', SHAPES, '--work-dir', tmp_path / 'work']
-    command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
-    environment = {**os.environ, 'TORCH_HOME': str(tmp_path / 'torch'), 'no_proxy': '127.0.0.1'}
     begun = time.monotonic()
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
+    code, printed = forks.run(
+        *('tools/train.py', SHAPES, '--work-dir', tmp_path / 'work', '--cfg-options'),
+        *(f'{key}={value}' for key, value in options.items()),
+        out=tmp_path / 'out',
+        TORCH_HOME=str(tmp_path / 'torch'),
+        no_proxy='127.0.0.1',
     )
-    assert done.returncode == 1, done.stderr[-3000:]
-    assert 'Traceback' not in done.stderr + done.stdout
-    errors = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
-    assert len(errors) == 1, done.stderr[-3000:]
-    assert done.stderr.rstrip().endswith(errors[0])
+    assert code == 1, printed[-3000:]
+    assert 'Traceback' not in printed
+    errors = [line for line in printed.splitlines() if line.startswith('error: ')]
+    assert len(errors) == 1, printed[-3000:]
+    assert printed.rstrip().endswith(errors[0])
     assert time.monotonic() - begun < 30
     return errors[0]
 

@@ -1,13 +1,14 @@
 """What tools/check_data.py and the start of a training say of good and of bad data."""
 
+import copy
+import functools
 import json
 import re
 import shutil
 
+import forks
 import numpy as np
 import pytest
-import torch.multiprocessing
-from mmengine.dist import get_rank
 from PIL import Image
 
 from mmgcvit.datasets import draw_shapes
@@ -41,19 +42,28 @@ def shapes(drawn, tmp_path):
     return tmp_path / 'shapes'
 
 
+@functools.cache
+def published(path):
+    return load_config(path)
+
+
 def detection(shapes):
     root = shapes / 'coco'
     options = {f'{s}_dataloader.dataset.data_root': str(root) for s in ('train', 'val', 'test')}
     for split in ('val', 'test'):
         options[f'{split}_evaluator.ann_file'] = str(root / 'annotations/instances_val2017.json')
-    return load_config(DETECTION, options=options)
+    cfg = copy.deepcopy(published(DETECTION))
+    cfg.merge_from_dict(options)
+    return cfg
 
 
 def segmentation(shapes):
     root = str(shapes / 'ADEChallengeData2016')
     splits = ('train', 'val', 'test')
     options = {f'{split}_dataloader.dataset.data_root': root for split in splits}
-    return load_config(SEGMENTATION, options=options)
+    cfg = copy.deepcopy(published(SEGMENTATION))
+    cfg.merge_from_dict(options)
+    return cfg
 
 
 def annotations(shapes, split='train2017'):
@@ -432,27 +442,24 @@ def test_test_data_do_not_hinder_a_training(shapes):
     assert 'test: data_root /nowhere does not exist' in texts(check_data(cfg))[0]
 
 
-def _process(rank, folder, shapes, told):
-    """One of two processes at the start of a training."""
-    torch.distributed.init_process_group(
-        'gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2
-    )
-    try:
-        require_data(detection(shapes))
-        told.put((rank, 'nothing'))
-    except ToolError as error:
-        told.put((get_rank(), str(error)))
+PROCESS = """
+import sys
+from mmengine.config import Config
+from mmgcvit.engine import require_data, run_tool
+from mmgcvit.engine.launch import start_processes
+
+cfg = Config.fromfile(sys.argv[1])
+run_tool(lambda: (start_processes(Config(dict(launcher='pytorch')), 'cpu'), require_data(cfg)))
+"""
 
 
 def test_all_processes_end_when_the_first_finds_bad_data(shapes, tmp_path):
     annotations(shapes).unlink()
-    context = torch.multiprocessing.get_context('spawn')
-    told = context.Queue()
-    processes = torch.multiprocessing.spawn(
-        _process, (str(tmp_path), shapes, told), nprocs=2, join=False
-    )
-    messages = dict(told.get(timeout=60) for _ in range(2))
-    while not processes.join(timeout=60):
-        pass
-    assert messages[0] == messages[1]
-    assert 'instances_train2017.json does not exist' in messages[0]
+    detection(shapes).dump(tmp_path / 'config.py')
+    (tmp_path / 'process.py').write_text(PROCESS)
+    settings = dict(ranks=2, out=tmp_path / 'out', timeout=60)
+    code, printed = forks.run(tmp_path / 'process.py', tmp_path / 'config.py', **settings)
+    assert code == 1
+    first, second = (line for line in printed.splitlines() if line.startswith('error: '))
+    assert first == second
+    assert printed.count('instances_train2017.json does not exist') == 2

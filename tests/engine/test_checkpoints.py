@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 import tiny_training
 import torch
@@ -239,26 +240,18 @@ def test_a_validation_that_was_killed_is_caught_up_with(images, tmp_path, monkey
 def test_a_write_that_the_system_refuses_ends_the_tool_and_can_be_gone_on_from(images, tmp_path):
     """tools/train.py under a limit of file sizes below a checkpoint's, after one without it."""
     path = tiny_training.config(images, tmp_path / 'limit', 'iter', 0)
-    paths = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
+    command = ['tools/train.py', path, '--resume', '--cfg-options']
 
-    def train(limit, iterations):
-        command = f'ulimit -f {limit}; exec "$@"'
-        tool = ['tools/train.py', path, '--resume']
-        options = ['--cfg-options', f'train_cfg.max_iters={iterations}']
-        return subprocess.run(
-            ['bash', '-c', command, 'bash', sys.executable, *tool, *options],
-            cwd=ROOT,
-            env={**os.environ, 'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
+    def train(iterations, **limit):
+        return forks.run(
+            *command, f'train_cfg.max_iters={iterations}', out=tmp_path / 'out', **limit
         )
 
-    assert train('unlimited', 4).returncode == 0
-    refused = train(1000, 8)
-    assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1].startswith(
+    code, printed = train(4)
+    assert code == 0, printed[-3000:]
+    code, printed = train(8, file_size=1_000_000)
+    assert code == 1
+    assert printed.splitlines()[-1].startswith(
         f'error: {tmp_path / "limit" / "iter_8.pth"} could not be written'
     )
     assert find_checkpoint(tmp_path / 'limit') == tmp_path / 'limit' / 'iter_4.pth'

@@ -3,6 +3,7 @@
 Processes of the tests import this through ``custom_imports``.
 """
 
+import os
 import random
 import time
 from pathlib import Path
@@ -11,8 +12,9 @@ import cv2
 import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, METRICS, MODELS
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -48,7 +50,7 @@ class TinyImages(Dataset):
         image = cv2.resize(cv2.imread(str(self.paths[index])), (64, 64)).astype(np.float32) / 255
         label = float(image.mean() > 0.5)
         if self.augment:
-            time.sleep(0.02)  # for the tests to kill a training where they want to
+            time.sleep(0.02)  # for the tests to kill a training within an iteration
             if random.random() < 0.5:
                 image = image[:, ::-1]
             image = image * np.random.uniform(0.7, 1.3)
@@ -85,6 +87,17 @@ class TinyMetric(BaseMetric):
 
     def compute_metrics(self, results):
         return {'cost': sum(result['cost'] for result in results) / len(results)}
+
+
+@HOOKS.register_module()
+class Hold(Hook):
+    """Holds a training that is to be killed, however late the kill comes on a busy machine."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        """Wait to be killed where the environment's ``HOLD_AT`` iterations are done."""
+        if runner.iter >= float(os.environ.get('HOLD_AT', 'inf')):
+            time.sleep(300)
+            raise TimeoutError('nobody killed this training')  # as pytest itself was killed
 
 
 def config(images, work_dir, loop, workers, **settings):
@@ -125,7 +138,7 @@ default_hooks = dict(
                     max_keep_ckpts=2, save_best='cost', rule='less'),
     logger=dict(type='LoggerHook', interval=1, log_metric_by_epoch={by_epoch}),
 )
-custom_hooks = [dict(type='EMAHook', momentum=0.2)]
+custom_hooks = [dict(type='EMAHook', momentum=0.2), dict(type='Hold')]
 log_processor = dict(by_epoch={by_epoch})
 randomness = dict(seed=3)
 work_dir = {str(work_dir)!r}

@@ -1,0 +1,163 @@
+"""Commands of this project in forks of a process that has imported what they need.
+
+A Python that starts anew spends three to six seconds on imports, and tests of killing and resuming
+start dozens. What a fork shares with its siblings is what was imported and the seed of hashes, so a
+few tests still start real commands.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# of the processes that the tests start, forked or not
+PATHS = [ROOT, ROOT / 'tests', ROOT / 'tests' / 'engine', ROOT / 'tests' / 'data' / 'scripts']
+ENVIRONMENT = {
+    'PYTHONPATH': os.pathsep.join([*map(str, PATHS), os.environ.get('PYTHONPATH', '')]),
+    # more threads than one are slower on small tensors, and do not survive a fork
+    'OMP_NUM_THREADS': '1',
+}
+IMPORTS = [
+    *('forks', 'mmgcvit.engine', 'mmgcvit.visualization'),
+    *('mmdet.apis', 'mmdet.engine', 'mmseg.apis', 'mmseg.datasets', 'mmseg.engine'),
+    # for what mmengine writes of the environment; for the start of a fork
+    *('torchvision', 'pkg_resources', 'pytest'),
+]
+
+
+class Fork:
+    """A Python script that runs in processes of its own session; all of them can be killed."""
+
+    def __init__(self, script, *arguments, out, ranks=1, file_size=None, **variables):
+        """Start it.
+
+        Args:
+            script: Path of the script, from the root of the checkout.
+            *arguments: What follows it on the command line.
+            out: File of what it prints.
+            ranks: Number of processes, connected with each other if there are several.
+            file_size: Largest file that may be written, in bytes.
+            **variables: Additions to the environment.
+        """
+        self.out = Path(out)
+        self.out.write_text('')
+        if ranks > 1:
+            variables |= dict(
+                WORLD_SIZE=str(ranks), MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port()
+            )
+        command = [str(part) for part in (script, *arguments)]
+        context = _context()
+        self._process = context.Process(
+            target=_run, args=(command, self.out, ranks, file_size, variables)
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self):
+        """Return the exit code, negative that of a signal, or None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout):
+        """Wait for its end and return the exit code."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self.signal(signal.SIGKILL)
+            raise TimeoutError(f'runs for more than {timeout} s: {self.out.read_text()[-3000:]}')
+        return self._process.exitcode
+
+    def signal(self, number):
+        """Send a signal to all of its processes at once."""
+        # it may not have begun its session yet
+        deadline = time.monotonic() + 60
+        while os.getpgid(self.pid) != self.pid and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(self.pid, number)
+
+
+def run(script, *arguments, out, timeout=240, **settings):
+    """Run a script to its end; return its exit code and what it printed."""
+    code = Fork(script, *arguments, out=out, **settings).wait(timeout)
+    return code, Path(out).read_text()
+
+
+def run_anew(script, *arguments, timeout=240, **variables):
+    """As `run`, but in a Python that starts anew, as a user does."""
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def free_port():
+    """A port that no outgoing connection takes meanwhile, as a string."""
+    # others begin to look elsewhere, as tests of another checkout may run on this machine
+    first = 20000 + (os.getpid() * 7919 + free_port.calls * 101) % 10000
+    free_port.calls += 1
+    for port in range(first, 32768):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(('', port))
+            return str(port)
+    raise AssertionError('no free port')
+
+
+free_port.calls = 0
+
+
+def _context():
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(IMPORTS)
+    # the server keeps the environment that it starts in, and reads no other path
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    return context
+
+
+def _run(command, out, ranks, file_size, variables):
+    """What a fork does."""
+    os.setsid()
+    with open(out, 'w') as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    # pytest's ones are not files of this process
+    sys.stdout, sys.stderr = os.fdopen(1, 'w', buffering=1), os.fdopen(2, 'w', buffering=1)
+    os.environ.update(variables)
+    sys.path[:0] = map(str, PATHS)  # it has taken over that of pytest's process
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    if ranks > 1:
+        children = []
+        for rank in range(ranks):
+            child = os.fork()
+            if child == 0:
+                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+                break
+            children.append(child)
+        else:
+            codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+            sys.exit(next((code for code in codes if code), 0))
+    os.chdir(ROOT)
+    sys.argv = command
+    runpy.run_path(command[0], run_name='__main__')
