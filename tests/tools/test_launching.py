@@ -60,16 +60,16 @@ def script(name, *arguments):
 
 
 @pytest.fixture
-def test(folder, tmp_path):
+def evaluate(folder, tmp_path):
     """Run tools/test.py in one process, which a fork is enough for."""
 
-    def test(*arguments):
+    def evaluate(*arguments):
         settings = dict(out=tmp_path / 'printed', SHAPES=str(folder / 'shapes'))
         code, printed = forks.run('tools/test.py', *arguments, **settings)
         assert code == 0, printed[-4000:]
         return printed
 
-    return test
+    return evaluate
 
 
 def metrics_of_test(work_dir):
@@ -120,11 +120,11 @@ def test_mask_rcnn_trains_in_two_processes(mask_rcnn):
 
 
 def test_test_gives_the_metrics_of_the_validation_and_writes_what_it_is_told(
-    test, mask_rcnn, tmp_path
+    evaluate, mask_rcnn, tmp_path
 ):
     config, checkpoint = CONFIGS / 'mask_rcnn_tiny.py', mask_rcnn[0] / 'epoch_3.pth'
     outputs = ('--out', tmp_path / 'new' / 'found.pkl', '--show-dir', tmp_path / 'painted')
-    test(config, checkpoint, '--work-dir', tmp_path / 'work', *outputs)
+    evaluate(config, checkpoint, '--work-dir', tmp_path / 'work', *outputs)
     metrics = metrics_of_test(tmp_path / 'work')
     assert metrics == metrics_of_validation(mask_rcnn[0])
     assert metrics['coco/AR@100'] > 0 and 'coco/segm_mAP' in metrics
@@ -298,10 +298,10 @@ def test_slurm_test_gives_the_metrics_of_the_validation(run, upernet, tmp_path):
 
 
 @pytest.mark.slow
-def test_segmentation_merges_views(test, upernet, tmp_path):
+def test_segmentation_merges_views(evaluate, upernet, tmp_path):
     arguments = (UPERNET, upernet[0] / 'iter_24.pth', '--work-dir', tmp_path / 'work', '--tta')
     outputs = ('--out', tmp_path / 'maps.pkl', '--show-dir', tmp_path / 'painted')
-    test(*arguments, *outputs)
+    evaluate(*arguments, *outputs)
     metrics = metrics_of_test(tmp_path / 'work')
     assert metrics.keys() == metrics_of_validation(upernet[0]).keys()
     assert metrics['mIoU'] > 10 and metrics != metrics_of_validation(upernet[0])
@@ -330,10 +330,10 @@ def test_two_nodes_give_the_metrics_of_the_validation(run, mask_rcnn, tmp_path):
 
 
 @pytest.mark.slow
-def test_detection_merges_boxes_of_views(test, mask_rcnn, tmp_path):
+def test_detection_merges_boxes_of_views(evaluate, mask_rcnn, tmp_path):
     arguments = (CONFIGS / 'mask_rcnn_tiny.py', mask_rcnn[0] / 'epoch_3.pth')
     outputs = ('--work-dir', tmp_path / 'work', '--tta', '--out', tmp_path / 'boxes.pkl')
-    printed = test(*arguments, *outputs)
+    printed = evaluate(*arguments, *outputs)
     assert printed.count('--tta: mmdet merges boxes only, masks are left out\n') == 1
     metrics = metrics_of_test(tmp_path / 'work')
     assert metrics['coco/AR@100'] > 0 and 'coco/segm_mAP' not in metrics
@@ -401,7 +401,8 @@ def test_shards_refuse_a_checkpoint_of_another_size(run, sharded):
         assert 'epoch_3.pth is of another model: 215 tensors differ in size' in line
 
 
-def test_a_config_of_shards_is_tested_as_a_whole(run, mask_rcnn, tmp_path):
-    arguments = (CONFIGS / 'fsdp_tiny.py', mask_rcnn[0] / 'epoch_3.pth', '--work-dir', tmp_path)
-    run(*tool('test.py', *arguments))
-    assert metrics_of_test(tmp_path) == metrics_of_validation(mask_rcnn[0])
+def test_a_config_of_shards_is_tested_as_a_whole(evaluate, mask_rcnn, tmp_path):
+    evaluate(
+        CONFIGS / 'fsdp_tiny.py', mask_rcnn[0] / 'epoch_3.pth', '--work-dir', tmp_path / 'work'
+    )
+    assert metrics_of_test(tmp_path / 'work') == metrics_of_validation(mask_rcnn[0])
