@@ -1,5 +1,6 @@
 """The quickstart's training, shrunk: it learns, survives an interruption and says what it did."""
 
+import functools
 import json
 import os
 import re
@@ -73,6 +74,8 @@ def test_training_lowers_its_loss_and_resumes_where_it_was_interrupted(shapes, t
             stdout=out,
             stderr=out,
             start_new_session=True,
+            # which shells have what they start in the background ignore
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 240
         while 'Epoch(train) [3]' not in (tmp_path / 'out.txt').read_text():

@@ -6,5 +6,3 @@
 # Source:   as cascade_gcvit_l.py
 # Result:   paper: not reported; ours: not trained
 _base_ = ['./cascade_gcvit_l.py', '../_base_/fsdp.py']
-
-optim_wrapper = dict(use_fsdp=True)  # a loss scale that knows of shards; only with AmpOptimWrapper

@@ -4,7 +4,7 @@ import copy
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
-from torch import Tensor, nn
+from torch import nn
 
 from ..engine import ToolError, load_config
+from ..engine.amp import ONLY_AMP, in_mixed_precision, mixed_parts
 from ..engine.device import choose_device
 from ..weights import register_checkpoint_loaders
 from .samples import random_batch
@@ -153,31 +154,13 @@ def build_model(cfg: Config, settings: Settings) -> nn.Module:
     if dtype is not torch.float32:
         # mmcv's operators, which only detectors use, know float16 on a GPU and no bfloat16
         if task_of(cfg) is SEGMENTATION or dtype is torch.float16:
-            _run_in(model, dtype, to_float32=False)
+            model.forward = in_mixed_precision(model, dtype, to_float32=False)
         else:
-            for part in (model.backbone, model.neck):
-                _run_in(part, dtype, to_float32=True)
+            for part in mixed_parts(model):
+                part.forward = in_mixed_precision(part, dtype)
     if settings.compile:
         model.backbone = torch.compile(model.backbone)
     return model
-
-
-def _run_in(module: nn.Module, dtype: torch.dtype, to_float32: bool) -> None:
-    """Make a module's forward run in mixed precision."""
-    forward = module.forward
-
-    @functools.wraps(forward)
-    def cast(*args: Any, **kwargs: Any) -> Any:
-        tensors = args or tuple(kwargs.values())
-        with torch.autocast(_device_type(tensors[0]), dtype):
-            outputs = forward(*args, **kwargs)
-        return tuple(output.float() for output in outputs) if to_float32 else outputs
-
-    module.forward = cast
-
-
-def _device_type(inputs: Tensor | Sequence[Tensor]) -> str:
-    return (inputs if isinstance(inputs, Tensor) else inputs[0]).device.type
 
 
 def _inference(model: nn.Module) -> Callable[[dict], Any]:
@@ -188,7 +171,7 @@ def _inference(model: nn.Module) -> Callable[[dict], Any]:
 def _training_step(model: nn.Module, cfg: Config, settings: Settings) -> Callable[[dict], Any]:
     """Return what trains on a batch, with the config's optimizer and without accumulation."""
     model.train()
-    dropped = ('type', 'loss_scale', 'dtype', 'use_fp16', 'accumulative_counts')
+    dropped = ('type', 'accumulative_counts', *ONLY_AMP)
     wrapper = {key: value for key, value in cfg.optim_wrapper.items() if key not in dropped}
     if settings.dtype == 'float16':
         wrapper |= dict(type='AmpOptimWrapper', loss_scale='dynamic')

@@ -3,7 +3,8 @@
 mmcv's ``nms`` and ``roi_align`` take no bfloat16, and a CPU computes float16 slowly if at all.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,15 +43,9 @@ class BFloat16OptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        core = model.module if is_model_wrapper(model) else model
-        parts = [getattr(core, name) for name in PARTS if getattr(core, name, None) is not None]
-        if not parts:
-            raise ToolError(
-                f'mixed precision in bfloat16 is for models with a backbone, {type(core).__name__} '
-                'has none: train without --amp, with optim_wrapper.type=OptimWrapper'
-            )
+        parts = mixed_parts(model.module if is_model_wrapper(model) else model)
         for part in parts:
-            part.forward = _in_bfloat16(part)
+            part.forward = in_mixed_precision(part, torch.bfloat16)
         try:
             with super().optim_context(model):
                 yield
@@ -59,13 +54,28 @@ class BFloat16OptimWrapper(OptimWrapper):
                 del part.forward  # the class's own is found again
 
 
-def _in_bfloat16(part: nn.Module) -> Any:
-    """Return the part's forward in bfloat16, which gives float32."""
-    forward = part.forward
+def mixed_parts(model: nn.Module) -> list[nn.Module]:
+    """Return what of a model computes in bfloat16: backbone and neck, as far as it has them."""
+    parts = [getattr(model, name) for name in PARTS if getattr(model, name, None) is not None]
+    if not parts:
+        raise ToolError(
+            f'mixed precision in bfloat16 is for models with a backbone, {type(model).__name__} '
+            'has none: train without --amp, with optim_wrapper.type=OptimWrapper'
+        )
+    return parts
 
-    def wrapped(*args: Any) -> Any:
-        with torch.autocast(_device_of(part), dtype=torch.bfloat16):
-            return _as_float32(forward(*args))
+
+def in_mixed_precision(
+    module: nn.Module, dtype: torch.dtype, to_float32: bool = True
+) -> Callable[..., Any]:
+    """Return a module's forward in mixed precision, which gives float32 if asked to."""
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(_device_of(module), dtype=dtype):
+            outputs = forward(*args, **kwargs)
+        return _as_float32(outputs) if to_float32 else outputs
 
     return wrapped
 

@@ -15,15 +15,18 @@ from torch.optim import Optimizer
 from ..registry import HOOKS
 from .tool import ToolError
 
+MAX_SKIPPED = 32  # a scaler begins at 2 ** 16, and halves its scale each time
+
 
 @HOOKS.register_module()
 class BadLossHook(Hook):
     """Names the images of an iteration whose loss is NaN or infinite, and stops after several.
 
     The update of such an iteration is left out, so that the weights stay as they were; so is one
-    whose gradients are not finite, which a loss scaler does by itself and without being counted
-    here. The training stops at once if the model is spoilt all the same, as the running statistics
-    of a BatchNorm can be. It stops before a checkpoint is saved, in all processes.
+    whose gradients are not finite. A loss scaler leaves such updates out by itself: the training
+    stops after 32 of them in a row, when no scale can be the reason any more. It stops at once if
+    the model is spoilt all the same, as the running statistics of a BatchNorm can be. It stops
+    before a checkpoint is saved, in all processes.
 
     Args:
         max_consecutive: At how many bad iterations without a good update between them the training
@@ -39,6 +42,7 @@ class BadLossHook(Hook):
             raise ValueError(f'max_consecutive must be at least 1, got {max_consecutive}')
         self.max_consecutive = max_consecutive
         self._bad = 0
+        self._skipped = 0
         # whether this iteration's update was good, None where there was none (accumulation)
         self._updated: bool | None = None
 
@@ -79,7 +83,9 @@ class BadLossHook(Hook):
         updated, self._updated = self._updated, None
         if not bad and updated is not False:
             if updated:
-                self._bad = 0
+                self._bad = self._skipped = 0
+            else:
+                self._count_skipped(runner)
             return
         self._bad += 1
         iteration = runner.iter + 1
@@ -103,6 +109,20 @@ class BadLossHook(Hook):
                 f'{"; ".join(images)}. The last checkpoint is untouched: look at these images and '
                 'their annotations, lower optim_wrapper.optimizer.lr or set '
                 'optim_wrapper.clip_grad.max_norm, then --resume'
+            )
+
+    def _count_skipped(self, runner: Runner) -> None:
+        """Count an iteration without an update, unless gradients are being accumulated."""
+        wrapper = runner.optim_wrapper
+        if not isinstance(wrapper, OptimWrapper) or not wrapper.should_update():
+            return
+        self._skipped += 1
+        if self._skipped >= MAX_SKIPPED:
+            raise ToolError(
+                f'stopped at iteration {runner.iter + 1}: the loss scaler has left out '
+                f'{self._skipped} updates in a row, the gradients are not finite at any scale. '
+                'Lower optim_wrapper.optimizer.lr, or train in bfloat16 with '
+                'optim_wrapper.dtype=bfloat16 or without --amp, then --resume'
             )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.optim import BaseOptimWrapper
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
@@ -35,6 +36,19 @@ class ResumableFSDPStrategy(FSDPStrategy):
             # memory: checkpoints would have AdamW's second moments in place of its first.
             self.optim_state_dict_config.offload_to_cpu = False
 
+    def build_optim_wrapper(
+        self, optim_wrapper: BaseOptimWrapper | dict, model: nn.Module | None = None
+    ) -> BaseOptimWrapper:
+        built = super().build_optim_wrapper(optim_wrapper, model)
+        if getattr(built, 'clip_grads', None) and built.grad_name == 'grad_norm':
+            # mmengine's would take the norm of this process's part of the gradients
+            built.clip_func = lambda _, **settings: self.model.clip_grad_norm_(**settings)
+        return built
+
+    def load_checkpoint(self, filename: str, **kwargs: Any) -> dict:
+        # mmengine would resume from a copy of the whole model on each GPU
+        return super().load_checkpoint(filename, **(kwargs | {'map_location': 'cpu'}))
+
     def load_optim_state_dict(self, state_dict: dict) -> None:
         # mmengine gives these by place, in the order that torch had before
         state = FullyShardedDataParallel.optim_state_dict_to_load(
@@ -52,6 +66,7 @@ def settle_fsdp(cfg: Config, device: str) -> None:
     strategy = cfg.get('strategy') or {}
     if strategy.get('type') not in ('FSDPStrategy', 'mmgcvit.FSDPStrategy'):
         return
+    strategy['type'] = 'mmgcvit.FSDPStrategy'
     if cfg.get('launcher', 'none') == 'none':
         raise ToolError(
             'strategy FSDPStrategy shards a model over processes: start them with '
@@ -70,4 +85,4 @@ def settle_fsdp(cfg: Config, device: str) -> None:
             'parts of a tensor do not tell its shape: leave one of them out of the config'
         )
     if device == 'cpu':
-        strategy.setdefault('model_wrapper', {}).device_id = 'cpu'
+        strategy.setdefault('model_wrapper', {})['device_id'] = 'cpu'

@@ -1,7 +1,10 @@
 """Connecting the processes that ``tools/dist_*.sh`` and ``tools/slurm_*.sh`` start."""
 
+import ctypes
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import MutableMapping
 from datetime import timedelta
 
@@ -12,6 +15,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 
 from .tool import ToolError
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 TORCH_SETTINGS = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
 
@@ -57,12 +61,27 @@ def start_processes(cfg: Config, device: str) -> int:
             f'--launcher pytorch, but {", ".join(missing)} missing in the environment: start the '
             'processes with tools/dist_train.sh, tools/dist_test.sh or torchrun'
         )
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        _end_with_parent()
     if device == 'cuda':
         check_gpu(int(os.environ['LOCAL_RANK']), torch.cuda.device_count())
     # As the Runner does first: init_dist would settle on another way to start workers otherwise.
     set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
     _connect(device, dist_cfg)
     return torch.distributed.get_world_size()
+
+
+def _end_with_parent() -> None:
+    """Have Linux kill this process when torchrun is killed, which starts it in its own session.
+
+    It would go on otherwise, and write checkpoints beside those of the training that resumes.
+    """
+    if sys.platform != 'linux':
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed meanwhile
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def check_gpu(local_rank: int, gpus: int) -> None:

@@ -22,8 +22,11 @@ def run_tool(main: Callable[[], None]) -> None:
     """Run a tool's main function; what the user can put right ends in one line and exit code 1."""
     try:
         main()
-    except (ToolError, WeightsError, OSError) as error:
+    except (ToolError, WeightsError) as error:
         _leave(1, f'error: {error}')
+    except OSError as error:
+        # others, as of a network or of a data worker, are told in full
+        _leave(1, f'error: {error}' if error.filename else traceback.format_exc().rstrip())
     except KeyboardInterrupt:
         _leave(130, '\ninterrupted')
     except Exception:

@@ -15,7 +15,7 @@ class PaintPredictions(Hook):
     The hooks of mmdet and mmseg write to different places, and mmseg's only one batch of 50.
 
     Args:
-        folder: Where the pictures go, by the names of the images.
+        folder: Where the pictures go, by the names of the images and of their subfolders.
     """
 
     priority = 'LOW'
@@ -34,7 +34,17 @@ class PaintPredictions(Hook):
 
         for sample in outputs or ():
             image = mmcv.imread(sample.img_path, channel_order='rgb')
-            name = Path(sample.img_path).name
+            name = self._name(sample.img_path, runner)
             runner.visualizer.add_datasample(
                 name, image, data_sample=sample, out_file=str(self.folder / name)
             )
+
+    @staticmethod
+    def _name(path: str, runner: Runner) -> str:
+        """Return the path below the folder of the test's images: subfolders keep names apart."""
+        dataset = runner.test_dataloader.dataset
+        prefixes = getattr(dataset, 'data_prefix', None) or {}
+        for prefix in (prefixes.get('img'), prefixes.get('img_path')):
+            if prefix and Path(path).is_relative_to(prefix):
+                return str(Path(path).relative_to(prefix))
+        return Path(path).name

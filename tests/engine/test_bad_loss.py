@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 from toy import toy_config, toy_runner
 
 from mmgcvit.engine import BadLossHook, ToolError, build_runner
@@ -80,6 +82,35 @@ def test_infinite_losses_whose_gradients_are_finite_count_too(tmp_path):
     runner = toy_runner(tmp_path, model=dict(offset=float('inf')))
     with pytest.raises(ToolError, match=r'stopped at iteration 3.*bad iterations in a row: 3'):
         runner.train()
+
+
+@OPTIM_WRAPPERS.register_module()
+class SkippingOptimWrapper(OptimWrapper):
+    """Leaves out all updates but some, in place of a loss scaler, as none runs on a CPU."""
+
+    updates = ()
+
+    def step(self, **kwargs):
+        if self._inner_count in self.updates:
+            super().step(**kwargs)
+
+
+@pytest.mark.parametrize(('updates', 'accumulated', 'last'), [((), 1, 32), ((5,), 2, 64)])
+def test_updates_that_are_all_left_out_by_a_loss_scaler_stop_the_training(
+    tmp_path, monkeypatch, updates, accumulated, last
+):
+    monkeypatch.setattr(SkippingOptimWrapper, 'updates', updates)
+    cfg = toy_config(tmp_path, iterations=100)
+    cfg.optim_wrapper.update(type='SkippingOptimWrapper', accumulative_counts=accumulated)
+    with pytest.raises(ToolError, match=rf'stopped at iteration {last}: the loss scaler has left'):
+        build_runner(cfg).train()
+
+
+def test_an_update_in_between_begins_the_count_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(SkippingOptimWrapper, 'updates', (30,))
+    cfg = toy_config(tmp_path, iterations=60)
+    cfg.optim_wrapper.type = 'SkippingOptimWrapper'
+    build_runner(cfg).train()
 
 
 PROCESS = """

@@ -72,7 +72,8 @@ def _read(path: Path, in_part: bool, found: Findings) -> dict | None:
         bad = first_without(entries, wanted)
         if bad is not None:
             found.stop(
-                f'{path}: {bad} of {key!r} lacks one of {", ".join(wanted)}: export it again'
+                f'{path}: {bad} of {key!r} lacks one of {", ".join(wanted)}, or has no number '
+                'there: export it again'
             )
             return None
     return content

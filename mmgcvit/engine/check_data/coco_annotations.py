@@ -7,6 +7,7 @@ from typing import Any
 
 from .report import Findings
 
+NUMBERS = ('area', 'height', 'width')
 ANNOTATION_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
 
 
@@ -20,8 +21,8 @@ def check_annotations(dataset: Any, content: dict, masks: bool, found: Findings)
     bad = first_without(annotations, ANNOTATION_KEYS)
     if bad is not None:
         found.stop(
-            f"{path}: {bad} of 'annotations' lacks one of {', '.join(ANNOTATION_KEYS)}: export it "
-            'again'
+            f"{path}: {bad} of 'annotations' lacks one of {', '.join(ANNOTATION_KEYS)}, or has no "
+            'number there: export it again'
         )
         return
     tally = _Tally(content, found.classes or ())
@@ -37,9 +38,11 @@ def check_annotations(dataset: Any, content: dict, masks: bool, found: Findings)
 
 
 def first_without(entries: Iterable[Any], keys: tuple[str, ...]) -> str | None:
-    """Name the first entry that is no dict with all keys."""
+    """Name the first entry that is no dict with all keys, and numbers where they belong."""
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or any(key not in entry for key in keys):
+            return f'entry {number}'
+        if any(key in NUMBERS and not _is_number(entry[key]) for key in keys):
             return f'entry {number}'
     return None
 
@@ -120,11 +123,12 @@ class _Tally:
 
 def _is_box(box: Any) -> bool:
     return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in box)
-        and min(box[2:]) >= 0
+        isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) and min(box[2:]) >= 0
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _check_uniqueness(content: dict, path: str, found: Findings) -> None:
