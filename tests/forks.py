@@ -54,7 +54,7 @@ class Fork:
                 WORLD_SIZE=str(ranks), MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port()
             )
         command = [str(part) for part in (script, *arguments)]
-        context = _context()
+        context = start_server()
         self._process = context.Process(
             target=_run, args=(command, self.out, ranks, file_size, variables)
         )
@@ -118,7 +118,8 @@ def free_port():
 free_port.calls = 0
 
 
-def _context():
+def start_server():
+    """Start the process that imports what the forks need, unless it runs; return its context."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(IMPORTS)
     # the server keeps the environment that it starts in, and reads no other path

@@ -40,7 +40,7 @@ class ResumableFSDPStrategy(FSDPStrategy):
         self, optim_wrapper: BaseOptimWrapper | dict, model: nn.Module | None = None
     ) -> BaseOptimWrapper:
         built = super().build_optim_wrapper(optim_wrapper, model)
-        if getattr(built, 'clip_grads', None) and built.grad_name == 'grad_norm':
+        if getattr(built, 'clip_grad_kwargs', None) and built.grad_name == 'grad_norm':
             # mmengine's would take the norm of this process's part of the gradients
             built.clip_func = lambda _, **settings: self.model.clip_grad_norm_(**settings)
         return built

@@ -102,7 +102,11 @@ def test_a_training_step_changes_the_weights_and_the_batch_is_not_touched(uperne
     from mmgcvit.analysis import speed
 
     settings = Settings(**upernet)
-    cfg = load_config(settings.config)
+    # as in the configs that train in shards, of which one process is timed
+    options = dict(type='AmpOptimWrapper', loss_scale='dynamic', use_fsdp=True)
+    cfg = load_config(
+        settings.config, options={f'optim_wrapper.{k}': v for k, v in options.items()}
+    )
     model = build_model(cfg, settings)
     before = model.backbone.stem.conv.weight.detach().clone()
     batch = random_batch(cfg.model, SEGMENTATION, 2, (64, 96))

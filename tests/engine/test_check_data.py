@@ -195,6 +195,14 @@ BAD_DETECTION = {
         change_file(lambda c: c['images'][1].pop('width')),
         "entry 1 of 'images' lacks one of id, file_name, height, width",
     ),
+    'image with null for a size': (
+        change_file(lambda c: c['images'][1].update(width=None)),
+        "entry 1 of 'images' lacks one of id, file_name, height, width, or has no number there",
+    ),
+    'annotation with null for an area': (
+        change_file(lambda c: c['annotations'][2].update(area=None)),
+        "entry 2 of 'annotations' lacks one of",
+    ),
     'annotation without area': (
         change_file(lambda c: c['annotations'][2].pop('area')),
         "entry 2 of 'annotations' lacks one of",
@@ -460,6 +468,6 @@ def test_all_processes_end_when_the_first_finds_bad_data(shapes, tmp_path):
     settings = dict(ranks=2, out=tmp_path / 'out', timeout=60)
     code, printed = forks.run(tmp_path / 'process.py', tmp_path / 'config.py', **settings)
     assert code == 1
-    first, second = (line for line in printed.splitlines() if line.startswith('error: '))
-    assert first == second
-    assert printed.count('instances_train2017.json does not exist') == 2
+    second, first = sorted(line for line in printed.splitlines() if line.startswith('error: '))
+    assert 'instances_train2017.json does not exist' in first
+    assert second == 'error: the data, see the error of the first process'

@@ -4,6 +4,10 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
+from mmgcvit.engine import run_tool
+
 # Pairs of processes, one after the other; the parent imports torch for all of them.
 PAIRS = """
 import os, sys
@@ -69,3 +73,25 @@ def test_processes_that_end_well_take_their_leave(tmp_path):
     codes, errors = codes_of_pairs(tmp_path, 'well', 2)
     assert codes == f'{[0] * 4}\n'
     assert errors == ''
+
+
+def test_a_file_that_cannot_be_had_is_one_line_and_other_system_errors_are_told_in_full(
+    tmp_path, capsys
+):
+    def no_file():
+        (tmp_path / 'nothing').read_text()
+
+    def no_network():
+        raise ConnectionResetError('peer left')
+
+    for main in (no_file, no_network):
+        with pytest.raises(SystemExit) as end:
+            run_tool(main)
+        assert end.value.code == 1
+        printed = capsys.readouterr().err
+        if main is no_file:
+            assert printed.startswith('error: ') and printed.endswith("nothing'\n")
+            assert printed.count('\n') == 1
+        else:
+            assert printed.startswith('Traceback')
+            assert printed.endswith('ConnectionResetError: peer left\n')

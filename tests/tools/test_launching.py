@@ -8,10 +8,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import forks
+import psutil
 import pytest
 import torch
 from mmengine.fileio import load
@@ -22,6 +24,7 @@ from mmgcvit.visualization import read_training_log
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'data'
 CONFIGS = DATA / 'configs'
+UPERNET = CONFIGS / 'upernet_tiny.py'
 
 
 @pytest.fixture(scope='module')
@@ -165,6 +168,32 @@ def test_a_port_in_use_is_refused(run):
     assert printed == f'error: port {port} is in use: set PORT to another one\n'
 
 
+def test_the_processes_of_a_killed_launcher_end_with_it(folder, tmp_path):
+    """They would write checkpoints beside those of the training that resumes."""
+    environment = os.environ | forks.ENVIRONMENT
+    environment |= {'MMGCVIT_VENV': sys.prefix, 'SHAPES': str(folder / 'shapes')}
+    options = ('--work-dir', tmp_path / 'work', '--cfg-options', 'train_cfg.max_iters=1000000')
+    command = script('dist_train.sh', UPERNET, 2, *options)
+    with open(tmp_path / 'printed', 'w') as printed:
+        launcher = psutil.Popen(
+            list(map(str, command)), env=environment, stdout=printed, stderr=printed
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not re.search(r'Iter\(train\) \[ *3/', (tmp_path / 'printed').read_text()):
+            told = (tmp_path / 'printed').read_text()[-3000:]
+            assert launcher.poll() is None and time.monotonic() < deadline, told
+            time.sleep(0.1)
+        workers = launcher.children(recursive=True)
+        assert len(workers) >= 2
+    finally:
+        launcher.kill()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    for worker in alive:
+        worker.kill()
+    assert alive == []
+
+
 USAGE = {
     'dist_train.sh': 'CONFIG GPUS [arguments of tools/train.py]',
     'dist_test.sh': 'CONFIG CHECKPOINT GPUS [arguments of tools/test.py]',
@@ -180,7 +209,6 @@ def test_usage(run, name):
     assert run(*script(name, CONFIGS / 'upernet_tiny.py'), code=2) == usage
 
 
-UPERNET = CONFIGS / 'upernet_tiny.py'
 MISTAKES = [
     (['dist_train.sh', 'no.py', 2], {}, 'the config no.py does not exist'),
     (['dist_train.sh', UPERNET, 'two'], {}, "GPUS is a number of at least 1, got 'two'"),
@@ -350,6 +378,12 @@ def sharded(run, tmp_path_factory):
     return work_dir
 
 
+def grad_norms(work_dir):
+    (file,) = work_dir.glob('*/vis_data/scalars.json')
+    lines = map(json.loads, file.read_text().splitlines())
+    return [line['grad_norm'] for line in lines if 'grad_norm' in line]
+
+
 def assert_equal_weights(path, other):
     ours, theirs = (torch.load(file, weights_only=False)['state_dict'] for file in (path, other))
     assert ours.keys() == theirs.keys()
@@ -365,6 +399,9 @@ def test_training_in_shards_gives_the_weights_of_training_in_copies(sharded, mas
         for folder in (sharded, mask_rcnn[0])
     )
     assert wholes[0] == wholes[1] == sum(parts)
+    # gradients are clipped by the norm of all of them, not of a process's part
+    norms = [grad_norms(folder) for folder in (sharded, mask_rcnn[0])]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4) and len(norms[0]) == 12
     assert max(parts) < 0.6 * wholes[0]
 
 

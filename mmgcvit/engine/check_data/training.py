@@ -17,14 +17,15 @@ def require_data(cfg: Config) -> None:
     are connected.
 
     Raises:
-        ToolError: If the training would fail; the message has one line for each reason.
+        ToolError: If the training would fail; in the first process with a line for each reason.
     """
     found: list[str | None] = [None]
     if is_main_process():
         found = [_problems(cfg)]
     broadcast_object_list(found)
     if found[0]:
-        raise ToolError(found[0])
+        told = found[0] if is_main_process() else 'the data, see the error of the first process'
+        raise ToolError(told)
 
 
 def _problems(cfg: Config) -> str | None:
