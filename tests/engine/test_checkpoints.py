@@ -19,11 +19,10 @@ from mmgcvit.engine import (
     build_runner,
     checkpoints,
     find_checkpoint,
-    resume_training,
 )
-from mmgcvit.engine.resume import is_whole
+from mmgcvit.engine.resume import is_whole, resume_training
 from mmgcvit.files import remove_partial_files, write_atomically
-from mmgcvit.weights import WeightsError, read_checkpoint
+from mmgcvit.weights import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,7 +120,7 @@ def test_a_given_checkpoint_that_is_cut_or_missing_is_an_error(files):
     cut(folder / 'epoch_2.pth', 100)
     with pytest.raises(ToolError, match=r'epoch_2\.pth is no whole checkpoint: it was cut short'):
         resume_training(Config({'work_dir': str(folder)}), str(folder / 'epoch_2.pth'))
-    with pytest.raises(WeightsError, match=r'epoch_5\.pth does not exist'):
+    with pytest.raises(ToolError, match=r'epoch_5\.pth does not exist'):
         resume_training(Config({'work_dir': str(folder)}), str(folder / 'epoch_5.pth'))
 
 
@@ -153,8 +152,6 @@ def runner_of(images, work_dir, name, hook=None, **options):
     cfg = Config.fromfile(path)
     cfg.merge_from_dict({f'default_hooks.checkpoint.{k}': v for k, v in (hook or {}).items()})
     cfg.merge_from_dict({'work_dir': str(work_dir), 'experiment_name': name, **options})
-    if options.get('resume'):
-        resume_training(cfg)
     return build_runner(cfg)
 
 
