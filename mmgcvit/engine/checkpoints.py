@@ -115,6 +115,9 @@ class SafeCheckpointHook(CheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         if not self.save_best:
             return
+        if 'auto' in self.key_indicators:
+            # as mmengine does, but before the paths below are named after the metric
+            self._init_rule(self.rules, [next(iter(metrics))])
         before, last = self._best, self.last_ckpt
         # mmengine would remove these first, and cannot remove what it does not know
         self._best = dict.fromkeys(before)

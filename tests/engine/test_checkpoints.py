@@ -204,6 +204,20 @@ def test_what_a_kill_left_to_be_removed_is_removed_by_the_resumed_training(
     assert not list(tmp_path.glob('.epoch*'))
 
 
+def test_the_best_of_whatever_metric_is_kept_and_replaced_after_a_resume(
+    images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tiny_training.TinyMetric, 'compute_metrics', falling_cost())
+    auto = {'save_best': 'auto'}
+    runner_of(images, tmp_path, 'auto1', auto, **{'train_cfg.max_epochs': 2}).train()
+    assert names(tmp_path) == {'epoch_1.pth', 'epoch_2.pth', 'best_cost_epoch_2.pth'}
+    runner = runner_of(images, tmp_path, 'auto2', auto, resume=True)
+    runner.train()
+    assert names(tmp_path) == {'epoch_2.pth', 'epoch_3.pth', 'best_cost_epoch_3.pth'}
+    assert runner.message_hub.get_info('best_score') == 0.7
+    assert runner.message_hub.get_info('best_ckpt') == str(tmp_path / 'best_cost_epoch_3.pth')
+
+
 def test_a_validation_that_was_killed_is_caught_up_with(images, tmp_path, monkeypatch):
     """Killed in that of the second epoch, which is the best one of all."""
 
