@@ -129,9 +129,9 @@ class SafeCheckpointHook(CheckpointHook):
         self.last_ckpt = last
         after = self._best
         self._best = {name: after[name] or path for name, path in before.items()}
-        self._outdated += tuple(
-            path for name, path in before.items() if path and after[name] not in (None, path)
-        )
+        # by their names: where a work dir was copied or moved, the paths lead to the original one
+        own = {name: self._in_out_dir(Path(path).name) for name, path in before.items() if path}
+        self._outdated += tuple(p for name, p in own.items() if after[name] not in (None, p))
         if updates:
             self._remove_outdated()
 
@@ -164,7 +164,10 @@ class SafeCheckpointHook(CheckpointHook):
             self.file_backend.rmtree(path)
 
     def _path(self, step: int) -> str:
-        return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+        return self._in_out_dir(self.filename_tmpl.format(step))
+
+    def _in_out_dir(self, name: str) -> str:
+        return self.file_backend.join_path(self.out_dir, name)
 
     def _validated_step(self, runner: Runner) -> int:
         """Return the number, in the files' names, of what is validated now."""

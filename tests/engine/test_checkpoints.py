@@ -1,6 +1,7 @@
 """Checkpoints: which is found, and that a whole one is there whenever something fails."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -216,6 +217,19 @@ def test_the_best_of_whatever_metric_is_kept_and_replaced_after_a_resume(
     assert names(tmp_path) == {'epoch_2.pth', 'epoch_3.pth', 'best_cost_epoch_3.pth'}
     assert runner.message_hub.get_info('best_score') == 0.7
     assert runner.message_hub.get_info('best_ckpt') == str(tmp_path / 'best_cost_epoch_3.pth')
+
+
+def test_a_training_that_goes_on_in_a_copied_folder_leaves_the_original_as_it_is(
+    images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tiny_training.TinyMetric, 'compute_metrics', falling_cost())
+    original, copied = tmp_path / 'original', tmp_path / 'copied'
+    original.mkdir()
+    runner_of(images, original, 'original', **{'train_cfg.max_epochs': 1}).train()
+    shutil.copytree(original, copied)
+    runner_of(images, copied, 'copied', resume=True).train()
+    assert names(original) == {'epoch_1.pth', 'best_cost_epoch_1.pth'}
+    assert names(copied) == {'epoch_2.pth', 'epoch_3.pth', 'best_cost_epoch_3.pth'}
 
 
 def test_a_validation_that_was_killed_is_caught_up_with(images, tmp_path, monkeypatch):
