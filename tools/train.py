@@ -5,12 +5,10 @@ Several processes: tools/dist_train.sh and tools/slurm_train.sh.
 
 from mmgcvit.engine import (
     build_runner,
-    check_checkpoint,
     enable_lr_scaling,
     load_config,
     request_amp,
     require_data,
-    resume_training,
     run_tool,
     runner_parser,
 )
@@ -44,7 +42,7 @@ def main() -> None:
     if args.auto_scale_lr:
         enable_lr_scaling(cfg)
     if args.resume:
-        resume_training(cfg, None if args.resume == 'auto' else check_checkpoint(args.resume))
+        cfg.resume = args.resume
     runner = build_runner(cfg)
     require_data(cfg)
     runner.train()

@@ -7,7 +7,7 @@ from .checkpoints import SafeCheckpointHook
 from .config import check_checkpoint, enable_lr_scaling, load_config
 from .evaluation import DumpLabelMaps, dump_predictions, merge_views
 from .fsdp import wrap_blocks
-from .resume import find_checkpoint, resume_training
+from .resume import find_checkpoint
 from .runner import build_runner
 from .segments import ExactResumeHook
 from .tool import ToolError, config_parser, run_tool, runner_parser
@@ -32,7 +32,6 @@ __all__ = [
     'merge_views',
     'request_amp',
     'require_data',
-    'resume_training',
     'run_tool',
     'runner_parser',
     'wrap_blocks',

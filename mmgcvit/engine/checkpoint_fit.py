@@ -22,19 +22,35 @@ class CheckpointFitHook(Hook):
 
     A training that resumes, and a test, need every tensor of the model in its size. A training
     that begins from ``load_from`` may differ in its heads, as it does with other classes, but not
-    in the rest.
+    in the rest. One that resumes needs the state of its optimizer and schedule, too.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
         """Compare names and sizes before the tensors are copied."""
         source = runner.cfg.get('load_from') or 'the checkpoint'
-        begins = isinstance(runner.optim_wrapper, OptimWrapper) and not runner.cfg.get('resume')
+        trains = isinstance(runner.optim_wrapper, OptimWrapper)
+        resumes = trains and runner.cfg.get('resume')
         state = checkpoint.get('state_dict', checkpoint)
-        left = compare(_sizes(runner.model), state, str(source), begins)
+        left = compare(_sizes(runner.model), state, str(source), trains and not resumes)
+        if resumes:
+            _require_state(checkpoint, str(source), bool(runner.cfg.get('param_scheduler')))
         if not isinstance(runner, Runner):
             # mmengine's Runner passes over tensors of another size, FSDP ends with an error
             for name in left:
                 state.pop(name, None)
+
+
+def _require_state(checkpoint: Mapping[str, Any], source: str, scheduled: bool) -> None:
+    """Refuse a checkpoint of weights alone, with which mmengine would start the schedule anew."""
+    needed = ['optimizer', 'message_hub', *(['param_schedulers'] if scheduled else [])]
+    missing = [part for part in needed if part not in checkpoint]
+    if missing:
+        raise ToolError(
+            f'{source} cannot be resumed from: it has no {", ".join(missing)}, which best_*.pth, '
+            'published files and those of CheckpointHook(save_optimizer=False) lack: resume from '
+            'an epoch_N.pth or iter_N.pth, or begin from the weights alone, without --resume and '
+            f'with --cfg-options load_from={source}'
+        )
 
 
 def _sizes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -14,22 +14,22 @@ from .segments import end_segment
 from .tool import ToolError
 
 
+def _write(path: Path, content: bytes) -> None:
+    """Write a file; if the disk does not take it, an older one of that name is left as it was."""
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise ToolError(
+            f'{path} could not be written ({error}); the files before it are whole. Make room '
+            'there, then go on with --resume'
+        ) from error
+
+
 class AtomicBackend(LocalBackend):
     """Local files of mmengine, each written under another name, synced to the disk and renamed."""
 
     def put(self, obj: bytes, filepath: str | PathLike) -> None:
-        """Write a file.
-
-        Raises:
-            ToolError: If the disk does not take it; an older file of that name is left as it was.
-        """
-        try:
-            write_atomically(Path(filepath), obj)
-        except OSError as error:
-            raise ToolError(
-                f'{filepath} could not be written ({error}); the files before it are whole. Make '
-                'room there, then go on with --resume'
-            ) from error
+        _write(Path(filepath), obj)
 
     def put_text(self, obj: str, filepath: str | PathLike, encoding: str = 'utf-8') -> None:
         self.put(obj.encode(encoding), filepath)
@@ -71,7 +71,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         if self._training and is_main_process():
-            write_atomically(self._mark(runner), str(runner.iter).encode())
+            _write(self._mark(runner), str(runner.iter).encode())
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         super().after_val_epoch(runner, metrics)
@@ -103,7 +103,7 @@ class SafeCheckpointHook(CheckpointHook):
             **self.args,
         )
         if is_main_process():
-            write_atomically(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt.encode())
+            _write(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt.encode())
         if kept:
             for outdated in kept[: -self.max_keep_ckpts]:
                 self._remove(self._path(outdated))
@@ -115,6 +115,9 @@ class SafeCheckpointHook(CheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         if not self.save_best:
             return
+        if 'auto' in self.key_indicators:
+            # as mmengine does, but before the paths below are named after the metric
+            self._init_rule(self.rules, [next(iter(metrics))])
         before, last = self._best, self.last_ckpt
         # mmengine would remove these first, and cannot remove what it does not know
         self._best = dict.fromkeys(before)
@@ -126,9 +129,9 @@ class SafeCheckpointHook(CheckpointHook):
         self.last_ckpt = last
         after = self._best
         self._best = {name: after[name] or path for name, path in before.items()}
-        self._outdated += tuple(
-            path for name, path in before.items() if path and after[name] not in (None, path)
-        )
+        # by their names: where a work dir was copied or moved, the paths lead to the original one
+        own = {name: self._in_out_dir(Path(path).name) for name, path in before.items() if path}
+        self._outdated += tuple(p for name, p in own.items() if after[name] not in (None, p))
         if updates:
             self._remove_outdated()
 
@@ -152,16 +155,14 @@ class SafeCheckpointHook(CheckpointHook):
         self._outdated = ()
 
     def _remove(self, path: str) -> None:
-        if not is_main_process():
-            return
-        if self.file_backend.isfile(path):
+        if is_main_process() and self.file_backend.isfile(path):
             self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):
-            # of DeepSpeed
-            self.file_backend.rmtree(path)
 
     def _path(self, step: int) -> str:
-        return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+        return self._in_out_dir(self.filename_tmpl.format(step))
+
+    def _in_out_dir(self, name: str) -> str:
+        return self.file_backend.join_path(self.out_dir, name)
 
     def _validated_step(self, runner: Runner) -> int:
         """Return the number, in the files' names, of what is validated now."""

@@ -8,20 +8,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from torch import nn
 
-from ..weights import fetch
+from ..weights import WeightsError, fetch
+from .config import check_checkpoint, hook_class
+from .segments import ExactResumeHook
 from .tool import ToolError
 
 _NAMES = ('epoch_{}.pth', 'iter_{}.pth')
-_CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
 
 
 def resume_training(cfg: Config, checkpoint: str | None = None) -> None:
     """Make the training of a config go on from a checkpoint.
+
+    A collective call of all processes, once they are connected: the first one finds the checkpoint,
+    so that none of them goes on from another one or starts anew.
 
     Args:
         cfg: Changed in place: its ``resume`` and ``load_from``.
@@ -29,27 +34,56 @@ def resume_training(cfg: Config, checkpoint: str | None = None) -> None:
             work dir; if there is none, the training starts anew.
 
     Raises:
-        ToolError: If the given file is no whole checkpoint.
-        mmgcvit.weights.WeightsError: If there is no such file.
+        ToolError: If the given file does not exist or is no whole checkpoint, or some of the
+            processes do not have it.
+        mmgcvit.weights.WeightsError: If there is nothing at a ``file://`` URL.
     """
-    if checkpoint is not None:
-        scheme = re.match(r'(\w+)://', checkpoint)
-        # other storages are mmengine's to read
-        if (not scheme or scheme[1] == 'file') and not is_whole(path := fetch(checkpoint)):
-            raise ToolError(
-                f'{path} is no whole checkpoint: it was cut short when it was written or copied; '
-                'give another one, or --resume without a path for the newest whole one'
-            )
-    else:
+    if checkpoint is None:
         folder, names = _where(cfg)
-        found = find_checkpoint(cfg.work_dir, folder, names)
-        if found is None:
-            print_log(f'there is no checkpoint in {folder}: starting anew', logger='current')
+        found = [find_checkpoint(cfg.work_dir, folder, names) if is_main_process() else None]
+        broadcast_object_list(found)
+        if found[0] is None:
+            _say(f'there is no checkpoint in {folder}: starting anew')
             cfg.resume = False
             return
-        print_log(f'going on from {found}', logger='current')
-        checkpoint = str(found)
+        checkpoint = str(found[0])
+        _say(f'going on from {checkpoint}')
+    _check_in_all_processes(checkpoint)
     cfg.resume, cfg.load_from = True, checkpoint
+
+
+def _say(line: str) -> None:
+    if is_main_process():
+        print_log(line, logger='current')
+
+
+def _check_in_all_processes(checkpoint: str) -> None:
+    error = None
+    try:
+        _check(checkpoint)
+    except (ToolError, WeightsError) as found:
+        error = found
+    there = all_gather_object(error is None)
+    if any(there) and not all(there):
+        lacking = ', '.join(str(rank) for rank, has_it in enumerate(there) if not has_it)
+        raise ToolError(
+            f'{checkpoint} is not there, or not whole, for process {lacking} of 0 to '
+            f'{len(there) - 1}: the work dir has to be one folder that all nodes share; a network '
+            'file system may need a moment to show a new file on all of them'
+        )
+    if error is not None:
+        raise error
+
+
+def _check(checkpoint: str) -> None:
+    scheme = re.match(r'(\w+)://', checkpoint)
+    if scheme and scheme[1] != 'file':
+        return  # other storages are mmengine's to read
+    if not is_whole(path := fetch(check_checkpoint(checkpoint))):
+        raise ToolError(
+            f'{path} is no whole checkpoint: it was cut short when it was written or copied; '
+            'give another one, or --resume without a path for the newest whole one'
+        )
 
 
 def find_checkpoint(
@@ -85,8 +119,6 @@ def is_whole(path: Path) -> bool:
 
     What torch saves is a zip archive, whose table of contents is the last thing in the file.
     """
-    if path.is_dir():
-        return True  # DeepSpeed's, which has its own checks
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith('/data.pkl') for name in archive.namelist())
@@ -124,19 +156,24 @@ def _where(cfg: Config) -> tuple[Path, Sequence[str]]:
 
 
 def with_exact_resume(cfg: Config) -> Config:
-    """Return a copy of a config with this package's hooks, and ``resume`` settled if it is set."""
+    """Return a copy of a config with this package's hooks, and ``resume`` settled if it is set.
+
+    It may be a checkpoint, or 'auto' for the newest of the work dir; True stands for ``load_from``,
+    or for 'auto' if that is not set.
+    """
     cfg = copy.deepcopy(cfg)
-    if cfg.get('resume'):
-        resume_training(cfg, cfg.get('load_from'))
+    if resume := cfg.get('resume'):
+        checkpoint = cfg.get('load_from') if resume is True else resume
+        resume_training(cfg, None if checkpoint == 'auto' else checkpoint)
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     # None means no checkpoints
     if hooks.setdefault('checkpoint', ConfigDict()) is not None:
         hooks.checkpoint.setdefault('type', 'CheckpointHook')
     custom = cfg.get('custom_hooks') or []
     for hook in [hooks.checkpoint, *custom]:
-        if hook and hook.get('type') in _CHECKPOINT_HOOKS:
+        if hook and hook_class(hook) is CheckpointHook:
             hook.type = 'mmgcvit.SafeCheckpointHook'
-    if not any(hook.get('type') == 'mmgcvit.ExactResumeHook' for hook in custom):
+    if not any(hook_class(hook) is ExactResumeHook for hook in custom):
         cfg.custom_hooks = [*custom, ConfigDict(type='mmgcvit.ExactResumeHook')]
     return cfg
 

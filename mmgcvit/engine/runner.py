@@ -20,6 +20,7 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     That is mmengine's Runner or what the config has as ``runner_type``. It runs on a CUDA GPU where
     there is one, else on the CPU; the processes of ``cfg.launcher`` are connected. Trainings are
     resumed exactly, and a kill leaves a whole checkpoint: see the modules segments and checkpoints.
+    ``cfg.resume`` may be 'auto' or a checkpoint, see :func:`with_exact_resume`.
     """
     device = choose_device()
     processes = start_processes(cfg, device)

@@ -7,6 +7,7 @@ epochs (``LoggerHook(log_metric_by_epoch=True)``, the default).
 """
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +36,8 @@ def read_training_log(log: str | os.PathLike) -> TrainingLog:
     """Read the scalars of one training.
 
     The files of a resumed training are joined in the order of their timestamps; from the first
-    iteration of a later file on, only the later file counts. Validation results logged by epoch
-    are placed at the iteration at which the epoch ended.
+    iteration trained in a later file on, only the later file counts. Validation results logged by
+    epoch are placed at the iteration at which the epoch ended.
 
     Args:
         log: A work dir, one of its timestamp folders, or a ``scalars.json``.
@@ -63,13 +64,14 @@ def read_training_log(log: str | os.PathLike) -> TrainingLog:
         )
     joined = TrainingLog(_name(path.resolve()))
     for file in files:
-        later = _read_scalars(file)
+        records = _records(file)
+        start = next((_iteration(record) for record in records if _is_training(record)), None)
+        if start is not None:
+            _truncate(joined.loss, start)
+        later = _read_scalars(records, max(joined.loss, default=0))
         starts = [min(series) for series in (later.loss, *later.metrics.values()) if series]
-        if not starts:
-            continue
-        _truncate(joined.loss, min(starts))
         for series in joined.metrics.values():
-            _truncate(series, min(starts))
+            _truncate(series, min(starts, default=math.inf))
         joined.loss.update(later.loss)
         for name, series in later.metrics.items():
             joined.metrics.setdefault(name, {}).update(series)
@@ -82,16 +84,18 @@ def read_training_log(log: str | os.PathLike) -> TrainingLog:
     return joined
 
 
-def _read_scalars(file: Path) -> TrainingLog:
-    log = TrainingLog(file.name)
-    iteration = 0  # of the latest training record
-    epoch = None  # the one it belongs to
+def _read_scalars(records: list[dict], trained: int) -> TrainingLog:
+    """Read one file; ``trained`` is the last iteration logged before it."""
+    log = TrainingLog('')
+    iteration = trained  # of the latest training record
+    # the one it belongs to: a validation that comes first is of the epoch before the file's
+    epoch = next((int(r['epoch']) - 1 for r in records if _is_training(r) and 'epoch' in r), None)
     firsts: dict[int, int] = {}  # the first iteration logged in each epoch
     validations = []  # (step, iteration and epoch logged before it, metrics)
-    for record in _records(file):
+    for record in records:
         step = int(record['step'])
-        if 'loss' in record or 'lr' in record or 'iter' in record:
-            iteration, epoch = int(record.get('iter', step)), record.get('epoch')
+        if _is_training(record):
+            iteration, epoch = _iteration(record), record.get('epoch')
             if epoch is not None:
                 firsts.setdefault(int(epoch), iteration)
             if _is_number(record.get('loss')):
@@ -114,6 +118,14 @@ def _read_scalars(file: Path) -> TrainingLog:
         for name, value in metrics.items():
             log.metrics.setdefault(name, {})[place] = value
     return log
+
+
+def _is_training(record: dict) -> bool:
+    return 'loss' in record or 'lr' in record or 'iter' in record
+
+
+def _iteration(record: dict) -> int:
+    return int(record.get('iter', record['step']))
 
 
 def _epoch_length(firsts: dict[int, int]) -> int | None:
@@ -162,6 +174,6 @@ def _name(path: Path) -> str:
     return (path.parents[1] if path.name == 'vis_data' else path).name
 
 
-def _truncate(series: dict[int, float], start: int) -> None:
+def _truncate(series: dict[int, float], start: float) -> None:
     for iteration in [key for key in series if key >= start]:
         del series[iteration]

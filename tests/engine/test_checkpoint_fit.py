@@ -56,6 +56,21 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         runner.train()
 
 
+@pytest.mark.parametrize('part', ['optimizer', 'param_schedulers', 'message_hub'])
+def test_resuming_needs_the_whole_state_of_a_training(tmp_path, part):
+    schedule = dict(param_scheduler=dict(type='LinearLR', start_factor=0.5, by_epoch=False))
+    toy_runner(tmp_path, iterations=2, **schedule).train()
+    saved = torch.load(tmp_path / 'iter_2.pth', weights_only=False)
+    del saved[part]
+    torch.save(saved, tmp_path / 'part.pth')
+    settings = dict(resume=True, load_from=str(tmp_path / 'part.pth'), **schedule)
+    with pytest.raises(ToolError, match=rf'part\.pth cannot be resumed from: it has no {part}, '):
+        toy_runner(tmp_path, **settings).train()
+    begun = toy_runner(tmp_path, iterations=1, **{**settings, 'resume': False})
+    begun.train()
+    assert begun.iter == 1
+
+
 def test_testing_needs_a_checkpoint_of_the_same_size(checkpoint, tmp_path):
     loader = dict(
         batch_size=1,

@@ -1,6 +1,7 @@
 """Checkpoints: which is found, and that a whole one is there whenever something fails."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +20,10 @@ from mmgcvit.engine import (
     build_runner,
     checkpoints,
     find_checkpoint,
-    resume_training,
 )
-from mmgcvit.engine.resume import is_whole
+from mmgcvit.engine.resume import is_whole, resume_training
 from mmgcvit.files import remove_partial_files, write_atomically
-from mmgcvit.weights import WeightsError, read_checkpoint
+from mmgcvit.weights import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,6 +75,14 @@ def test_a_file_cut_short_is_passed_over_with_a_warning(files, log, size):
     assert len(log) == 3
 
 
+def test_a_folder_is_no_checkpoint(files, log):
+    """As of DeepSpeed, or of FSDP's local state: --resume PATH refuses one as well."""
+    folder = files('iter_8.pth')
+    (folder / 'iter_16.pth').mkdir()
+    assert find_checkpoint(folder) == folder / 'iter_8.pth'
+    assert len(log) == 1 and f'{folder / "iter_16.pth"} is not whole' in log[0]
+
+
 @pytest.mark.parametrize('record', ['', 'epoch_1.pth', 'epoch_7.pth', None])
 def test_a_last_checkpoint_that_is_empty_stale_or_missing_misleads_nobody(files, record):
     folder = files('epoch_1.pth', 'epoch_2.pth')
@@ -121,7 +129,7 @@ def test_a_given_checkpoint_that_is_cut_or_missing_is_an_error(files):
     cut(folder / 'epoch_2.pth', 100)
     with pytest.raises(ToolError, match=r'epoch_2\.pth is no whole checkpoint: it was cut short'):
         resume_training(Config({'work_dir': str(folder)}), str(folder / 'epoch_2.pth'))
-    with pytest.raises(WeightsError, match=r'epoch_5\.pth does not exist'):
+    with pytest.raises(ToolError, match=r'epoch_5\.pth does not exist'):
         resume_training(Config({'work_dir': str(folder)}), str(folder / 'epoch_5.pth'))
 
 
@@ -153,8 +161,6 @@ def runner_of(images, work_dir, name, hook=None, **options):
     cfg = Config.fromfile(path)
     cfg.merge_from_dict({f'default_hooks.checkpoint.{k}': v for k, v in (hook or {}).items()})
     cfg.merge_from_dict({'work_dir': str(work_dir), 'experiment_name': name, **options})
-    if options.get('resume'):
-        resume_training(cfg)
     return build_runner(cfg)
 
 
@@ -166,18 +172,23 @@ def names(folder):
     return {path.name for path in folder.glob('*.pth')}
 
 
+def refuse(name, monkeypatch):
+    """Have the disk take no file of that name."""
+
+    def write(path, content):
+        if path.name == name:
+            raise OSError(28, 'No space left on device')
+        return write_atomically(path, content)
+
+    monkeypatch.setattr(checkpoints, 'write_atomically', write)
+
+
 @pytest.mark.parametrize('refused', ['epoch_3.pth', 'best_cost_epoch_3.pth'])
 def test_a_full_disk_leaves_the_files_before_it_and_a_clear_error(
     images, tmp_path, monkeypatch, refused
 ):
     """At most one of each kind is kept: it is there as long as its successor is not whole."""
-
-    def write(path, content):
-        if path.name == refused:
-            raise OSError(28, 'No space left on device')
-        return write_atomically(path, content)
-
-    monkeypatch.setattr(checkpoints, 'write_atomically', write)
+    refuse(refused, monkeypatch)
     monkeypatch.setattr(tiny_training.TinyMetric, 'compute_metrics', falling_cost())
     runner = runner_of(images, tmp_path, f'full_{refused}', {'max_keep_ckpts': 1})
     with pytest.raises(ToolError, match=rf'{refused} could not be written.*No space left'):
@@ -185,6 +196,14 @@ def test_a_full_disk_leaves_the_files_before_it_and_a_clear_error(
     whole = {'epoch_3.pth' if 'best' in refused else 'epoch_2.pth', 'best_cost_epoch_2.pth'}
     assert names(tmp_path) == whole
     assert all(is_whole(tmp_path / name) for name in whole)
+
+
+@pytest.mark.parametrize('refused', ['last_checkpoint', 'unfinished_validation'])
+def test_a_full_disk_is_named_for_small_files_too(images, tmp_path, monkeypatch, refused):
+    refuse(refused, monkeypatch)
+    with pytest.raises(ToolError, match=rf'{refused} could not be written.*No space left'):
+        runner_of(images, tmp_path, f'full_{refused}').train()
+    assert find_checkpoint(tmp_path) == tmp_path / 'epoch_1.pth'
 
 
 def falling_cost():
@@ -205,6 +224,33 @@ def test_what_a_kill_left_to_be_removed_is_removed_by_the_resumed_training(
     runner_of(images, tmp_path, 'left2', {'max_keep_ckpts': 1}, resume=True).train()
     assert names(tmp_path) == {'epoch_3.pth', 'best_cost_epoch_3.pth'}
     assert not list(tmp_path.glob('.epoch*'))
+
+
+def test_the_best_of_whatever_metric_is_kept_and_replaced_after_a_resume(
+    images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tiny_training.TinyMetric, 'compute_metrics', falling_cost())
+    auto = {'save_best': 'auto'}
+    runner_of(images, tmp_path, 'auto1', auto, **{'train_cfg.max_epochs': 2}).train()
+    assert names(tmp_path) == {'epoch_1.pth', 'epoch_2.pth', 'best_cost_epoch_2.pth'}
+    runner = runner_of(images, tmp_path, 'auto2', auto, resume=True)
+    runner.train()
+    assert names(tmp_path) == {'epoch_2.pth', 'epoch_3.pth', 'best_cost_epoch_3.pth'}
+    assert runner.message_hub.get_info('best_score') == 0.7
+    assert runner.message_hub.get_info('best_ckpt') == str(tmp_path / 'best_cost_epoch_3.pth')
+
+
+def test_a_training_that_goes_on_in_a_copied_folder_leaves_the_original_as_it_is(
+    images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tiny_training.TinyMetric, 'compute_metrics', falling_cost())
+    original, copied = tmp_path / 'original', tmp_path / 'copied'
+    original.mkdir()
+    runner_of(images, original, 'original', **{'train_cfg.max_epochs': 1}).train()
+    shutil.copytree(original, copied)
+    runner_of(images, copied, 'copied', resume=True).train()
+    assert names(original) == {'epoch_1.pth', 'best_cost_epoch_1.pth'}
+    assert names(copied) == {'epoch_2.pth', 'epoch_3.pth', 'best_cost_epoch_3.pth'}
 
 
 def test_a_validation_that_was_killed_is_caught_up_with(images, tmp_path, monkeypatch):

@@ -3,15 +3,26 @@
 import itertools
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.hooks import CheckpointHook, EMAHook
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import toy_config
 
-from mmgcvit.engine import ToolError, build_runner, load_config
+from mmgcvit.engine import (
+    BadLossHook,
+    CheckpointFitHook,
+    ExactResumeHook,
+    SafeCheckpointHook,
+    ToolError,
+    build_runner,
+    load_config,
+)
+from mmgcvit.engine.fsdp import settle_fsdp
 from mmgcvit.visualization import read_training_log
 
 PAGE = (Path(__file__).parents[2] / 'docs' / 'training.md').read_text()
@@ -103,3 +114,26 @@ def test_the_configs_have_as_many_hooks_and_backends_as_the_documented_indices_s
         cfg = Config.fromfile(Path(__file__).parents[2] / 'configs' / name)
         assert not cfg.get('custom_hooks')
         assert [backend.type for backend in cfg.visualizer.vis_backends] == ['LocalVisBackend']
+
+
+@pytest.mark.parametrize('form', ['name', 'path', 'class'])
+def test_hooks_that_a_config_has_are_recognised_in_each_form(tmp_path, form):
+    ours = (BadLossHook, CheckpointFitHook, ExactResumeHook)
+
+    def kind(hook, package):
+        path = f'{package}.{hook.__name__}'
+        name = f'{package.partition(".")[0]}.{hook.__name__}'
+        return {'name': name, 'path': path, 'class': hook}[form]
+
+    cfg = toy_config(tmp_path, hooks=[dict(type=kind(hook, 'mmgcvit.engine')) for hook in ours])
+    cfg.default_hooks.checkpoint.type = kind(CheckpointHook, 'mmengine.hooks')
+    hooks = Counter(map(type, build_runner(cfg).hooks))
+    assert [hooks[hook] for hook in ours] == [1, 1, 1]
+    assert hooks[SafeCheckpointHook] == 1 and hooks[CheckpointHook] == 0
+
+    fsdp = load_config(Path(__file__).parents[2] / 'configs/detection/cascade_gcvit_l_fsdp.py')
+    fsdp.merge_from_dict(
+        {'launcher': 'pytorch', 'custom_hooks': [{'type': kind(EMAHook, 'mmengine.hooks')}]}
+    )
+    with pytest.raises(ToolError, match='FSDPStrategy and EMAHook do not go together'):
+        settle_fsdp(fsdp, 'cuda')

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
 from mmgcvit.datasets import draw_shapes
-from mmgcvit.engine import build_runner, resume_training, segments
+from mmgcvit.engine import build_runner, segments
 from mmgcvit.weights import WeightsError, read_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -300,9 +301,34 @@ def test_no_pretrained_url_is_touched_on_resume(images, tmp_path):
     with pytest.raises(WeightsError, match='could not be downloaded'):
         runner_of(path, **{'model.init_cfg': nowhere, 'work_dir': str(tmp_path / 'anew')}).train()
     cfg = Config.fromfile(path)
-    cfg.merge_from_dict({'model.init_cfg': nowhere, 'experiment_name': 'url2'})
-    resume_training(cfg)
+    cfg.merge_from_dict({'model.init_cfg': nowhere, 'experiment_name': 'url2', 'resume': 'auto'})
     runner = build_runner(cfg)
     runner.train()
     assert runner.epoch == 3
     assert 'http://127.0.0.1:9/nothing.pth' in runner.cfg.pretty_text
+
+
+def test_processes_go_on_from_one_checkpoint_or_not_at_all(images, tmp_path):
+    """Two processes in folders of their own, as nodes that share no work dir."""
+    path = tiny_training.config(images, tmp_path / 'apart', 'epoch', 0)
+    out, first = tmp_path / 'out', tmp_path / '0' / 'work'
+    train(
+        ['tools/train.py', path, '--work-dir', first, '--cfg-options', 'train_cfg.max_epochs=1'],
+        out,
+    )
+    (tmp_path / '1').mkdir()
+    command = ['tests/data/scripts/train_apart.py', tmp_path, path, '--launcher', 'pytorch']
+    # a validation would collect its results in the current folder
+    command += ['--work-dir', 'work', '--resume', '--cfg-options', 'train_cfg.val_begin=9']
+
+    code, printed = forks.run(*command, out=out, timeout=120, ranks=2)
+    assert code == 1, printed[-3000:]
+    error = 'error: work/epoch_1.pth is not there, or not whole, for process 1 of 0 to 1: the work'
+    assert printed.count(error) == 2
+
+    (first / 'epoch_2.pth').write_bytes(b'cut')
+    shutil.copytree(first, tmp_path / '1' / 'work')
+    printed = train(command, out, ranks=2)
+    assert printed.count('going on from work/epoch_1.pth') == 1
+    assert printed.count('work/epoch_2.pth is not whole') == 1
+    assert printed.count('resumed epoch: 1, iter: 4') == 1

@@ -93,6 +93,37 @@ def test_a_resumed_run_voids_later_steps_it_did_not_reach(tmp_path):
     assert log.metrics == {}
 
 
+@pytest.mark.parametrize(
+    ('trained', 'place'),
+    [
+        ([], 45),
+        ([_train(60, 0.8, 3)], 45),
+        # now the length of an epoch is known
+        ([_train(60, 0.8, 3), _train(85, 0.7, 4)], 50),
+    ],
+)
+def test_a_validation_that_a_resumed_run_caught_up_with_follows_what_was_trained(
+    tmp_path, trained, place
+):
+    first = [_train(10, 3.0, 1), _train(20, 2.0, 1), _val(1, 0.1)]
+    first += [_train(35, 1.5, 2), _train(45, 1.0, 2)]
+    _write(tmp_path, '1', first)
+    _write(tmp_path, '2', [_val(2, 0.3), *trained])
+    log = read_training_log(tmp_path)
+    losses = {10: 3.0, 20: 2.0, 35: 1.5, 45: 1.0}
+    assert log.loss == losses | {record['iter']: record['loss'] for record in trained}
+    assert log.metrics == {'coco/segm_mAP_50': {25: 0.1, place: 0.3}}
+
+
+def test_a_resumed_runs_validation_before_its_first_logged_loss(tmp_path):
+    _write(tmp_path, '1', [_train(10, 3.0), _train(20, 2.0), _train(30, 1.5)])
+    _write(tmp_path, '2', [_val(25, 0.2), _train(30, 1.4)])
+    _write(tmp_path, '3', [_val(24, 0.3), _train(30, 1.3)])
+    log = read_training_log(tmp_path)
+    assert log.loss == {10: 3.0, 20: 2.0, 30: 1.3}
+    assert log.metrics == {'coco/segm_mAP_50': {24: 0.3}}
+
+
 def test_an_evaluation_alone_changes_nothing(by_epoch):
     before = read_training_log(by_epoch)
     _write(by_epoch, '20260101_020000', [_val(0, 0.9)])
