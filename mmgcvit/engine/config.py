@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
+from ..registry import HOOKS
 from .tool import ToolError
 
 
@@ -82,6 +83,12 @@ def _make_room(cfg: Config, keys: Sequence[str]) -> None:
 def is_segmentor(cfg: Config) -> bool:
     """Whether a config's model is one of mmseg's; otherwise it is a detector."""
     return 'decode_head' in cfg.model
+
+
+def hook_class(hook: Mapping[str, Any]) -> type | None:
+    """Return the class of a config's hook, which is given itself or by one of several names."""
+    kind = hook.get('type')
+    return HOOKS.get(kind) if isinstance(kind, str) else kind
 
 
 def check_checkpoint(path: str) -> str:

@@ -5,12 +5,14 @@ from typing import Any
 from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import EMAHook
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from ..models.stage import Block
 from ..registry import FUNCTIONS, STRATEGIES
+from .config import hook_class
 from .tool import ToolError
 
 
@@ -58,7 +60,7 @@ def settle_fsdp(cfg: Config, device: str) -> None:
             'tools/dist_train.sh, or train with the config that this one inherits from'
         )
     hooks = cfg.get('custom_hooks') or []
-    if any(hook.get('type') == 'EMAHook' for hook in hooks):
+    if any(hook_class(hook) is EMAHook for hook in hooks):
         raise ToolError(
             'strategy FSDPStrategy and EMAHook do not go together, as the averaged model is not '
             'sharded: leave one of them out of the config'

@@ -2,11 +2,16 @@
 
 from mmengine.config import Config
 
-GUARDS = ('mmgcvit.BadLossHook', 'mmgcvit.CheckpointFitHook')
+from .bad_loss import BadLossHook
+from .checkpoint_fit import CheckpointFitHook
+from .config import hook_class
+
+GUARDS = (BadLossHook, CheckpointFitHook)
 
 
 def add_guards(cfg: Config) -> None:
     """Add this package's watching hooks to a config; those that it has already are kept as set."""
     hooks = list(cfg.get('custom_hooks') or [])
-    there = {hook.get('type') for hook in hooks}
-    cfg.custom_hooks = [*hooks, *(dict(type=name) for name in GUARDS if name not in there)]
+    there = {hook_class(hook) for hook in hooks}
+    missing = [guard for guard in GUARDS if guard not in there]
+    cfg.custom_hooks = [*hooks, *(dict(type=f'mmgcvit.{guard.__name__}') for guard in missing)]

@@ -15,11 +15,11 @@ from mmengine.model import PretrainedInit
 from torch import nn
 
 from ..weights import WeightsError, fetch
-from .config import check_checkpoint
+from .config import check_checkpoint, hook_class
+from .segments import ExactResumeHook
 from .tool import ToolError
 
 _NAMES = ('epoch_{}.pth', 'iter_{}.pth')
-_CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
 
 
 def resume_training(cfg: Config, checkpoint: str | None = None) -> None:
@@ -173,9 +173,9 @@ def with_exact_resume(cfg: Config) -> Config:
         hooks.checkpoint.setdefault('type', 'CheckpointHook')
     custom = cfg.get('custom_hooks') or []
     for hook in [hooks.checkpoint, *custom]:
-        if hook and hook.get('type') in _CHECKPOINT_HOOKS:
+        if hook and hook_class(hook) is CheckpointHook:
             hook.type = 'mmgcvit.SafeCheckpointHook'
-    if not any(hook.get('type') == 'mmgcvit.ExactResumeHook' for hook in custom):
+    if not any(hook_class(hook) is ExactResumeHook for hook in custom):
         cfg.custom_hooks = [*custom, ConfigDict(type='mmgcvit.ExactResumeHook')]
     return cfg
 
