@@ -14,22 +14,22 @@ from .segments import end_segment
 from .tool import ToolError
 
 
+def _write(path: Path, content: bytes) -> None:
+    """Write a file; if the disk does not take it, an older one of that name is left as it was."""
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise ToolError(
+            f'{path} could not be written ({error}); the files before it are whole. Make room '
+            'there, then go on with --resume'
+        ) from error
+
+
 class AtomicBackend(LocalBackend):
     """Local files of mmengine, each written under another name, synced to the disk and renamed."""
 
     def put(self, obj: bytes, filepath: str | PathLike) -> None:
-        """Write a file.
-
-        Raises:
-            ToolError: If the disk does not take it; an older file of that name is left as it was.
-        """
-        try:
-            write_atomically(Path(filepath), obj)
-        except OSError as error:
-            raise ToolError(
-                f'{filepath} could not be written ({error}); the files before it are whole. Make '
-                'room there, then go on with --resume'
-            ) from error
+        _write(Path(filepath), obj)
 
     def put_text(self, obj: str, filepath: str | PathLike, encoding: str = 'utf-8') -> None:
         self.put(obj.encode(encoding), filepath)
@@ -71,7 +71,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         if self._training and is_main_process():
-            write_atomically(self._mark(runner), str(runner.iter).encode())
+            _write(self._mark(runner), str(runner.iter).encode())
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         super().after_val_epoch(runner, metrics)
@@ -103,7 +103,7 @@ class SafeCheckpointHook(CheckpointHook):
             **self.args,
         )
         if is_main_process():
-            write_atomically(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt.encode())
+            _write(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt.encode())
         if kept:
             for outdated in kept[: -self.max_keep_ckpts]:
                 self._remove(self._path(outdated))

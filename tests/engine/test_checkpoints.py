@@ -164,18 +164,23 @@ def names(folder):
     return {path.name for path in folder.glob('*.pth')}
 
 
+def refuse(name, monkeypatch):
+    """Have the disk take no file of that name."""
+
+    def write(path, content):
+        if path.name == name:
+            raise OSError(28, 'No space left on device')
+        return write_atomically(path, content)
+
+    monkeypatch.setattr(checkpoints, 'write_atomically', write)
+
+
 @pytest.mark.parametrize('refused', ['epoch_3.pth', 'best_cost_epoch_3.pth'])
 def test_a_full_disk_leaves_the_files_before_it_and_a_clear_error(
     images, tmp_path, monkeypatch, refused
 ):
     """At most one of each kind is kept: it is there as long as its successor is not whole."""
-
-    def write(path, content):
-        if path.name == refused:
-            raise OSError(28, 'No space left on device')
-        return write_atomically(path, content)
-
-    monkeypatch.setattr(checkpoints, 'write_atomically', write)
+    refuse(refused, monkeypatch)
     monkeypatch.setattr(tiny_training.TinyMetric, 'compute_metrics', falling_cost())
     runner = runner_of(images, tmp_path, f'full_{refused}', {'max_keep_ckpts': 1})
     with pytest.raises(ToolError, match=rf'{refused} could not be written.*No space left'):
@@ -183,6 +188,14 @@ def test_a_full_disk_leaves_the_files_before_it_and_a_clear_error(
     whole = {'epoch_3.pth' if 'best' in refused else 'epoch_2.pth', 'best_cost_epoch_2.pth'}
     assert names(tmp_path) == whole
     assert all(is_whole(tmp_path / name) for name in whole)
+
+
+@pytest.mark.parametrize('refused', ['last_checkpoint', 'unfinished_validation'])
+def test_a_full_disk_is_named_for_small_files_too(images, tmp_path, monkeypatch, refused):
+    refuse(refused, monkeypatch)
+    with pytest.raises(ToolError, match=rf'{refused} could not be written.*No space left'):
+        runner_of(images, tmp_path, f'full_{refused}').train()
+    assert find_checkpoint(tmp_path) == tmp_path / 'epoch_1.pth'
 
 
 def falling_cost():
