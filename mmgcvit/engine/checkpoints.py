@@ -155,13 +155,8 @@ class SafeCheckpointHook(CheckpointHook):
         self._outdated = ()
 
     def _remove(self, path: str) -> None:
-        if not is_main_process():
-            return
-        if self.file_backend.isfile(path):
+        if is_main_process() and self.file_backend.isfile(path):
             self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):
-            # of DeepSpeed
-            self.file_backend.rmtree(path)
 
     def _path(self, step: int) -> str:
         return self._in_out_dir(self.filename_tmpl.format(step))

@@ -119,8 +119,6 @@ def is_whole(path: Path) -> bool:
 
     What torch saves is a zip archive, whose table of contents is the last thing in the file.
     """
-    if path.is_dir():
-        return True  # DeepSpeed's, which has its own checks
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith('/data.pkl') for name in archive.namelist())

@@ -75,6 +75,14 @@ def test_a_file_cut_short_is_passed_over_with_a_warning(files, log, size):
     assert len(log) == 3
 
 
+def test_a_folder_is_no_checkpoint(files, log):
+    """As of DeepSpeed, or of FSDP's local state: --resume PATH refuses one as well."""
+    folder = files('iter_8.pth')
+    (folder / 'iter_16.pth').mkdir()
+    assert find_checkpoint(folder) == folder / 'iter_8.pth'
+    assert len(log) == 1 and f'{folder / "iter_16.pth"} is not whole' in log[0]
+
+
 @pytest.mark.parametrize('record', ['', 'epoch_1.pth', 'epoch_7.pth', None])
 def test_a_last_checkpoint_that_is_empty_stale_or_missing_misleads_nobody(files, record):
     folder = files('epoch_1.pth', 'epoch_2.pth')
