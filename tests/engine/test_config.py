@@ -3,13 +3,12 @@
 import itertools
 import re
 import shlex
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.hooks import EMAHook
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import toy_config
 
@@ -22,7 +21,10 @@ from mmgcvit.engine import (
     build_runner,
     load_config,
 )
+from mmgcvit.engine.config import hook_class
 from mmgcvit.engine.fsdp import settle_fsdp
+from mmgcvit.engine.guards import add_guards
+from mmgcvit.engine.resume import with_exact_resume
 from mmgcvit.visualization import read_training_log
 
 PAGE = (Path(__file__).parents[2] / 'docs' / 'training.md').read_text()
@@ -104,9 +106,7 @@ def test_tensorboard_as_documented_has_the_losses_that_the_log_has(tmp_path):
     assert losses == pytest.approx(list(read_training_log(runner.work_dir).loss.values()))
 
 
-VISUALIZER = dict(
-    type='Visualizer', name='of_test_config', vis_backends=[dict(type='LocalVisBackend')]
-)
+VISUALIZER = dict(type='Visualizer', name='visualizer', vis_backends=[dict(type='LocalVisBackend')])
 
 
 def test_the_configs_have_as_many_hooks_and_backends_as_the_documented_indices_say():
@@ -116,24 +116,25 @@ def test_the_configs_have_as_many_hooks_and_backends_as_the_documented_indices_s
         assert [backend.type for backend in cfg.visualizer.vis_backends] == ['LocalVisBackend']
 
 
-@pytest.mark.parametrize('form', ['name', 'path', 'class'])
+@pytest.mark.parametrize('form', ["'{0}.{2}'", "'{1}.{2}'", '{2}'])
 def test_hooks_that_a_config_has_are_recognised_in_each_form(tmp_path, form):
-    ours = (BadLossHook, CheckpointFitHook, ExactResumeHook)
-
-    def kind(hook, package):
-        path = f'{package}.{hook.__name__}'
-        name = f'{package.partition(".")[0]}.{hook.__name__}'
-        return {'name': name, 'path': path, 'class': hook}[form]
-
-    cfg = toy_config(tmp_path, hooks=[dict(type=kind(hook, 'mmgcvit.engine')) for hook in ours])
-    cfg.default_hooks.checkpoint.type = kind(CheckpointHook, 'mmengine.hooks')
-    hooks = Counter(map(type, build_runner(cfg).hooks))
-    assert [hooks[hook] for hook in ours] == [1, 1, 1]
-    assert hooks[SafeCheckpointHook] == 1 and hooks[CheckpointHook] == 0
-
-    fsdp = load_config(Path(__file__).parents[2] / 'configs/detection/cascade_gcvit_l_fsdp.py')
-    fsdp.merge_from_dict(
-        {'launcher': 'pytorch', 'custom_hooks': [{'type': kind(EMAHook, 'mmengine.hooks')}]}
+    """By name, by path as in a dumped config, and as classes."""
+    ours = [BadLossHook, CheckpointFitHook, ExactResumeHook]
+    names = [form.format('mmgcvit', 'mmgcvit.engine', hook.__name__) for hook in ours]
+    theirs = [form.format('mmengine', 'mmengine.hooks', n) for n in ('EMAHook', 'CheckpointHook')]
+    (tmp_path / 'config.py').write_text(
+        'from mmengine.hooks import CheckpointHook, EMAHook\n'
+        'from mmgcvit.engine import BadLossHook, CheckpointFitHook, ExactResumeHook\n'
+        f'custom_hooks = [{", ".join(f"dict(type={name})" for name in [*names, theirs[0]])}]\n'
+        f'default_hooks = dict(checkpoint=dict(type={theirs[1]}))\n'
     )
+    cfg = Config.fromfile(tmp_path / 'config.py', lazy_import=True)
+    add_guards(cfg)
+    cfg = with_exact_resume(cfg)
+    assert [hook_class(hook) for hook in cfg.custom_hooks] == [*ours, EMAHook]
+    assert hook_class(cfg.default_hooks.checkpoint) is SafeCheckpointHook
+    assert Config.fromstring(cfg.pretty_text, '.py').custom_hooks
+
+    cfg.merge_from_dict({'strategy.type': 'FSDPStrategy', 'launcher': 'pytorch'})
     with pytest.raises(ToolError, match='FSDPStrategy and EMAHook do not go together'):
-        settle_fsdp(fsdp, 'cuda')
+        settle_fsdp(cfg, 'cuda')
