@@ -106,7 +106,9 @@ def test_tensorboard_as_documented_has_the_losses_that_the_log_has(tmp_path):
     assert losses == pytest.approx(list(read_training_log(runner.work_dir).loss.values()))
 
 
-VISUALIZER = dict(type='Visualizer', name='visualizer', vis_backends=[dict(type='LocalVisBackend')])
+VISUALIZER = dict(
+    type='Visualizer', name='of_test_config', vis_backends=[dict(type='LocalVisBackend')]
+)
 
 
 def test_the_configs_have_as_many_hooks_and_backends_as_the_documented_indices_say():
