@@ -3,12 +3,15 @@
 Several processes: tools/dist_test.sh and tools/slurm_test.sh.
 """
 
+import copy
+
 from mmgcvit.engine import (
     build_runner,
     check_checkpoint,
     dump_predictions,
     load_config,
     merge_views,
+    require_data,
     run_tool,
     runner_parser,
 )
@@ -29,6 +32,7 @@ def main() -> None:
     cfg = load_config(args.config, args.work_dir, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.load_from = check_checkpoint(args.checkpoint)
+    as_configured = copy.deepcopy(cfg)
     # a checkpoint file holds the whole model: it is tested as a whole, however it was trained
     cfg.pop('runner_type', None)
     cfg.pop('strategy', None)
@@ -37,6 +41,7 @@ def main() -> None:
     if args.tta:
         merge_views(cfg)
     runner = build_runner(cfg)
+    require_data(as_configured, splits=('test',))
     if args.show_dir:
         runner.register_hook(PaintPredictions(args.show_dir))
     runner.test()

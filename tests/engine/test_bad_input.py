@@ -117,6 +117,16 @@ def test_other_mistakes_end_before_the_training(shapes, tmp_path, monkeypatch, l
     assert not list(tmp_path.glob('work/*.pth'))
 
 
+def test_a_test_without_its_data_ends_before_it_begins(tmp_path, monkeypatch, load_tool):
+    (tmp_path / 'epoch_1.pth').touch()
+    options = [f'{key}={value}' for key, value in detection_options(tmp_path / 'no').items()]
+    arguments = ['test.py', SHAPES, str(tmp_path / 'epoch_1.pth'), '--tta']
+    work_dir = ['--work-dir', str(tmp_path / 'work'), '--cfg-options']
+    monkeypatch.setattr(sys, 'argv', [*arguments, *work_dir, *options])
+    with pytest.raises(ToolError, match=r'test: data_root .*no does not exist'):
+        load_tool('test').main()
+
+
 def shrink(cfg, tmp_path, images):
     """Make a published recipe fit a test: a small backbone, small images and two iterations."""
     cfg.work_dir = str(tmp_path / 'work')

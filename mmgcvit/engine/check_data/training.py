@@ -1,6 +1,7 @@
-"""The fast part of the check, before a training begins."""
+"""The fast part of the check, before a training or a test begins."""
 
 import logging
+from collections.abc import Sequence
 
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -10,29 +11,32 @@ from ..tool import ToolError
 from .config import check_data
 
 
-def require_data(cfg: Config) -> None:
-    """Check a config's training and validation data, and end every process if they are bad.
+def require_data(cfg: Config, splits: Sequence[str] | None = None) -> None:
+    """Check a config's data, and end every process if they are bad.
 
     The first process looks, the others wait for what it found: call it on all of them, once they
     are connected.
 
+    Args:
+        cfg: Config of a training or test.
+        splits: Which of train, val and test; by default those that a training reads.
+
     Raises:
-        ToolError: If the training would fail; in the first process with a line for each reason.
+        ToolError: If training or test would fail; in the first process with a line for each reason.
     """
     found: list[str | None] = [None]
     if is_main_process():
-        found = [_problems(cfg)]
+        found = [_problems(cfg, splits or (('train', 'val') if cfg.get('val_cfg') else ('train',)))]
     broadcast_object_list(found)
     if found[0]:
         told = found[0] if is_main_process() else 'the data, see the error of the first process'
         raise ToolError(told)
 
 
-def _problems(cfg: Config) -> str | None:
-    splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
+def _problems(cfg: Config, splits: Sequence[str]) -> str | None:
     try:
         report = check_data(cfg, samples=3, fast=True, splits=splits)
-    except Exception as error:  # the other processes wait, and the training may work all the same
+    except Exception as error:  # the other processes wait, and it may work all the same
         print_log(
             f'the data could not be checked ({type(error).__name__}: {error})',
             'current',
