@@ -60,6 +60,11 @@ class ExactResumeHook(Hook):
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             runner.train_loop.dataloader_iterator = _SegmentIterator(runner, self._segments)
 
+    def after_train(self, runner: Runner) -> None:
+        iterator = getattr(runner.train_loop, 'dataloader_iterator', None)
+        if isinstance(iterator, _SegmentIterator):
+            iterator.close()
+
     def before_train_epoch(self, runner: Runner) -> None:
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             runner.train_loop.dataloader = self._segments.begin(runner.iter)
@@ -224,6 +229,10 @@ class _SegmentIterator:
     def __iter__(self) -> Iterator[Any]:
         return self
 
+    def close(self) -> None:
+        """End the data workers; torch waits 5 seconds for each that the garbage collector ends."""
+        self._batches = iter(())
+
     def skip_iter(self, num_iters: int) -> None:
         """Do nothing: see above."""
 
@@ -235,8 +244,7 @@ class _SegmentIterator:
         checkpoint = self._runner.message_hub.get_info(_SEGMENT_START) == iteration
         if self._start < 0 or (checkpoint and self._start != iteration):
             self._start = iteration
-            # the workers of the segment before end here
-            self._batches = iter(())
+            self.close()  # the segment before
             loader = self._segments.begin(iteration, skip=iteration)
             self._runner.train_loop.dataloader = loader
             self._batches = iter(loader)

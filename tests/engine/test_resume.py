@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import multiprocessing
 import random
 import re
 import shutil
@@ -284,10 +285,14 @@ def test_workers_that_end_at_checkpoints_lose_and_repeat_no_image(images, tmp_pa
             'train_dataloader.sampler.type': sampler,
             'train_dataloader.dataset.augment': False,
             'default_hooks.checkpoint.interval': 3,
+            # theirs would live as long as the runner
+            'val_dataloader.num_workers': 0,
+            'val_dataloader.persistent_workers': False,
         },
     )
     runner.register_hook(seen := Seen())
     runner.train()
+    assert not multiprocessing.active_children()
     epochs = [seen.sums[i : i + 12] for i in (0, 12, 24)]
     assert len(set(epochs[0])) == 12
     assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
