@@ -30,6 +30,7 @@ IMPORTS = [
     *('mmdet.apis', 'mmdet.engine', 'mmseg.apis', 'mmseg.datasets', 'mmseg.engine'),
     # for what mmengine writes of the environment; for the start of a fork
     *('torchvision', 'pkg_resources', 'pytest'),
+    'preloaded',
 ]
 
 
