@@ -369,12 +369,32 @@ def test_detection_merges_boxes_of_views(evaluate, mask_rcnn, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def sharded(run, tmp_path_factory):
+def train_in_shards(folder):
+    """Run tools/train.py in two processes with FSDP; forks, as ``mask_rcnn`` shows the launching.
+
+    Return what they printed.
+    """
+
+    def train(work_dir, *arguments, code=0):
+        found, printed = forks.run(
+            *('tools/train.py', CONFIGS / 'fsdp_tiny.py', '--launcher', 'pytorch'),
+            *('--work-dir', work_dir, '--auto-scale-lr', *arguments),
+            out=folder / 'printed_of_shards',
+            ranks=2,
+            SHAPES=str(folder / 'shapes'),
+        )
+        assert found == code, printed[-4000:]
+        return printed
+
+    return train
+
+
+@pytest.fixture(scope='module')
+def sharded(train_in_shards, tmp_path_factory):
     """FSDP, but for that as ``mask_rcnn``."""
     work_dir = tmp_path_factory.mktemp('fsdp')
     keep = ('default_hooks.checkpoint.interval=1', 'default_hooks.checkpoint.max_keep_ckpts=-1')
-    arguments = ('--work-dir', work_dir, '--auto-scale-lr', '--cfg-options', *keep)
-    run(*script('dist_train.sh', CONFIGS / 'fsdp_tiny.py', 2, *arguments))
+    train_in_shards(work_dir, '--cfg-options', *keep)
     return work_dir
 
 
@@ -406,14 +426,15 @@ def test_training_in_shards_gives_the_weights_of_training_in_copies(sharded, mas
 
 
 @pytest.mark.slow
-def test_training_in_shards_resumes_exactly_and_fetches_nothing(run, sharded, tmp_path):
+def test_training_in_shards_resumes_exactly_and_fetches_nothing(
+    train_in_shards, sharded, tmp_path
+):
     shutil.copy(sharded / 'epoch_1.pth', tmp_path)
     nowhere = (
         'model.backbone.init_cfg.type=Pretrained',
         'model.backbone.init_cfg.checkpoint=http://127.0.0.1:9/nothing.pth',
     )
-    arguments = ('--work-dir', tmp_path, '--auto-scale-lr', '--resume', '--cfg-options', *nowhere)
-    printed = run(*script('dist_train.sh', CONFIGS / 'fsdp_tiny.py', 2, *arguments))
+    printed = train_in_shards(tmp_path, '--resume', '--cfg-options', *nowhere)
     assert 'resumed epoch: 1, iter: 4' in printed
     assert_equal_weights(tmp_path / 'epoch_3.pth', sharded / 'epoch_3.pth')
     ours, theirs = (
@@ -428,12 +449,12 @@ def test_training_in_shards_resumes_exactly_and_fetches_nothing(run, sharded, tm
 
 
 @pytest.mark.slow
-def test_shards_refuse_a_checkpoint_of_another_size(run, sharded):
+def test_shards_refuse_a_checkpoint_of_another_size(train_in_shards, sharded, tmp_path):
     larger = ('model.backbone.arch.embed_dims=32', 'model.neck.in_channels=[64,128,256]')
     options = ('--cfg-options', f'load_from={sharded / "epoch_3.pth"}', *larger)
-    printed = run(*script('dist_train.sh', CONFIGS / 'fsdp_tiny.py', 2, *options), code=1)
+    printed = train_in_shards(tmp_path, *options, code=1)
     ours = [line for line in printed.splitlines() if line.startswith('error: ')]
-    assert ours
+    assert len(ours) == 2
     for line in ours:
         assert 'epoch_3.pth is of another model: 215 tensors differ in size' in line
 
