@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import logging
 from pathlib import Path
@@ -20,6 +21,12 @@ NANO = {
 def nano():
     """A very small arch with every kind of part in it, and one stage without a global block."""
     return dict(NANO)
+
+
+def pytest_collection_finish():
+    # mmengine collects garbage for every dataset: it need not look through all that is imported
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session', autouse=True)
