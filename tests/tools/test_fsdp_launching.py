@@ -6,21 +6,30 @@ import shutil
 import forks
 import pytest
 import torch
-from launching import CONFIGS, metrics_of_test, metrics_of_validation
+from launching import CONFIGS, metrics_of_test, metrics_of_validation, script
+
+CONFIG = CONFIGS / 'fsdp_tiny.py'
 
 
 @pytest.fixture(scope='module')
-def train_in_shards(folder):
-    """Run tools/train.py in two processes with FSDP; forks, as ``mask_rcnn`` shows the launching.
+def sharded(run, tmp_path_factory):
+    """FSDP, but for that as ``mask_rcnn``."""
+    work_dir = tmp_path_factory.mktemp('fsdp')
+    keep = ('default_hooks.checkpoint.interval=1', 'default_hooks.checkpoint.max_keep_ckpts=-1')
+    arguments = ('--work-dir', work_dir, '--auto-scale-lr', '--cfg-options', *keep)
+    run(*script('dist_train.sh', CONFIG, 2, *arguments))
+    return work_dir
 
-    Return what they printed.
-    """
 
-    def train(work_dir, *arguments, code=0):
+@pytest.fixture
+def train_in_forks(folder, tmp_path):
+    """Run tools/train.py as dist_train.sh does, but in forks, and return what they printed."""
+
+    def train(*arguments, code=0):
         found, printed = forks.run(
-            *('tools/train.py', CONFIGS / 'fsdp_tiny.py', '--launcher', 'pytorch'),
-            *('--work-dir', work_dir, '--auto-scale-lr', *arguments),
-            out=folder / 'printed_of_shards',
+            *('tools/train.py', CONFIG, '--launcher', 'pytorch'),
+            *('--work-dir', tmp_path, '--auto-scale-lr', *arguments),
+            out=tmp_path / 'printed',
             ranks=2,
             SHAPES=str(folder / 'shapes'),
         )
@@ -28,15 +37,6 @@ def train_in_shards(folder):
         return printed
 
     return train
-
-
-@pytest.fixture(scope='module')
-def sharded(train_in_shards, tmp_path_factory):
-    """FSDP, but for that as ``mask_rcnn``."""
-    work_dir = tmp_path_factory.mktemp('fsdp')
-    keep = ('default_hooks.checkpoint.interval=1', 'default_hooks.checkpoint.max_keep_ckpts=-1')
-    train_in_shards(work_dir, '--cfg-options', *keep)
-    return work_dir
 
 
 def grad_norms(work_dir):
@@ -67,13 +67,13 @@ def test_training_in_shards_gives_the_weights_of_training_in_copies(sharded, mas
 
 
 @pytest.mark.slow
-def test_training_in_shards_resumes_exactly_and_fetches_nothing(train_in_shards, sharded, tmp_path):
+def test_training_in_shards_resumes_exactly_and_fetches_nothing(train_in_forks, sharded, tmp_path):
     shutil.copy(sharded / 'epoch_1.pth', tmp_path)
     nowhere = (
         'model.backbone.init_cfg.type=Pretrained',
         'model.backbone.init_cfg.checkpoint=http://127.0.0.1:9/nothing.pth',
     )
-    printed = train_in_shards(tmp_path, '--resume', '--cfg-options', *nowhere)
+    printed = train_in_forks('--resume', '--cfg-options', *nowhere)
     assert 'resumed epoch: 1, iter: 4' in printed
     assert_equal_weights(tmp_path / 'epoch_3.pth', sharded / 'epoch_3.pth')
     ours, theirs = (
@@ -88,10 +88,10 @@ def test_training_in_shards_resumes_exactly_and_fetches_nothing(train_in_shards,
 
 
 @pytest.mark.slow
-def test_shards_refuse_a_checkpoint_of_another_size(train_in_shards, sharded, tmp_path):
+def test_shards_refuse_a_checkpoint_of_another_size(train_in_forks, sharded):
     larger = ('model.backbone.arch.embed_dims=32', 'model.neck.in_channels=[64,128,256]')
     options = ('--cfg-options', f'load_from={sharded / "epoch_3.pth"}', *larger)
-    printed = train_in_shards(tmp_path, *options, code=1)
+    printed = train_in_forks(*options, code=1)
     ours = [line for line in printed.splitlines() if line.startswith('error: ')]
     assert len(ours) == 2
     for line in ours:
@@ -99,7 +99,5 @@ def test_shards_refuse_a_checkpoint_of_another_size(train_in_shards, sharded, tm
 
 
 def test_a_config_of_shards_is_tested_as_a_whole(evaluate, mask_rcnn, tmp_path):
-    evaluate(
-        CONFIGS / 'fsdp_tiny.py', mask_rcnn[0] / 'epoch_3.pth', '--work-dir', tmp_path / 'work'
-    )
+    evaluate(CONFIG, mask_rcnn[0] / 'epoch_3.pth', '--work-dir', tmp_path / 'work')
     assert metrics_of_test(tmp_path / 'work') == metrics_of_validation(mask_rcnn[0])
