@@ -160,7 +160,9 @@ def _run(command, out, cwd, ranks, file_size, variables):
             children.append(child)
         else:
             codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-            sys.exit(next((code for code in codes if code), 0))
+            if len(set(codes)) > 1:
+                sys.exit(f'they ended with {codes}, not with one code')
+            sys.exit(codes[0])
     os.chdir(cwd)
     sys.argv = command
     runpy.run_path(command[0], run_name='__main__')
