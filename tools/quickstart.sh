@@ -15,8 +15,6 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # Absolute before the folder changes: a relative one means the caller's folder.
 MMGCVIT_VENV=$(realpath -ms "${MMGCVIT_VENV:-$here/../.venv}")
 export MMGCVIT_VENV
-# A line at each start that is about mmengine's own imports.
-export PYTHONWARNINGS="ignore:pkg_resources is deprecated:UserWarning${PYTHONWARNINGS:+,$PYTHONWARNINGS}"
 
 bash "$here/setup_env.sh"
 cd "$here/.."

@@ -49,9 +49,9 @@ def load_config(
 
 
 def _merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    for name in options:
-        _make_room(cfg, name.split('.'))
     try:
+        for name in options:
+            _make_room(cfg, name.split('.'))
         cfg.merge_from_dict(dict(options))
     except (KeyError, TypeError) as error:
         reason = ' '.join(str(error).strip('\'"').split())[:300]
@@ -64,7 +64,7 @@ def _merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
 def _make_room(cfg: Config, keys: Sequence[str]) -> None:
     """Add the element that an option's keys lead to, if it is the next one of a list.
 
-    mmengine can only change the elements that a list has.
+    mmengine can only change the elements that a list has, and makes a dict of indices otherwise.
     """
     node = cfg
     for key, following in zip(keys, [*keys[1:], None], strict=True):
@@ -75,7 +75,9 @@ def _make_room(cfg: Config, keys: Sequence[str]) -> None:
                 return  # mmengine's error says so
             node = node[int(key)]
         elif isinstance(node, Mapping | Config):
-            if following == '0' and node.get(key) is None:
+            if following is not None and following.isdigit() and node.get(key) is None:
+                if following != '0':
+                    raise KeyError(f'{".".join(keys)}: there is no {key} yet, begin with index 0')
                 node[key] = []
             node = node.get(key)
 

@@ -19,7 +19,8 @@ DETECTOR_TTA = dict(
 FLIPS = dict(
     type='TestTimeAug',
     transforms=[
-        [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
+        # the image itself first: what is merged keeps the ground truth of the first view
+        [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
         [
             dict(
                 type='PackDetInputs',

@@ -47,7 +47,11 @@ def test_options_change_elements_and_add_the_next_one(file):
 
 @pytest.mark.parametrize(
     ('options', 'reason'),
-    [({'steps.4.type': 'C'}, 'Index 4 exceeds the length'), ({'size.a': 3}, 'cannot inherit')],
+    [
+        ({'steps.4.type': 'C'}, 'Index 4 exceeds the length'),
+        ({'size.a': 3}, 'cannot inherit'),
+        ({'new.3.type': 'X'}, 'new.3.type: there is no new yet'),
+    ],
 )
 def test_options_that_do_not_fit_are_one_line(file, options, reason):
     with pytest.raises(ToolError, match=rf'--cfg-options cannot be put .*{reason}') as error:

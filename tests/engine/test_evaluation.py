@@ -27,6 +27,9 @@ def test_a_detector_keeps_its_boxes(log):
     assert cfg.test_evaluator.metric == ['bbox']
     steps = [step['type'] for step in cfg.test_dataloader.dataset.dataset.pipeline]
     assert steps == ['LoadImageFromFile', 'TestTimeAug']
+    # the ground truth that --show-dir paints is that of the first view, so this is no mirror image
+    first, second = cfg.test_dataloader.dataset.dataset.pipeline[-1].transforms[0]
+    assert (first.prob, second.prob) == (0, 1)
     assert log == ['--tta: mmdet merges boxes only, masks are left out']
 
 

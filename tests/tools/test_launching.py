@@ -231,13 +231,15 @@ def test_two_nodes_give_the_metrics_of_the_validation(run, mask_rcnn, tmp_path):
 
     def node(rank):
         nodes = dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1', PORT=port)
-        return run(*command, '--work-dir', tmp_path / 'work', **nodes)
+        outputs = ('--work-dir', tmp_path / 'work', '--show-dir', tmp_path / 'painted')
+        return run(*command, *outputs, **nodes)
 
     with ThreadPoolExecutor() as nodes:
         first, second = nodes.map(node, (0, 1))
     assert '2 processes connected by gloo' in first
     assert 'Epoch(test)' not in second
     assert metrics_of_test(tmp_path / 'work') == metrics_of_validation(mask_rcnn[0])
+    assert len(list((tmp_path / 'painted').iterdir())) == 4, 'each node paints its images'
 
 
 @pytest.mark.slow

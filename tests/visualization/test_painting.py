@@ -5,7 +5,11 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from mmengine.structures import BaseDataElement
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.dist import is_main_process
+from mmengine.structures import BaseDataElement, InstanceData
 
 from mmgcvit.visualization import PaintPredictions
 
@@ -29,3 +33,26 @@ def test_images_of_one_name_in_two_folders_are_two_pictures(tmp_path, prefix):
     PaintPredictions(tmp_path / 'out').after_test_iter(runner, 0, outputs=samples)
     files = [settings['out_file'] for settings in painted]
     assert files == [str(tmp_path / 'out' / name) for name in ('a/1.png', 'b/1.png')]
+
+
+def test_every_process_paints_its_images(monkeypatch, tmp_path):
+    monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda group=None: 1)
+    picture = str(tmp_path / '1.png')
+    cv2.imwrite(picture, np.zeros((64, 64, 3), np.uint8))
+    sample = DetDataSample(metainfo=dict(img_path=picture))
+    sample.pred_instances = InstanceData(
+        bboxes=torch.tensor([[8.0, 8.0, 48.0, 48.0]]),
+        labels=torch.tensor([0]),
+        scores=torch.tensor([0.9]),
+    )
+    metainfo = dict(classes=('circle',), palette=[(255, 0, 0)])
+    dataset = SimpleNamespace(metainfo=metainfo)
+    runner = SimpleNamespace(
+        visualizer=DetLocalVisualizer(), test_dataloader=SimpleNamespace(dataset=dataset)
+    )
+    hook = PaintPredictions(tmp_path / 'out')
+    hook.before_test(runner)
+    hook.after_test_iter(runner, 0, outputs=[sample])
+    blue, green, red = cv2.imread(str(tmp_path / 'out' / '1.png')).reshape(-1, 3).max(axis=0)
+    assert red > 200 > max(blue, green), 'the box has the color of its class'
+    assert not is_main_process(), 'and other parts of mmengine go by the rank as ever'
