@@ -1,97 +1,22 @@
 """Files from paths and URLs; nothing in them runs."""
 
-import argparse
 import contextlib
 import functools
 import http.server
-import os
 import socket
 import threading
 
-import numpy as np
 import pytest
 import torch
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from mmgcvit.weights import WeightsError, fetch, files, read_checkpoint, register_checkpoint_loaders
-
-
-class Touch:
-    """Unpickled by pickle itself, this makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize('place', ['state_dict', 'args', 'top'])
-def test_code_in_a_file_does_not_run(tmp_path, place):
-    trap = Touch(tmp_path / 'ran')
-    content = {'state_dict': {'a': torch.zeros(2)}, 'args': None}
-    if place == 'state_dict':
-        content['state_dict']['b'] = trap
-    elif place == 'args':
-        content['args'] = argparse.Namespace(deep=[trap])
-    else:
-        content = trap
-    torch.save(content, tmp_path / 'trap.pth')
-    with pytest.raises(WeightsError, match=r'it names \S+\.mkdir'):
-        read_checkpoint(tmp_path / 'trap.pth')
-    assert not (tmp_path / 'ran').exists()
-
-
-def test_a_history_buffers_own_state_setter_does_not_run(tmp_path, monkeypatch):
-    crafted = HistoryBuffer.__new__(HistoryBuffer)
-    state = {
-        'statistics_methods': {'min': 'poisoned'},
-        '_log_history': [1.0],
-        '_count_history': [1],
-    }
-    with monkeypatch.context() as patch:
-        patch.setattr(HistoryBuffer, '__getstate__', lambda self: state)
-        torch.save({'message_hub': crafted}, tmp_path / 'crafted.pth')
-    content = read_checkpoint(tmp_path / 'crafted.pth')
-    assert 'poisoned' not in HistoryBuffer._statistics_methods.values()
-    assert content['message_hub'].mean() == 1
-
-
-def test_what_mmengine_saves_comes_back(tmp_path):
-    history = HistoryBuffer()
-    for value in (4.0, 2.0, 6.0):
-        history.update(value)
-    content = {
-        'message_hub': {'log_scalars': {'train/loss': history}},
-        'meta': {'seed': np.int64(3), 'best': np.float64(0.5), 'palette': np.arange(6)},
-        'optimizer': {'state': {0: {'step': torch.tensor(3.0)}}},
-    }
-    torch.save(content, tmp_path / 'epoch_1.pth')
-    found = read_checkpoint(tmp_path / 'epoch_1.pth')
-    buffer = found['message_hub']['log_scalars']['train/loss']
-    assert isinstance(buffer, HistoryBuffer)
-    assert (buffer.min(), buffer.mean(), buffer.current()) == (2, 4, 6)
-    buffer.update(8.0)
-    assert buffer.mean() == 5
-    assert (found['meta']['seed'], found['meta']['best']) == (3, 0.5)
-    assert (found['meta']['palette'] == np.arange(6)).all()
-    assert found['optimizer']['state'][0]['step'] == 3
-
-
-@pytest.mark.parametrize('content', [b'', b'<html>moved</html>', b'PK\x03\x04broken'])
-def test_broken_files_are_errors_of_ours(tmp_path, content):
-    (tmp_path / 'broken.pth').write_bytes(content)
-    with pytest.raises(WeightsError, match=r'broken\.pth'):
-        read_checkpoint(tmp_path / 'broken.pth')
-
-
-def test_a_file_cut_short_is_an_error_of_ours(tmp_path):
-    torch.save({'a': torch.zeros(10_000)}, tmp_path / 'whole.pth')
-    whole = (tmp_path / 'whole.pth').read_bytes()
-    (tmp_path / 'cut.pth').write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match='cut short'):
-        read_checkpoint(tmp_path / 'cut.pth')
+from mmgcvit.weights import (
+    WeightsError,
+    fetch,
+    read_checkpoint,
+    register_checkpoint_loaders,
+    sources,
+)
 
 
 def test_paths_and_file_urls(tmp_path, monkeypatch):
@@ -186,7 +111,7 @@ def test_a_download_that_is_cut_leaves_nothing_behind(server, tmp_path, monkeypa
 def test_a_server_that_falls_silent_is_given_up(answer, tmp_path, monkeypatch):
     """It answers nothing at all, or a HEAD request and the beginning of the file."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    monkeypatch.setattr(files, 'TIMEOUT', 0.3)
+    monkeypatch.setattr(sources, 'TIMEOUT', 0.3)
     with socket.create_server(('127.0.0.1', 0)) as server:
         connections = []
 
@@ -206,15 +131,10 @@ def test_a_server_that_falls_silent_is_given_up(answer, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob('*.pth'))
 
 
-def test_our_tools_make_mmengine_read_checkpoints_safely(tmp_path, monkeypatch):
+def test_the_text_of_a_config_is_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    torch.save(Touch(tmp_path / 'ran'), tmp_path / 'trap.pth')
     torch.save({'meta': {'config': 'x = 1', 'iter': 7}}, tmp_path / 'last.pth')
     register_checkpoint_loaders()
-    for source in (str(tmp_path / 'trap.pth'), (tmp_path / 'trap.pth').as_uri()):
-        with pytest.raises(WeightsError):
-            CheckpointLoader.load_checkpoint(source)
-    assert not (tmp_path / 'ran').exists()
     # Runner.resume would execute the text of the config
     content = CheckpointLoader.load_checkpoint(str(tmp_path / 'last.pth'), map_location='cpu')
     assert content == {'meta': {'iter': 7}}
