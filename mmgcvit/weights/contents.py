@@ -94,7 +94,7 @@ def sort_tensors(state: Mapping[str, Tensor], source: str, prefix: str | None = 
     if prefix is None:
         state = below(state, 'module.') or state
         prefix = 'backbone.' if any(name.startswith('backbone.') for name in state) else ''
-    elif not prefix.endswith('.'):
+    elif prefix and not prefix.endswith('.'):
         prefix = f'{prefix}.'
     part = below(state, prefix)
     if not part:
