@@ -15,11 +15,11 @@ from ..version import __version__
 from .contents import STATE_KEYS, Contents, join_tensors, sort_tensors, tensors_of
 from .errors import WeightsError
 from .layouts import LAYOUTS
+from .pretrained import fit_tables
 from .publish import plain
 from .reading import read_checkpoint
 from .sizes import infer_sizes
 from .sources import digest_of, fetch
-from .tables import resize_bias_table
 
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 SUFFIXES = ('.safetensors', '.pth', '.pt')
@@ -107,7 +107,12 @@ def convert_weights(
         )
     windows = _windows(window_size, len(sizes.depths)) or sizes.windows
     kept = Contents(contents.layout, contents.backbone, {} if backbone_only else contents.others)
-    kept.backbone = _resize(kept.backbone, windows)
+    shapes = {
+        table: ((2 * windows[int(table.split('.')[1])] - 1) ** 2,)
+        for table in kept.backbone
+        if table.endswith('.relative_position_bias_table')
+    }
+    kept.backbone = fit_tables(kept.backbone, shapes, [], name)
     state = {
         name: tensor.to(DTYPES[dtype] if dtype and tensor.is_floating_point() else tensor.dtype)
         for name, tensor in join_tensors(kept, to).items()
@@ -153,15 +158,6 @@ def _windows(window_size: Sequence[int] | None, stages: int) -> tuple[int, ...] 
             f'all stages or {stages} of them'
         )
     return tuple(window_size) * (stages if len(window_size) == 1 else 1)
-
-
-def _resize(backbone: Mapping[str, Tensor], windows: Sequence[int]) -> dict[str, Tensor]:
-    resized = dict(backbone)
-    for name, tensor in backbone.items():
-        if name.endswith('.relative_position_bias_table'):
-            window = windows[int(name.split('.')[1])]
-            resized[name] = resize_bias_table(tensor, (2 * window - 1) ** 2)
-    return resized
 
 
 def _write(

@@ -99,7 +99,7 @@ def _load(model: nn.Module, contents: Contents, source: str) -> LoadReport:
     _check_sizes(contents, targets, source)
     report = LoadReport(dropped=[*contents.others, *contents.dropped])
     shapes = {name: tuple(target.shape) for name, target in targets.items()}
-    values = fit_tables(contents.backbone, shapes, report.resized)
+    values = fit_tables(contents.backbone, shapes, report.resized, source)
     report.dropped.extend(name for name in values if name not in targets)
     for name, target in targets.items():
         value = values.get(name)
@@ -151,7 +151,7 @@ def adapt_network(
         return None
     resized: list[str] = []
     own = {n.removeprefix('backbone.'): s for n, s in shapes.items() if n.startswith('backbone.')}
-    backbone = fit_tables(contents.backbone, own, resized)
+    backbone = fit_tables(contents.backbone, own, resized, source)
     if contents.layout == 'mmgcvit' and not resized:
         return None
     print_log(
@@ -163,7 +163,10 @@ def adapt_network(
 
 
 def fit_tables(
-    state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], resized: list[str]
+    state: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    resized: list[str],
+    source: str,
 ) -> dict[str, Tensor]:
     """Resize the position bias tables that a model has for windows of another size.
 
@@ -171,13 +174,20 @@ def fit_tables(
         state: Names and tensors of a backbone.
         shapes: Names and shapes of the model's tensors.
         resized: Gets the names of the tables that were resized.
+        source: Where they come from, for messages.
+
+    Raises:
+        WeightsError: If a table belongs to no window.
     """
     fitted = dict(state)
     for name, shape in shapes.items():
         table = state.get(name)
         is_table = name.endswith('.relative_position_bias_table') and table is not None
         if is_table and table.shape[:1] != shape[:1]:
-            fitted[name] = resize_bias_table(table, shape[0])
+            try:
+                fitted[name] = resize_bias_table(table, shape[0])
+            except WeightsError as error:
+                raise WeightsError(f'{source}: {name}: {error}') from error
             resized.append(name)
     return fitted
 

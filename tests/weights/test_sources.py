@@ -33,6 +33,10 @@ def test_paths_and_file_urls(tmp_path, monkeypatch):
         ('/nowhere/w.pth', 'does not exist'),
         ('/', 'is a folder'),
         ('s3://bucket/w.pth', 's3:// is not known'),
+        ('open-mmlab://resnet50', 'open-mmlab:// is not known'),
+        ('hf://owner/repo', r'give hf://OWNER/REPO/FILE or hf://OWNER/REPO@REVISION/FILE'),
+        ('timm://', 'as timm://gcvit_tiny.in1k'),
+        ('timm://timm/gcvit_tiny', 'as timm://gcvit_tiny.in1k'),
     ],
 )
 def test_sources_that_cannot_be_had(source, reason):
@@ -103,6 +107,32 @@ def test_a_download_that_is_cut_leaves_nothing_behind(server, tmp_path, monkeypa
     with pytest.raises(WeightsError, match='2 of 1000 bytes came'):
         fetch(f'{address}/cut.pth')
     assert not (tmp_path / 'hub' / 'checkpoints' / 'cut.pth').exists()
+
+
+def test_two_urls_of_one_name_are_two_files(server, tmp_path, monkeypatch):
+    address, folder, asked = server
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    for name in ('a', 'b'):
+        (folder / name).mkdir()
+        torch.save({'of': name}, folder / name / 'weights.pth')
+    urls = [f'{address}/{name}/weights.pth' for name in ('a', 'b', 'a', 'b')]
+    assert [read_checkpoint(fetch(url))['of'] for url in urls] == ['a', 'b', 'a', 'b']
+    assert asked == ['/a/weights.pth', '/b/weights.pth']
+    # one that was put there by hand, as the errors tell
+    by_hand = tmp_path / 'hub' / 'checkpoints' / 'by_hand.pth'
+    torch.save({'of': 'hand'}, by_hand)
+    assert fetch(f'{address}/by_hand.pth') == by_hand
+
+
+def test_a_page_in_place_of_a_file_is_not_kept(server, tmp_path, monkeypatch):
+    address, folder, _ = server
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    (folder / 'moved.pth').write_text('<!DOCTYPE html><p>This model has moved.')
+    with pytest.raises(WeightsError, match='the server sent a web page instead of a file'):
+        fetch(f'{address}/moved.pth')
+    assert not [path for path in (tmp_path / 'hub').rglob('moved.pth*') if path.suffix != '.lock']
+    torch.save({}, folder / 'moved.pth')
+    assert fetch(f'{address}/moved.pth').is_file()
 
 
 @pytest.mark.parametrize(
