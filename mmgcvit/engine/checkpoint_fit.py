@@ -36,14 +36,14 @@ class CheckpointFitHook(Hook):
         resumes = trains and runner.cfg.get('resume')
         state = checkpoint.get('state_dict', checkpoint)
         sizes = _sizes(runner.model)
-        if not resumes:
+        if resumes:
+            _require_state(checkpoint, str(source), bool(runner.cfg.get('param_scheduler')))
+        else:
             adapted = adapt_network(state, sizes, str(source))
             if adapted is not None:
                 state.clear()
                 state.update(adapted)
         left = compare(sizes, state, str(source), trains and not resumes)
-        if resumes:
-            _require_state(checkpoint, str(source), bool(runner.cfg.get('param_scheduler')))
         if not isinstance(runner, Runner):
             # mmengine's Runner passes over tensors of another size, FSDP ends with an error
             for name in left:

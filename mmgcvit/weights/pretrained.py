@@ -200,12 +200,13 @@ def _check_sizes(contents: Contents, targets: Mapping[str, Tensor], source: str)
             'mmgcvit, and the prefix of the backbone where it is a part of a larger model'
         )
     found, wanted = infer_sizes(contents.backbone), infer_sizes(targets)
-    if found is None:
+    if found is None or (found.fits(wanted) and len(found.depths) < len(wanted.depths)):
         raise WeightsError(
             f'{source} holds a part of a GC ViT backbone only, {len(contents.backbone)} tensors of '
-            f'it, where the model has {len(targets)}: give a whole file'
+            f'it, where the model has {len(targets)}: give a whole file, or build the model with '
+            'the out_indices of the stages that are there'
         )
-    if not found.fits(wanted) or len(found.depths) < len(wanted.depths):
+    if not found.fits(wanted):
         raise WeightsError(
             f'{source} is GC ViT {found}, and the model is {wanted}: choose the arch that the file '
             'was trained with, or the file of this arch'

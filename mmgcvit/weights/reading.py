@@ -127,14 +127,16 @@ def _check_archive(path: Path) -> None:
 
 
 def _load(path: Path, map_location: Any) -> Any:
-    if TORCH_TAKES_GLOBALS:
-        with torch.serialization.safe_globals(list(allowed_globals().values())):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    from . import restricted_pickle
+    # a file without its name, of which torch would take its format
+    with open(path, 'rb') as file:
+        if TORCH_TAKES_GLOBALS:
+            with torch.serialization.safe_globals(list(allowed_globals().values())):
+                return torch.load(file, map_location=map_location, weights_only=True)
+        from . import restricted_pickle
 
-    return torch.load(
-        path, map_location=map_location, pickle_module=restricted_pickle, weights_only=False
-    )
+        return torch.load(
+            file, map_location=map_location, pickle_module=restricted_pickle, weights_only=False
+        )
 
 
 def _refusal(path: Path, error: Exception) -> str:

@@ -1,71 +1,17 @@
 """hf:// and timm://, through the real huggingface_hub and a stand-in for its server."""
 
-import hashlib
-import http.server
 import socket
 import sys
-import threading
 import time
 
 import crafted
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from mmgcvit import GCViT
 from mmgcvit.weights import WeightsError, fetch, read_checkpoint, sources, to_timm
-
-constants = pytest.importorskip('huggingface_hub.constants')
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A stand-in for the Hugging Face Hub: a folder of OWNER/REPO/REVISION/FILE, what was asked."""
-    folder, asked = tmp_path / 'hub', []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = 'HTTP/1.1'
-
-        def do_HEAD(self):
-            self.answer()
-
-        def do_GET(self):
-            self.answer()
-
-        def answer(self):
-            path = folder / self.path.strip('/').replace('/resolve', '')
-            if path.is_file():
-                asked.append((self.command, self.path, self.headers.get('Range')))
-                content = path.read_bytes()
-                self.send_response(200)
-                self.send_header('ETag', f'"{hashlib.sha256(content).hexdigest()}"')
-                self.send_header('X-Repo-Commit', hashlib.sha1(content).hexdigest())
-            else:
-                content = b''
-                self.send_response(404)
-                self.send_header('X-Error-Code', 'EntryNotFound')
-            self.send_header('Content-Length', str(len(content)))
-            self.end_headers()
-            if self.command == 'GET':
-                self.wfile.write(content)
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        point_to(server.server_port, tmp_path, monkeypatch)
-        yield folder, asked
-        server.shutdown()
-
-
-def point_to(port, tmp_path, monkeypatch):
-    """What the variables HF_ENDPOINT and HF_HOME do, which are read at import."""
-    address = f'http://127.0.0.1:{port}'
-    template = address + '/{repo_id}/resolve/{revision}/{filename}'
-    monkeypatch.setattr(constants, 'ENDPOINT', address)
-    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
-    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
 
 
 def put(folder, name, state, save=torch.save):
@@ -110,10 +56,12 @@ def test_what_is_not_there(hub, source):
         fetch(source)
 
 
-def test_an_offline_machine_uses_what_it_has_and_says_what_is_missing(hub, tmp_path, monkeypatch):
+def test_an_offline_machine_uses_what_it_has_and_says_what_is_missing(
+    hub, point_to_hub, monkeypatch
+):
     put(hub[0], 'owner/repo/main/w.pth', {'a': torch.ones(1)})
     path = fetch('hf://owner/repo/w.pth')
-    point_to(1, tmp_path, monkeypatch)
+    point_to_hub(1)
     began = time.monotonic()
     assert fetch('hf://owner/repo/w.pth') == path
     url = 'http://127.0.0.1:1/owner/repo/resolve/main/other.pth'
@@ -127,10 +75,10 @@ def test_an_offline_machine_uses_what_it_has_and_says_what_is_missing(hub, tmp_p
     assert time.monotonic() - began < 5
 
 
-def test_a_silent_hub_is_given_up(tmp_path, monkeypatch):
+def test_a_silent_hub_is_given_up(point_to_hub, monkeypatch):
     monkeypatch.setattr(sources, 'TIMEOUT', 0.3)
     with socket.create_server(('127.0.0.1', 0)) as server:
-        point_to(server.getsockname()[1], tmp_path, monkeypatch)
+        point_to_hub(server.getsockname()[1])
         with pytest.raises(WeightsError, match='no answer from there'):
             fetch('hf://owner/repo/w.pth')
 

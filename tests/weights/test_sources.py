@@ -1,8 +1,6 @@
 """Files from paths and URLs; nothing in them runs."""
 
 import contextlib
-import functools
-import http.server
 import socket
 import threading
 
@@ -42,39 +40,6 @@ def test_paths_and_file_urls(tmp_path, monkeypatch):
 def test_sources_that_cannot_be_had(source, reason):
     with pytest.raises(WeightsError, match=reason):
         fetch(source)
-
-
-@pytest.fixture
-def server(tmp_path):
-    """A real web server on this machine: its address, folder and the paths asked for."""
-    asked = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            if self.path == '/cut.pth':
-                self.do_HEAD()
-                self.wfile.write(b'PK')
-            else:
-                super().do_GET()
-
-        def do_HEAD(self):
-            if self.path != '/cut.pth':
-                return super().do_HEAD()
-            self.send_response(200)
-            self.send_header('Content-Length', '1000')
-            self.end_headers()
-
-        def log_message(self, *args):
-            pass
-
-    folder = tmp_path / 'served'
-    folder.mkdir()
-    handler = functools.partial(Handler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f'http://127.0.0.1:{running.server_port}', folder, asked
-        running.shutdown()
 
 
 def test_a_url_is_downloaded_once_and_said_so(server, tmp_path, monkeypatch, log):
