@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from huggingface_hub import constants as hub_constants
+from huggingface_hub import file_download as hub_download
 
 
 @pytest.fixture
@@ -50,7 +51,8 @@ def point_to_hub(tmp_path, monkeypatch):
         address = f'http://127.0.0.1:{port}'
         template = address + '/{repo_id}/resolve/{revision}/{filename}'
         monkeypatch.setattr(hub_constants, 'ENDPOINT', address)
-        monkeypatch.setattr(hub_constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
+        for module in (hub_constants, hub_download):  # older versions have a copy of it
+            monkeypatch.setattr(module, 'HUGGINGFACE_CO_URL_TEMPLATE', template, raising=False)
         monkeypatch.setattr(hub_constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
 
     return point_to
