@@ -1,11 +1,11 @@
-import functools
+import gc
 import importlib.util
 import logging
 from pathlib import Path
 
 import pytest
+import repeated
 import torch
-from mmengine.config import utils as config_utils
 from mmengine.logging import MMLogger
 
 NANO = {
@@ -23,14 +23,18 @@ def nano():
     return dict(NANO)
 
 
-@pytest.fixture(scope='session', autouse=True)
-def lists_of_configs_read_once():
-    """mmengine reads all hundred model lists of mmdet anew for each ``mmdet::`` in a config.
+def pytest_collection_finish():
+    # mmengine collects garbage for every dataset: it need not look through all that is imported
+    gc.collect()
+    gc.freeze()
 
-    That took most of the time of reading one. The content is for reading only.
-    """
+
+@pytest.fixture(scope='session', autouse=True)
+def nothing_done_twice():
+    """By mmengine, as far as tests/repeated.py knows better."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config_utils, 'load', functools.cache(config_utils.load))
+        for module, name, function in repeated.remembering():
+            patch.setattr(module, name, function)
         yield
 
 

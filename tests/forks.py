@@ -30,19 +30,21 @@ IMPORTS = [
     *('mmdet.apis', 'mmdet.engine', 'mmseg.apis', 'mmseg.datasets', 'mmseg.engine'),
     # for what mmengine writes of the environment; for the start of a fork
     *('torchvision', 'pkg_resources', 'pytest'),
+    'preloaded',
 ]
 
 
 class Fork:
     """A Python script that runs in processes of its own session; all of them can be killed."""
 
-    def __init__(self, script, *arguments, out, ranks=1, file_size=None, **variables):
+    def __init__(self, script, *arguments, out, cwd=ROOT, ranks=1, file_size=None, **variables):
         """Start it.
 
         Args:
-            script: Path of the script, from the root of the checkout.
+            script: Path of the script, from the current folder.
             *arguments: What follows it on the command line.
             out: File of what it prints.
+            cwd: The current folder.
             ranks: Number of processes, connected with each other if there are several.
             file_size: Largest file that may be written, in bytes.
             **variables: Additions to the environment.
@@ -56,7 +58,7 @@ class Fork:
         command = [str(part) for part in (script, *arguments)]
         context = start_server()
         self._process = context.Process(
-            target=_run, args=(command, self.out, ranks, file_size, variables)
+            target=_run, args=(command, self.out, cwd, ranks, file_size, variables)
         )
         self._process.start()
         self.pid = self._process.pid
@@ -136,7 +138,7 @@ def start_server():
     return context
 
 
-def _run(command, out, ranks, file_size, variables):
+def _run(command, out, cwd, ranks, file_size, variables):
     """What a fork does."""
     os.setsid()
     with open(out, 'w') as file:
@@ -158,7 +160,9 @@ def _run(command, out, ranks, file_size, variables):
             children.append(child)
         else:
             codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-            sys.exit(next((code for code in codes if code), 0))
-    os.chdir(ROOT)
+            if len(set(codes)) > 1:
+                sys.exit(f'they ended with {codes}, not with one code')
+            sys.exit(codes[0])
+    os.chdir(cwd)
     sys.argv = command
     runpy.run_path(command[0], run_name='__main__')

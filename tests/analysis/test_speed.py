@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -158,9 +159,19 @@ def test_peak_memory_grows_by_what_is_allocated():
     assert peak_process_memory() > before or held is None
 
 
-def test_tool_measures_both_phases_in_processes_of_their_own(load_tool, capsys, tmp_path):
+def test_tool_measures_both_phases_in_processes_of_their_own(
+    load_tool, monkeypatch, capsys, tmp_path
+):
     """The documented command on the quickstart's detector."""
     tool = load_tool('benchmark')
+    started = []
+
+    def get_context(method):
+        started.append(method)
+        # starts processes as 'spawn' does, of a Python that has imported what takes seconds
+        return forks.start_server()
+
+    monkeypatch.setattr(tool, 'get_context', get_context)
     arguments = ['--shape', '96', '128', '--runs', '2', '--warm-up', '1']
     tool.main([MASK_RCNN, *arguments, '--json', str(tmp_path / 'speed.json')])
     printed = capsys.readouterr().out.splitlines()
@@ -172,4 +183,5 @@ def test_tool_measures_both_phases_in_processes_of_their_own(load_tool, capsys, 
         assert shown[0] == f'{values[0]:.2f}'
         assert shown[1:4] == [f'{value:.1f}' for value in values[1:]]
     assert [phase['phase'] for phase in written['phases']] == [INFERENCE, TRAINING]
+    assert started == ['spawn', 'spawn']
     assert 'before there was a model' in printed[4] or 'on the GPU' in printed[4]

@@ -183,7 +183,11 @@ def metrics_of(cfg, tmp_path):
     return runner, scalars
 
 
-def few_proposals(model):
+def shrink_heads(model):
+    """Make a detector's heads small, and give them few proposals."""
+    for head in model.roi_head.bbox_head:
+        head.update(num_shared_convs=1, fc_out_channels=32)
+    model.roi_head.mask_head.num_convs = 1
     for stage in model.train_cfg.rcnn:
         stage.sampler.num = 16
     for settings in (model.train_cfg.rpn_proposal, model.test_cfg.rpn):
@@ -203,7 +207,7 @@ def test_a_detector_trains_on_data_of_ones_own(by, shapes, tmp_path):
             options[f'model.roi_head.{head}.num_classes'] = 3
         cfg = load_config('configs/detection/cascade_gcvit_t.py', options=options)
     cfg.model.neck.in_channels = [16, 32, 64, 128]
-    few_proposals(cfg.model)
+    shrink_heads(cfg.model)
     shrink(cfg, tmp_path, (96, 64))
     cfg.train_dataloader.dataset.pipeline[3] = dict(type='Resize', scale=(96, 64))
     # an untrained detector finds nothing, and mmdet then gives no metric

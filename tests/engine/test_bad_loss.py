@@ -1,11 +1,8 @@
 """NaN losses: which images are named, what becomes of the weights, when and where it stops."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import forks
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
@@ -114,13 +111,9 @@ def test_an_update_in_between_begins_the_count_anew(tmp_path, monkeypatch):
 
 
 PROCESS = """
-import sys
-import torch.distributed as dist
 from toy import build_runner, toy_config
 from mmgcvit.engine import run_tool
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
-cfg = toy_config(folder, bad=[5, 7, 9], launcher='pytorch', model_wrapper_cfg=dict(
+cfg = toy_config({folder!r}, bad=[5, 7, 9], launcher='pytorch', model_wrapper_cfg=dict(
     type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False))
 run_tool(build_runner(cfg).train)
 """
@@ -128,25 +121,15 @@ run_tool(build_runner(cfg).train)
 
 def test_all_processes_end_when_one_has_bad_losses(tmp_path):
     """Images 1, 3, 5, … are the second process's; the first one's losses stay finite."""
-    root = Path(__file__).parents[2]
-    paths = {'PYTHONPATH': f'{root}:{Path(__file__).parent}'}
-    running = [
-        subprocess.Popen(
-            [sys.executable, '-c', PROCESS, str(rank), str(tmp_path)],
-            cwd=root,
-            env={**os.environ, **paths, 'LOCAL_RANK': str(rank)},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 1, errors
-        assert 'error: stopped at iteration 5, the loss is not finite' in errors
-        assert 'images/9.jpg (id 109)' in errors
-        assert 'Traceback' not in errors
+    (tmp_path / 'process.py').write_text(PROCESS.format(folder=str(tmp_path)))
+    code, printed = forks.run(tmp_path / 'process.py', out=tmp_path / 'out', timeout=60, ranks=2)
+    assert code == 1, printed
+    errors = [line for line in printed.splitlines() if line.startswith('error: ')]
+    assert len(errors) == 2
+    for error in errors:
+        assert error.startswith('error: stopped at iteration 5, the loss is not finite')
+        assert 'images/9.jpg (id 109)' in error
+    assert 'Traceback' not in printed
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert 'images/5.jpg (id 105)' in log
     assert 'images/4.jpg' not in log

@@ -1,4 +1,4 @@
-"""What does not go together with FSDP; its trainings are in tests/tools/test_launching.py."""
+"""What does not go together with FSDP; its trainings are in tests/tools/test_fsdp_launching.py."""
 
 import pytest
 import torch

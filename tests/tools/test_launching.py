@@ -4,9 +4,7 @@ import json
 import math
 import os
 import re
-import shutil
 import socket
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,76 +14,18 @@ import forks
 import psutil
 import pytest
 import torch
+from launching import (
+    CONFIGS,
+    DATA,
+    ROOT,
+    UPERNET,
+    metrics_of_test,
+    metrics_of_validation,
+    script,
+)
 from mmengine.fileio import load
 
-from mmgcvit.datasets import draw_shapes
 from mmgcvit.visualization import read_training_log
-
-ROOT = Path(__file__).parents[2]
-DATA = ROOT / 'tests' / 'data'
-CONFIGS = DATA / 'configs'
-UPERNET = CONFIGS / 'upernet_tiny.py'
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    """An empty folder, with data in shapes/."""
-    folder = tmp_path_factory.mktemp('launching')
-    draw_shapes(folder / 'shapes', num_train=16, num_val=4, progress=False)
-    return folder
-
-
-@pytest.fixture(scope='module')
-def run(folder):
-    """Run a command in that folder, and return what it printed."""
-    environment = os.environ | forks.ENVIRONMENT
-    environment |= {'MMGCVIT_VENV': sys.prefix, 'SHAPES': str(folder / 'shapes')}
-
-    def run(*command, code=0, **variables):
-        done = subprocess.run(
-            [str(part) for part in command],
-            cwd=folder,
-            env=environment | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout[-4000:]
-        return done.stdout
-
-    return run
-
-
-def script(name, *arguments):
-    return ['bash', ROOT / 'tools' / name, *arguments]
-
-
-@pytest.fixture
-def evaluate(folder, tmp_path):
-    """Run tools/test.py in one process, which a fork is enough for."""
-
-    def evaluate(*arguments):
-        settings = dict(out=tmp_path / 'printed', SHAPES=str(folder / 'shapes'))
-        code, printed = forks.run('tools/test.py', *arguments, **settings)
-        assert code == 0, printed[-4000:]
-        return printed
-
-    return evaluate
-
-
-def metrics_of_test(work_dir):
-    """The metrics that tools/test.py left behind."""
-    (file,) = work_dir.glob('*/*.json')
-    metrics = json.loads(file.read_text())
-    return {name: value for name, value in metrics.items() if 'time' not in name}
-
-
-def metrics_of_validation(work_dir):
-    """The metrics of a training's last validation."""
-    metrics = read_training_log(work_dir).metrics
-    return {name: list(values.values())[-1] for name, values in metrics.items()}
 
 
 def assert_ranks_agree_and_loss_falls(work_dir):
@@ -96,21 +36,6 @@ def assert_ranks_agree_and_loss_falls(work_dir):
     assert len(losses) >= 12 and all(map(math.isfinite, losses))
     assert losses[-1] < 0.85 * losses[0]
     return first
-
-
-@pytest.fixture(scope='module')
-def mask_rcnn(run, tmp_path_factory):
-    work_dir = tmp_path_factory.mktemp('mask_rcnn')
-    arguments = ('mask_rcnn_tiny.py', 2, '--work-dir', work_dir, '--auto-scale-lr')
-    printed = run(*script('dist_train.sh', CONFIGS / arguments[0], *arguments[1:]))
-    return work_dir, printed
-
-
-@pytest.fixture(scope='module')
-def upernet(run, tmp_path_factory):
-    work_dir = tmp_path_factory.mktemp('upernet')
-    printed = run(*script('dist_train.sh', CONFIGS / 'upernet_tiny.py', 2, '--work-dir', work_dir))
-    return work_dir, printed
 
 
 def test_mask_rcnn_trains_in_two_processes(mask_rcnn):
@@ -283,48 +208,6 @@ def test_upernet_trains_in_two_processes(upernet):
     assert printed.count('connected by gloo, SyncBN replaced by BN\n') == 1
 
 
-SRUN = """\
-#!/usr/bin/env bash
-printf '%s\\n' "$@" >"$SRUN_ARGUMENTS"
-while [[ $1 == -* ]]; do
-    [[ $1 == --ntasks=* ]] && tasks=${1#*=}
-    shift
-done
-export SLURM_NTASKS=$tasks SLURM_NODELIST='node[1-2]'
-for ((i = 0; i < tasks; i++)); do
-    SLURM_PROCID=$i SLURM_LOCALID=$i "$@" &
-    started+=("$!")
-done
-code=0
-for process in "${started[@]}"; do wait "$process" || code=$?; done
-exit "$code"
-"""
-
-
-@pytest.mark.slow
-def test_slurm_test_gives_the_metrics_of_the_validation(run, upernet, tmp_path):
-    """With stand-ins for srun and scontrol that start the tasks on this machine."""
-    programs = {'srun': SRUN, 'scontrol': '#!/bin/sh\necho 127.0.0.1\n'}
-    for name, text in programs.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    arguments = (UPERNET, upernet[0] / 'iter_24.pth', '--work-dir', tmp_path / 'work')
-    run(
-        *script('slurm_test.sh', 'gpu', 'my job', *arguments),
-        PATH=f'{tmp_path}:{os.environ["PATH"]}',
-        SRUN_ARGUMENTS=str(tmp_path / 'arguments'),
-        GPUS='2',
-        SRUN_ARGS='--exclusive --time=10',
-        SLURM_JOB_ID='77',
-        MASTER_PORT=forks.free_port(),
-    )
-    given = (tmp_path / 'arguments').read_text().splitlines()
-    wanted = ['--partition=gpu', '--job-name=my job', '--gres=gpu:2', '--ntasks=2']
-    wanted += ['--ntasks-per-node=2', '--cpus-per-task=5', '--kill-on-bad-exit=1']
-    assert given[: len(wanted) + 2] == [*wanted, '--exclusive', '--time=10']
-    assert metrics_of_test(tmp_path / 'work') == metrics_of_validation(upernet[0])
-
-
 @pytest.mark.slow
 def test_segmentation_merges_views(evaluate, upernet, tmp_path):
     arguments = (UPERNET, upernet[0] / 'iter_24.pth', '--work-dir', tmp_path / 'work', '--tta')
@@ -366,80 +249,3 @@ def test_detection_merges_boxes_of_views(evaluate, mask_rcnn, tmp_path):
     metrics = metrics_of_test(tmp_path / 'work')
     assert metrics['coco/AR@100'] > 0 and 'coco/segm_mAP' not in metrics
     assert all('masks' not in image['pred_instances'] for image in load(tmp_path / 'boxes.pkl'))
-
-
-@pytest.fixture(scope='module')
-def sharded(run, tmp_path_factory):
-    """FSDP, but for that as ``mask_rcnn``."""
-    work_dir = tmp_path_factory.mktemp('fsdp')
-    keep = ('default_hooks.checkpoint.interval=1', 'default_hooks.checkpoint.max_keep_ckpts=-1')
-    arguments = ('--work-dir', work_dir, '--auto-scale-lr', '--cfg-options', *keep)
-    run(*script('dist_train.sh', CONFIGS / 'fsdp_tiny.py', 2, *arguments))
-    return work_dir
-
-
-def grad_norms(work_dir):
-    (file,) = work_dir.glob('*/vis_data/scalars.json')
-    lines = map(json.loads, file.read_text().splitlines())
-    return [line['grad_norm'] for line in lines if 'grad_norm' in line]
-
-
-def assert_equal_weights(path, other):
-    ours, theirs = (torch.load(file, weights_only=False)['state_dict'] for file in (path, other))
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-
-
-@pytest.mark.slow
-def test_training_in_shards_gives_the_weights_of_training_in_copies(sharded, mask_rcnn):
-    assert_equal_weights(sharded / 'epoch_3.pth', mask_rcnn[0] / 'epoch_3.pth')
-    assert metrics_of_validation(sharded) == metrics_of_validation(mask_rcnn[0])
-    parts, wholes = (
-        [int((folder / f'rank_{rank}.txt').read_text()) for rank in (0, 1)]
-        for folder in (sharded, mask_rcnn[0])
-    )
-    assert wholes[0] == wholes[1] == sum(parts)
-    # gradients are clipped by the norm of all of them, not of a process's part
-    norms = [grad_norms(folder) for folder in (sharded, mask_rcnn[0])]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-4) and len(norms[0]) == 12
-    assert max(parts) < 0.6 * wholes[0]
-
-
-@pytest.mark.slow
-def test_training_in_shards_resumes_exactly_and_fetches_nothing(run, sharded, tmp_path):
-    shutil.copy(sharded / 'epoch_1.pth', tmp_path)
-    nowhere = (
-        'model.backbone.init_cfg.type=Pretrained',
-        'model.backbone.init_cfg.checkpoint=http://127.0.0.1:9/nothing.pth',
-    )
-    arguments = ('--work-dir', tmp_path, '--auto-scale-lr', '--resume', '--cfg-options', *nowhere)
-    printed = run(*script('dist_train.sh', CONFIGS / 'fsdp_tiny.py', 2, *arguments))
-    assert 'resumed epoch: 1, iter: 4' in printed
-    assert_equal_weights(tmp_path / 'epoch_3.pth', sharded / 'epoch_3.pth')
-    ours, theirs = (
-        torch.load(folder / 'epoch_3.pth', weights_only=False)['optimizer']['state']
-        for folder in (tmp_path, sharded)
-    )
-    # torch on a CPU would have saved the squares twice
-    assert any((state['exp_avg'] < 0).any() for state in theirs.values())
-    for name, state in theirs.items():
-        for key, value in state.items():
-            assert torch.equal(ours[name][key], value), (name, key)
-
-
-@pytest.mark.slow
-def test_shards_refuse_a_checkpoint_of_another_size(run, sharded):
-    larger = ('model.backbone.arch.embed_dims=32', 'model.neck.in_channels=[64,128,256]')
-    options = ('--cfg-options', f'load_from={sharded / "epoch_3.pth"}', *larger)
-    printed = run(*script('dist_train.sh', CONFIGS / 'fsdp_tiny.py', 2, *options), code=1)
-    ours = [line for line in printed.splitlines() if line.startswith('error: ')]
-    assert ours
-    for line in ours:
-        assert 'epoch_3.pth is of another model: 215 tensors differ in size' in line
-
-
-def test_a_config_of_shards_is_tested_as_a_whole(evaluate, mask_rcnn, tmp_path):
-    evaluate(
-        CONFIGS / 'fsdp_tiny.py', mask_rcnn[0] / 'epoch_3.pth', '--work-dir', tmp_path / 'work'
-    )
-    assert metrics_of_test(tmp_path / 'work') == metrics_of_validation(mask_rcnn[0])

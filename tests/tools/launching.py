@@ -1,0 +1,28 @@
+"""What the tests of commands for several processes share."""
+
+import json
+from pathlib import Path
+
+from mmgcvit.visualization import read_training_log
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / 'tests' / 'data'
+CONFIGS = DATA / 'configs'
+UPERNET = CONFIGS / 'upernet_tiny.py'
+
+
+def script(name, *arguments):
+    return ['bash', ROOT / 'tools' / name, *arguments]
+
+
+def metrics_of_test(work_dir):
+    """The metrics that tools/test.py left behind."""
+    (file,) = work_dir.glob('*/*.json')
+    metrics = json.loads(file.read_text())
+    return {name: value for name, value in metrics.items() if 'time' not in name}
+
+
+def metrics_of_validation(work_dir):
+    """The metrics of a training's last validation."""
+    metrics = read_training_log(work_dir).metrics
+    return {name: list(values.values())[-1] for name, values in metrics.items()}
