@@ -25,8 +25,8 @@ class CheckpointFitHook(Hook):
     that begins from ``load_from`` may differ in its heads, as it does with other classes, but not
     in the rest. One that resumes needs the state of its optimizer and schedule, too.
 
-    Where nothing is resumed, a GC ViT backbone may have the names of NVIDIA's detectors, and
-    position biases of other windows, which are resized.
+    Where nothing is resumed, a GC ViT backbone may have the names of NVIDIA's detectors. Position
+    biases of other windows are resized for a training that begins from ``load_from``.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ class CheckpointFitHook(Hook):
         if resumes:
             _require_state(checkpoint, str(source), bool(runner.cfg.get('param_scheduler')))
         else:
-            adapted = adapt_network(state, sizes, str(source))
+            adapted = adapt_network(state, sizes, str(source), resize=trains)
             if adapted is not None:
                 state.clear()
                 state.update(adapted)

@@ -127,7 +127,10 @@ def _load(model: nn.Module, contents: Contents, source: str) -> LoadReport:
 
 
 def adapt_network(
-    state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], source: str
+    state: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    source: str,
+    resize: bool,
 ) -> dict[str, Tensor] | None:
     """Give the GC ViT backbone of a detector or segmentor the names and tables of a model.
 
@@ -137,6 +140,7 @@ def adapt_network(
         state: Names and tensors of the whole network, the backbone's beginning with ``backbone.``.
         shapes: Names and shapes of the model's tensors.
         source: Where they come from, for messages.
+        resize: Whether position bias tables of other windows are resized.
 
     Returns:
         Names and tensors; None if there is nothing to adapt.
@@ -151,7 +155,9 @@ def adapt_network(
         return None
     resized: list[str] = []
     own = {n.removeprefix('backbone.'): s for n, s in shapes.items() if n.startswith('backbone.')}
-    backbone = fit_tables(contents.backbone, own, resized, source)
+    backbone = contents.backbone
+    if resize:
+        backbone = fit_tables(backbone, own, resized, source)
     if contents.layout == 'mmgcvit' and not resized:
         return None
     print_log(

@@ -16,7 +16,7 @@ from torch import nn
 
 from mmgcvit import GCViT
 from mmgcvit.engine import ToolError, build_runner
-from mmgcvit.weights import WeightsError, publish_model, to_nvidia, to_timm
+from mmgcvit.weights import WeightsError, publish_model, resize_bias_table, to_nvidia, to_timm
 
 PAGE = Path(__file__).parents[2] / 'docs' / 'weights.md'
 ARCH = dict(
@@ -40,9 +40,9 @@ def table(marker):
 class PageDetector(BaseModel):
     """A detector as far as names go: a GC ViT backbone, a neck and a head."""
 
-    def __init__(self):
+    def __init__(self, window_size=4):
         super().__init__()
-        self.backbone = GCViT(ARCH, window_size=4)
+        self.backbone = GCViT(ARCH, window_size=window_size)
         self.neck = nn.Linear(8, 4)
         self.bbox_head = nn.Linear(4, 2)
 
@@ -219,6 +219,19 @@ def test_whole_network(row, use, files, tmp_path, monkeypatch):
     message = re.fullmatch('refused: `(.*)`', row[use])[1]
     with pytest.raises(ToolError, match=re.escape(message)):
         load()
+
+
+def test_other_windows_are_for_trainings_that_begin(trained, tmp_path, monkeypatch, log):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    settings = dict(load_from=str(trained[0]), model=dict(type='PageDetector', window_size=6))
+    new = runner(tmp_path / 'begun', **settings, train_cfg=dict(by_epoch=False, max_iters=0))
+    new.train()
+    name = 'backbone.stages.0.blocks.0.attn.relative_position_bias_table'
+    resized = resize_bias_table(trained[1][name], 121)
+    assert torch.equal(new.model.state_dict()[name], resized)
+    assert any('7 position bias tables were resized' in line for line in log)
+    with pytest.raises(ToolError, match='7 tensors differ in size'):
+        runner(tmp_path / 'tested', **settings).test()
 
 
 class Broken:
