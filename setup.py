@@ -20,6 +20,8 @@ def read_description() -> str:
 # pip would put one over the other. What mmseg imports without declaring it,
 # and setuptools for pkg_resources, stand beside the first one.
 EXTRAS = {
+    # of hf:// and timm:// addresses and safetensors files
+    'hub': ['huggingface_hub', 'safetensors'],
     'openmmlab': [
         'mmengine>=0.10.4,<1',
         'mmcv>=2.1,<2.2',

@@ -9,6 +9,9 @@ def write_atomically(path: Path, content: bytes) -> Path:
     """Write a file, parents included, so that at no moment a part of it can be seen.
 
     When this returns the file is on the disk: a power failure keeps it, or the one before it.
+
+    Raises:
+        OSError: If it cannot be written; the file's name is in it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, for the rename to be one step.
@@ -19,6 +22,10 @@ def write_atomically(path: Path, content: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        # a full disk has no name of its own
+        error.filename = error.filename or str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
     _sync_folder(path.parent)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..registry import HOOKS
+from ..weights import adapt_network
 from .tool import ToolError
 
 
@@ -23,6 +24,9 @@ class CheckpointFitHook(Hook):
     A training that resumes, and a test, need every tensor of the model in its size. A training
     that begins from ``load_from`` may differ in its heads, as it does with other classes, but not
     in the rest. One that resumes needs the state of its optimizer and schedule, too.
+
+    Where nothing is resumed, a GC ViT backbone may have the names of NVIDIA's detectors. Position
+    biases of other windows are resized for a training that begins from ``load_from``.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
@@ -31,9 +35,15 @@ class CheckpointFitHook(Hook):
         trains = isinstance(runner.optim_wrapper, OptimWrapper)
         resumes = trains and runner.cfg.get('resume')
         state = checkpoint.get('state_dict', checkpoint)
-        left = compare(_sizes(runner.model), state, str(source), trains and not resumes)
+        sizes = _sizes(runner.model)
         if resumes:
             _require_state(checkpoint, str(source), bool(runner.cfg.get('param_scheduler')))
+        else:
+            adapted = adapt_network(state, sizes, str(source), resize=trains)
+            if adapted is not None:
+                state.clear()
+                state.update(adapted)
+        left = compare(sizes, state, str(source), trains and not resumes)
         if not isinstance(runner, Runner):
             # mmengine's Runner passes over tensors of another size, FSDP ends with an error
             for name in left:
@@ -95,11 +105,12 @@ def compare(
     }
     missing = [name for name in wanted if name not in state]
     other = [n for n, size in wanted.items() if n in state and tuple(state[n].shape) != size]
-    if len(missing) == len(wanted):
+    if all(name in missing or name.startswith('backbone.') for name in wanted):
         raise ToolError(
-            f'{source} holds none of the tensors of the model, it has names like '
-            f'{_sample(list(state))}, the model like {_sample(list(wanted))}: give a checkpoint of '
-            'this config; weights of a backbone alone go to model.backbone.init_cfg'
+            f'{source} holds {"none" if len(missing) == len(wanted) else "the backbone alone"} of '
+            f'the tensors of the model, it has names like {_sample(list(state))}, the model like '
+            f'{_sample(list(wanted))}: give a checkpoint of this config; weights of a backbone '
+            'alone go to model.backbone.init_cfg'
         )
     left = []
     if heads_may_differ:

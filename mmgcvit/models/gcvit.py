@@ -41,8 +41,9 @@ class GCViT(BaseModule):
             norms are never frozen.
         with_cp: Recompute blocks in the backward pass: less memory, more time.
         init_cfg: Initialization config. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``
-            takes the published (NVIDIA) weights, timm's, or this class's own; an optional
-            ``prefix`` names a part of a larger model.
+            takes the published (NVIDIA) weights, timm's, or this class's own, from what
+            :func:`mmgcvit.weights.fetch` takes. Optional: ``prefix`` names a part of a larger
+            model, ``ema=True`` takes averaged weights, ``sha256`` is compared with the file's.
 
     Attributes:
         out_channels (tuple[int, ...]): Channels of each output.
@@ -165,14 +166,19 @@ class GCViT(BaseModule):
 
         initialize(self, [c for c in configs if c not in pretrained])
         for config in pretrained:
-            unknown = set(config) - {'type', 'checkpoint', 'prefix'}
-            if unknown or 'checkpoint' not in config:
+            arguments = {key: value for key, value in config.items() if key != 'type'}
+            unknown = set(arguments) - {'checkpoint', 'prefix', 'ema', 'sha256'}
+            if (
+                unknown
+                or 'checkpoint' not in config
+                or not isinstance(config.get('ema', False), bool)
+            ):
                 raise ValueError(
                     f'init_cfg={config!r} is not allowed: besides type=Pretrained, give '
-                    'checkpoint (a path or URL) and, if the backbone is a part of a larger model, '
-                    'its prefix'
+                    'checkpoint (a path or URL) and, if need be, prefix (of a backbone that is a '
+                    'part of a larger model), ema=True and sha256'
                 )
-            load_pretrained(self, config['checkpoint'], config.get('prefix'))
+            load_pretrained(self, **arguments)
         self.is_init = True
 
     def _check_images(self, images: Tensor) -> None:

@@ -3,23 +3,41 @@
 Nothing in a weights file is executed, whatever the file holds.
 """
 
+from .contents import Contents, join_tensors, sort_tensors, tensors_of
+from .convert import DTYPES, Conversion, convert_weights
 from .errors import WeightsError
-from .files import fetch, read_checkpoint, register_checkpoint_loaders
-from .layouts import from_nvidia, to_nvidia
-from .pretrained import LoadReport, load_pretrained, load_weights
+from .layouts import LAYOUTS, from_nvidia, from_timm, to_nvidia, to_timm
+from .loaders import register_checkpoint_loaders
+from .pretrained import LoadReport, adapt_network, load_pretrained, load_weights
 from .publish import publish_model
+from .reading import read_checkpoint
+from .sizes import Sizes, infer_sizes
+from .sources import fetch
 from .tables import resize_bias_table
 
 __all__ = [
+    'DTYPES',
+    'LAYOUTS',
+    'Contents',
+    'Conversion',
     'LoadReport',
+    'Sizes',
     'WeightsError',
+    'adapt_network',
+    'convert_weights',
     'fetch',
     'from_nvidia',
+    'from_timm',
+    'infer_sizes',
+    'join_tensors',
     'load_pretrained',
     'load_weights',
     'publish_model',
     'read_checkpoint',
     'register_checkpoint_loaders',
     'resize_bias_table',
+    'sort_tensors',
+    'tensors_of',
     'to_nvidia',
+    'to_timm',
 ]

@@ -1,6 +1,7 @@
 """Loading weights of any known layout into a backbone, with a report of what became of them."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -8,9 +9,11 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .contents import EMA_KEYS, Contents, sample, sort_tensors, tensors_of
 from .errors import WeightsError
-from .files import fetch, read_checkpoint
-from .layouts import to_own
+from .reading import read_checkpoint
+from .sizes import infer_sizes
+from .sources import fetch
 from .tables import resize_bias_table
 
 
@@ -40,107 +43,177 @@ class LoadReport:
 
 
 def load_pretrained(
-    model: nn.Module, checkpoint: str | os.PathLike, prefix: str | None = None
+    model: nn.Module,
+    checkpoint: str | os.PathLike,
+    prefix: str | None = None,
+    ema: bool = False,
+    sha256: str | None = None,
 ) -> LoadReport:
     """Load a backbone's weights from a file in any known layout and log one line about it.
 
     Args:
         model: Backbone.
-        checkpoint: Path or URL.
+        checkpoint: Path or URL, see :func:`mmgcvit.weights.fetch`.
         prefix: Take only the file's tensors whose names start so, without that start. By default
             ``module.`` and ``backbone.`` are found by themselves.
+        ema: Take the weights averaged over the training (exponential moving average) that are
+            beside the others in NVIDIA's and timm's training checkpoints.
+        sha256: Digest that the file must have, 64 hexadecimal digits.
 
     Raises:
         WeightsError: If the file cannot be had or read, or does not fit the model. The model is
             unchanged then.
     """
-    state = _state_dict(read_checkpoint(fetch(checkpoint)), str(checkpoint))
-    report = load_weights(model, _strip_prefix(state, prefix, str(checkpoint)), str(checkpoint))
-    print_log(f'{type(model).__name__} weights of {checkpoint}: {report}', logger='current')
+    content = read_checkpoint(fetch(checkpoint, sha256))
+    source = str(checkpoint)
+    contents = sort_tensors(tensors_of(content, source, ema), source, prefix)
+    report = _load(model, contents, source)
+    print_log(f'{type(model).__name__} weights of {source}: {report}', logger='current')
+    beside = [key for key in EMA_KEYS if isinstance(content, Mapping) and key in content]
+    if beside and not ema:
+        print_log(
+            f'{source} has averaged weights, too, under {beside[0]}: ema=True in init_cfg takes '
+            'them instead',
+            logger='current',
+        )
     return report
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> LoadReport:
-    """Copy the tensors of a state dict, in any known layout, into a model.
+    """Copy the tensors of a state dict, in any known layout, into a backbone.
 
     Args:
         model: Backbone.
-        state: Names and tensors, without a prefix.
+        state: Names and tensors.
         source: Where they come from, for messages.
 
     Raises:
-        WeightsError: If less than half of the model's tensors are there or one has another shape
-            than it must have. The model is unchanged then.
+        WeightsError: If a tensor other than the norm of an output is missing, has another shape
+            than it must have or holds NaN or infinity. The model is unchanged then.
     """
-    # the same names and tensors whichever layout they came in
-    state = to_own(state)
+    return _load(model, sort_tensors(state, source), source)
+
+
+def _load(model: nn.Module, contents: Contents, source: str) -> LoadReport:
     targets = model.state_dict()
-    report = LoadReport()
-    values = {}
+    _check_sizes(contents, targets, source)
+    report = LoadReport(dropped=[*contents.others, *contents.dropped])
+    shapes = {name: tuple(target.shape) for name, target in targets.items()}
+    values = fit_tables(contents.backbone, shapes, report.resized, source)
+    report.dropped.extend(name for name in values if name not in targets)
     for name, target in targets.items():
-        if name not in state:
+        value = values.get(name)
+        if value is None:
             report.initial.append(name)
             continue
-        value = state[name]
-        if name.endswith('.relative_position_bias_table') and value.shape[:1] != target.shape[:1]:
-            value = resize_bias_table(value, len(target))
-            report.resized.append(name)
         if value.shape != target.shape:
+            advice = 'in_channels' if name == 'stem.conv.weight' else 'the arch'
             raise WeightsError(
                 f'{source} does not fit the model: {name} has shape {tuple(value.shape)}, the '
-                f'model needs {tuple(target.shape)}; choose the arch that the file was trained '
-                'with'
+                f'model needs {tuple(target.shape)}; choose {advice} that the file was trained with'
             )
-        values[name] = value
         report.taken.append(name)
-    report.dropped.extend(name for name in state if name not in targets)
-    if 2 * len(values) < len(targets):
+    # classifiers have no norms of other outputs than the last
+    missing = [name for name in report.initial if not re.match(r'norm\d\.', name)]
+    if missing:
         raise WeightsError(
-            f'only {len(values)} of the {len(targets)} tensors of the backbone are in {source}: '
-            f'the file has names like {_sample(state)}, the backbone like {_sample(targets)}; give '
-            'a GC ViT file in the layout of NVIDIA, timm or mmgcvit, and the prefix of the '
-            'backbone where it is a part of a larger model'
+            f'{len(missing)} of the {len(targets)} tensors of the backbone are not in {source}, as '
+            f'{", ".join(missing[:3])}: give a whole GC ViT file'
         )
     with torch.no_grad():
-        for name, value in values.items():
-            targets[name].copy_(value)
+        for name in report.taken:
+            targets[name].copy_(values[name])
     return report
 
 
-def _state_dict(content: object, source: str) -> dict[str, Tensor]:
-    """Return the names and tensors of a checkpoint, which may hold other things beside them."""
-    if isinstance(content, Mapping):
-        for key in ('state_dict', 'model'):
-            if isinstance(content.get(key), Mapping):
-                content = content[key]
-                break
-        tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
-        if tensors:
-            return tensors
-    raise WeightsError(
-        f'{source} holds no tensors: a weights file is a dict of names and tensors, by itself or '
-        "under 'state_dict' or 'model'"
+def adapt_network(
+    state: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    source: str,
+    resize: bool,
+) -> dict[str, Tensor] | None:
+    """Give the GC ViT backbone of a detector or segmentor the names and tables of a model.
+
+    Those published for mmdet 2 have NVIDIA's names in it.
+
+    Args:
+        state: Names and tensors of the whole network, the backbone's beginning with ``backbone.``.
+        shapes: Names and shapes of the model's tensors.
+        source: Where they come from, for messages.
+        resize: Whether position bias tables of other windows are resized.
+
+    Returns:
+        Names and tensors; None if there is nothing to adapt.
+
+    Raises:
+        WeightsError: If the backbone's tensors are no weights, or a table belongs to no window.
+    """
+    if not any(name.startswith(('backbone.', 'module.backbone.')) for name in state):
+        return None
+    contents = sort_tensors(state, source)
+    if contents.layout is None:
+        return None
+    resized: list[str] = []
+    own = {n.removeprefix('backbone.'): s for n, s in shapes.items() if n.startswith('backbone.')}
+    backbone = contents.backbone
+    if resize:
+        backbone = fit_tables(backbone, own, resized, source)
+    if contents.layout == 'mmgcvit' and not resized:
+        return None
+    print_log(
+        f'{source}: the backbone has the names of {contents.layout}, {len(resized)} position bias '
+        'tables were resized to other windows',
+        logger='current',
     )
+    return {**{f'backbone.{name}': t for name, t in backbone.items()}, **contents.others}
 
 
-def _strip_prefix(
-    state: Mapping[str, Tensor], prefix: str | None, source: str
+def fit_tables(
+    state: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    resized: list[str],
+    source: str,
 ) -> dict[str, Tensor]:
-    if prefix is not None:
-        part = _below(state, prefix if prefix.endswith('.') else f'{prefix}.')
-        if not part:
-            raise WeightsError(
-                f'prefix={prefix!r} fits none of the names in {source}, which are like '
-                f'{_sample(state)}'
-            )
-        return part
-    state = _below(state, 'module.') or state
-    return _below(state, 'backbone.') or dict(state)
+    """Resize the position bias tables that a model has for windows of another size.
+
+    Args:
+        state: Names and tensors of a backbone.
+        shapes: Names and shapes of the model's tensors.
+        resized: Gets the names of the tables that were resized.
+        source: Where they come from, for messages.
+
+    Raises:
+        WeightsError: If a table belongs to no window.
+    """
+    fitted = dict(state)
+    for name, shape in shapes.items():
+        table = state.get(name)
+        is_table = name.endswith('.relative_position_bias_table') and table is not None
+        if is_table and table.shape[:1] != shape[:1]:
+            try:
+                fitted[name] = resize_bias_table(table, shape[0])
+            except WeightsError as error:
+                raise WeightsError(f'{source}: {name}: {error}') from error
+            resized.append(name)
+    return fitted
 
 
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _sample(state: Mapping[str, Tensor]) -> str:
-    return ', '.join(list(state)[:3]) or 'none at all'
+def _check_sizes(contents: Contents, targets: Mapping[str, Tensor], source: str) -> None:
+    if contents.layout is None:
+        raise WeightsError(
+            f'{source} holds no GC ViT backbone: it has names like {sample(contents.dropped)}, the '
+            f'backbone like {sample(targets)}; give a file in the layout of NVIDIA, timm or '
+            'mmgcvit, and the prefix of the backbone where it is a part of a larger model'
+        )
+    found, wanted = infer_sizes(contents.backbone), infer_sizes(targets)
+    if found is None or (found.fits(wanted) and len(found.depths) < len(wanted.depths)):
+        raise WeightsError(
+            f'{source} holds a part of a GC ViT backbone only, {len(contents.backbone)} tensors of '
+            f'it, where the model has {len(targets)}: give a whole file, or build the model with '
+            'the out_indices of the stages that are there'
+        )
+    if not found.fits(wanted):
+        raise WeightsError(
+            f'{source} is GC ViT {found}, and the model is {wanted}: choose the arch that the file '
+            'was trained with, or the file of this arch'
+        )

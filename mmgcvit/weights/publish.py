@@ -11,7 +11,8 @@ import torch
 
 from ..files import write_atomically
 from .errors import WeightsError
-from .files import fetch, read_checkpoint
+from .reading import read_checkpoint
+from .sources import fetch
 
 
 def publish_model(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path:
@@ -38,7 +39,7 @@ def publish_model(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path
         raise WeightsError(
             f'{checkpoint} has no state_dict: give a checkpoint that a training has written'
         )
-    kept = {'meta': _plain(content.get('meta', {})), 'state_dict': content['state_dict']}
+    kept = {'meta': plain(content.get('meta', {})), 'state_dict': content['state_dict']}
     file = io.BytesIO()
     torch.save(kept, file)
     digest = hashlib.sha256(file.getvalue()).hexdigest()[:8]
@@ -46,12 +47,12 @@ def publish_model(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path
     return write_atomically(out.with_name(f'{out.stem}-{digest}{out.suffix}'), file.getvalue())
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return ``value`` with lists and numbers for NumPy's, which torch.load refuses as well."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(map(_plain, value))
+        return type(value)(map(plain, value))
     return value

@@ -26,14 +26,15 @@ def resize_bias_table(table: Tensor, num_offsets: int) -> Tensor:
     Raises:
         WeightsError: If the table is not 2-dimensional or does not belong to square windows.
     """
-    if table.dim() != 2 or math.isqrt(len(table)) ** 2 != len(table):
+    side = math.isqrt(len(table)) if table.dim() == 2 else 0
+    if side % 2 == 0 or side * side != len(table):
         raise WeightsError(
             f'a relative position bias table of shape {tuple(table.shape)} cannot be resized: '
-            'it must be 2-dimensional with a square number of rows, (2w-1)² for window side w'
+            'it must be 2-dimensional with (2w-1)² rows for windows of w × w tokens'
         )
     if len(table) == num_offsets:
         return table
-    side, wanted = math.isqrt(len(table)), math.isqrt(num_offsets)
+    wanted = math.isqrt(num_offsets)
     grid = table.t().unflatten(1, (side, side))[None].float()
     grid = F.interpolate(grid, (wanted, wanted), mode='bicubic', align_corners=False)
     return grid[0].flatten(1).t().to(table.dtype)

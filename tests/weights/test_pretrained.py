@@ -1,13 +1,17 @@
 """What of a file becomes the backbone's weights, and what the log says of it."""
 
 import argparse
+import hashlib
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mmgcvit import GCViT
-from mmgcvit.weights import WeightsError, load_weights, resize_bias_table, to_nvidia
+from mmgcvit.models.arch import ARCHS
+from mmgcvit.weights import WeightsError, infer_sizes, resize_bias_table, to_nvidia, to_timm
 
 
 @pytest.fixture
@@ -101,7 +105,7 @@ def test_a_table_of_the_right_size_is_taken_as_it_is():
     assert resize_bias_table(table, 49) is table
 
 
-@pytest.mark.parametrize('shape', [(50, 2), (49,), (7, 7, 2)])
+@pytest.mark.parametrize('shape', [(50, 2), (48, 2), (36, 2), (49,), (7, 7, 2)])
 def test_a_table_of_no_square_window_is_an_error(shape):
     with pytest.raises(WeightsError, match='cannot be resized'):
         resize_bias_table(torch.zeros(shape), 81)
@@ -125,32 +129,141 @@ def test_prefix_chooses_a_part_of_a_larger_model(nano, source, save):
         load(path, nano, init={'prefix': 'backbone.'})
 
 
-def test_less_than_half_of_the_backbone_is_an_error_and_changes_nothing(nano, source, save):
-    own = source.state_dict()
-    few = dict(list(own.items())[: len(own) // 2 - 1])
-    model = GCViT(nano, window_size=4, init_cfg=dict(type='Pretrained', checkpoint=save(few)))
+def assert_refused_unchanged(message, path, arch, **arguments):
+    """A file is refused with a message, and the model keeps its values."""
+    init_cfg = dict(type='Pretrained', checkpoint=path, **arguments)
+    model = GCViT(arch, window_size=4, init_cfg=init_cfg)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(WeightsError, match=f'only {len(few)} of the {len(own)} tensors'):
+    with pytest.raises(WeightsError, match=message):
         model.init_weights()
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-    half = dict(list(own.items())[: (len(own) + 1) // 2])
-    assert len(load_weights(model, half, 'half').taken) == len(half)
+
+
+@pytest.mark.parametrize('rename', [to_nvidia, to_timm, dict])
+def test_half_of_a_backbone_is_an_error(nano, source, save, rename):
+    own = source.state_dict()
+    few = rename(dict(list(own.items())[: len(own) // 2]))
+    assert_refused_unchanged('holds a part of a GC ViT backbone only', save(few), nano)
+
+
+@pytest.mark.parametrize(
+    'missing',
+    ['stem.conv.bias', 'stages.2.blocks.1.gamma2', 'stages.0.downsample.reduction.weight'],
+)
+def test_one_missing_tensor_is_an_error_that_names_it(nano, source, save, missing):
+    state = source.state_dict()
+    del state[missing]
+    message = rf'1 of the \d+ tensors of the backbone are not in .*, as {re.escape(missing)}: '
+    assert_refused_unchanged(message, save(state), nano)
 
 
 def test_weights_of_another_network_are_an_error(nano, save):
-    with pytest.raises(WeightsError, match='only 0 of'):
-        load(save({'conv1.weight': torch.zeros(64, 3, 7, 7)}), nano)
-
-
-def test_another_size_is_an_error_that_names_a_tensor_and_changes_nothing(nano, source, save):
-    path = save(to_nvidia(source.state_dict()))
-    model = GCViT(
-        {**nano, 'mlp_ratio': 3}, window_size=4, init_cfg=dict(type='Pretrained', checkpoint=path)
+    state = {'conv1.weight': torch.zeros(64, 3, 7, 7)}
+    assert_refused_unchanged(
+        r'no GC ViT backbone: it has names like conv1\.weight', save(state), nano
     )
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(WeightsError, match=r'mlp.fc1.weight has shape \(16, 8\).*\(24, 8\)'):
-        model.init_weights()
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ('change', 'found', 'wanted'),
+    [
+        (dict(embed_dims=16), 'embed_dims 8', 'embed_dims 16'),
+        (dict(depths=(2, 1, 4, 2)), 'depths 2 1 3 2', 'depths 2 1 4 2'),
+        (dict(depths=(2, 1, 2, 2)), 'depths 2 1 3 2', 'depths 2 1 2 2'),
+        (dict(num_heads=(1, 2, 2, 2)), 'heads 1 2 2 4', 'heads 1 2 2 2'),
+        (dict(mlp_ratio=3), 'MLP channels 16 32', 'MLP channels 24 48'),
+        (dict(layer_scale_init_value=None), 'with layer scale', 'no layer scale'),
+    ],
+)
+def test_another_size_is_an_error_that_tells_both(nano, source, save, change, found, wanted):
+    path = save(to_nvidia(source.state_dict()))
+    message = f'is GC ViT of a size of its own .*{found}.*, and the model is .*{wanted}'
+    assert_refused_unchanged(message, path, {**nano, **change})
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_published_sizes_are_told_by_name(arch):
+    with torch.device('meta'):
+        state = GCViT(arch, window_size=(7, 7, 14, 7)).state_dict()
+    sizes = infer_sizes(state)
+    assert (sizes.name, sizes.windows) == (arch, (7, 7, 14, 7))
+    assert str(sizes).startswith(f'{arch} (embed_dims {ARCHS[arch].embed_dims}, depths ')
+    assert sizes.depths == ARCHS[arch].depths and sizes.num_heads == ARCHS[arch].num_heads
+
+
+def test_too_few_stages_are_an_error(nano, source, save):
+    state = {k: v for k, v in source.state_dict().items() if '3.' not in k[:9]}
+    del state['stages.2.downsample.norm1.weight']
+    assert_refused_unchanged('holds a part of .* only, .* with the out_indices', save(state), nano)
+
+
+def test_other_input_channels_are_an_error_that_names_the_argument(nano, source, save):
+    state = source.state_dict()
+    state['stem.conv.weight'] = torch.zeros(8, 4, 3, 3)
+    assert_refused_unchanged('choose in_channels', save(state), nano)
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'message'),
+    [
+        ('norm0.bias', lambda t: t * float('nan'), r'holds NaN or infinity, in norm0\.bias'),
+        ('stem.conv.weight', lambda t: t / 0, r'holds NaN or infinity, in stem\.conv\.weight'),
+        ('norm3.bias', lambda t: t.long(), r'norm3\.bias has the type torch\.int64'),
+        ('norm3.bias', lambda t: t.cfloat(), r'norm3\.bias has the type torch\.complex64'),
+        ('stem.conv.bias', lambda t: t.to_sparse(), r'stem\.conv\.bias is sparse'),
+        ('norm1.bias', lambda t: t[:-1], r'norm1\.bias has shape \(15,\).*needs \(16,\)'),
+        (
+            'stages.0.blocks.0.attn.relative_position_bias_table',
+            lambda t: t[:-1],
+            'cannot be resized',
+        ),
+    ],
+)
+def test_tensors_that_are_no_weights_are_errors(nano, source, save, name, change, message):
+    state = source.state_dict()
+    state[name] = change(state[name])
+    assert_refused_unchanged(message, save(state), nano)
+
+
+def test_from_24_token_windows_back_to_imagenets(nano, save):
+    source = GCViT(nano, window_size=24)
+    model = load(save(source.state_dict()), nano, window_size=(7, 7, 14, 7))
+    for stage, window in enumerate((7, 7, 14, 7)):
+        name = f'stages.{stage}.blocks.0.attn.relative_position_bias_table'
+        grid = source.state_dict()[name].t().reshape(1, -1, 47, 47)
+        side = 2 * window - 1
+        grid = F.interpolate(grid, (side, side), mode='bicubic', align_corners=False)
+        assert torch.equal(model.state_dict()[name], grid.reshape(-1, side * side).t())
+
+
+@pytest.mark.parametrize('key', ['state_dict_ema', 'model_ema'])
+def test_averaged_weights_are_taken_on_request(nano, source, save, log, key):
+    averaged = {f'module.{k}': v + 1 for k, v in to_nvidia(source.state_dict()).items()}
+    path = save({'state_dict': to_nvidia(source.state_dict()), key: averaged})
+    assert same_outputs(load(path, nano), source)
+    assert any(f'has averaged weights, too, under {key}: ema=True' in line for line in log)
+    found = load(path, nano, init=dict(ema=True)).state_dict()
+    assert all(torch.equal(found[k], v + 1) for k, v in source.state_dict().items())
+
+
+def test_averaged_weights_that_are_not_there_are_an_error(nano, source, save):
+    state = source.state_dict()
+    assert_refused_unchanged('has no averaged weights', save({'state_dict': state}), nano, ema=True)
+    alone = save({'state_dict_ema': state})
+    assert_refused_unchanged('has averaged weights alone: .* ema=True', alone, nano)
+    # where mmengine puts them
+    hooked = save({'state_dict': state, 'ema_state_dict': {'module.a': torch.zeros(1)}})
+    assert same_outputs(load(hooked, nano, init=dict(ema=True)), source)
+
+
+def test_the_digest_is_compared(nano, source, save):
+    path = save(source.state_dict())
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert same_outputs(load(path, nano, init=dict(sha256=digest.upper())), source)
+    assert_refused_unchanged(
+        f'has the SHA-256 {digest}, and {"0" * 64} was asked for', path, nano, sha256='0' * 64
+    )
+    assert_refused_unchanged('give the 64 hexadecimal digits', path, nano, sha256=digest[:8])
 
 
 @pytest.mark.parametrize('content', [{'state_dict': {}}, {'epoch': 3}, [torch.zeros(3)], None])
@@ -159,8 +272,8 @@ def test_a_file_without_tensors_is_an_error(nano, save, content):
         load(save(content), nano)
 
 
-@pytest.mark.parametrize('init', [{'prefixx': 'a'}, {'map_location': 'cuda'}])
-def test_unknown_key_of_init_cfg_is_named(nano, save, init):
+@pytest.mark.parametrize('init', [{'prefixx': 'a'}, {'map_location': 'cuda'}, {'ema': 'yes'}])
+def test_what_init_cfg_does_not_know_is_named(nano, save, init):
     with pytest.raises(ValueError, match=next(iter(init))):
         load('nowhere.pth', nano, init=init)
 

@@ -1,0 +1,257 @@
+"""Where weights files come from: paths, URLs and model hubs, each ending in a local file."""
+
+import fcntl
+import hashlib
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlparse
+from urllib.request import Request, urlopen
+
+import torch
+from mmengine.logging import print_log
+
+from .errors import WeightsError
+
+TIMEOUT = 10  # seconds that a server may be silent
+# what timm's repositories on the Hugging Face Hub call the file, the safer format first
+TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')
+
+
+def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
+    """Return the local file that a path or URL stands for.
+
+    What is downloaded is kept: http(s):// in torch hub's cache, hf:// and timm:// in that of
+    huggingface_hub. Several processes that ask at the same time wait for one download.
+
+    Args:
+        source: Path (``~`` is expanded), ``file://`` or ``http(s)://`` URL,
+            ``hf://OWNER/REPO/FILE`` (or ``OWNER/REPO@REVISION/FILE``) for a file on the Hugging
+            Face Hub, or ``timm://MODEL``, as ``timm://gcvit_tiny.in1k``, for one of timm's models
+            there.
+        sha256: Digest that the file must have, 64 hexadecimal digits.
+
+    Raises:
+        WeightsError: If there is no such file, the scheme is not known, the download fails or the
+            file has another digest.
+    """
+    source = os.fspath(source)
+    scheme = match[1] if (match := re.match(r'([\w+.-]+)://', source)) else ''
+    if scheme not in SCHEMES:
+        raise WeightsError(
+            f'checkpoint={source!r} is not allowed: {scheme}:// is not known; give a path or a '
+            'URL with file://, http(s)://, hf:// or timm://'
+        )
+    path = SCHEMES[scheme](source)
+    if sha256 is not None:
+        _check_digest(path, sha256, source)
+    return path
+
+
+def digest_of(path: Path) -> str:
+    """Return a file's SHA-256 as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_digest(path: Path, sha256: str, source: str) -> None:
+    if not re.fullmatch(r'[0-9a-fA-F]{64}', str(sha256)):
+        raise WeightsError(
+            f'sha256={sha256!r} is not allowed: give the 64 hexadecimal digits that '
+            '`sha256sum FILE` prints'
+        )
+    found = digest_of(path)
+    if found != sha256.lower():
+        origin = f'{path}' if source == str(path) else f'{path}, from {source},'
+        raise WeightsError(
+            f'{origin} has the SHA-256 {found}, and {sha256.lower()} was asked for: it is another '
+            'file, or a damaged one; if it was downloaded, remove it to have it downloaded again'
+        )
+
+
+def _local(source: str) -> Path:
+    url = urlparse(source) if source.startswith('file://') else None
+    path = Path(unquote(url.path) if url else source).expanduser()
+    if not path.is_file():
+        found = 'is a folder' if path.is_dir() else 'does not exist'
+        raise WeightsError(f'{path} {found}: give the path of a weights file, or a URL')
+    return path
+
+
+def _download(url: str) -> Path:
+    folder = Path(torch.hub.get_dir()) / 'checkpoints'
+    path = _place(folder, url)
+    if path.is_file():
+        print_log(f'weights of {url} are taken from {path}', logger='current')
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f'{_name(url)}.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # another process may have been faster, with this URL or another one of the same name
+        path = _place(folder, url)
+        if not path.is_file():
+            print_log(f'downloading {url} to {path}', logger='current')
+            unfinished = path.with_name(f'{path.name}.part')
+            try:
+                size = _content_length(url)
+                with _impatient():
+                    torch.hub.download_url_to_file(url, str(unfinished))
+                _check_download(unfinished, size)
+                _origin_file(path).write_text(url)
+                unfinished.replace(path)
+            except (OSError, ValueError, RuntimeError) as error:
+                unfinished.unlink(missing_ok=True)
+                raise WeightsError(
+                    f'{url} could not be downloaded ({error}): put the file at {path} by hand, or '
+                    'give the path of a copy as checkpoint'
+                ) from error
+    return path
+
+
+def _name(url: str) -> str:
+    return Path(unquote(urlparse(url).path)).name or 'weights'
+
+
+def _place(folder: Path, url: str) -> Path:
+    """Return where a URL's file is kept: under its name, as torch.hub does.
+
+    Files of one name from two URLs do not stand for each other: the second gets a digest of its
+    URL into its name. One that torch.hub or a person put there has no origin, and is taken.
+    """
+    path = folder / _name(url)
+    origin = _origin_file(path)
+    if origin.is_file() and origin.read_text() != url:
+        digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+        path = path.with_name(f'{path.stem}-{digest}{path.suffix}')
+    return path
+
+
+def _origin_file(path: Path) -> Path:
+    return path.with_name(f'{path.name}.url')
+
+
+def _check_download(path: Path, size: int | None) -> None:
+    found = path.stat().st_size
+    # a connection that is cut looks like a file's end
+    if size not in (None, found):
+        raise OSError(f'{found} of {size} bytes came')
+    # a file that has moved is often answered with a page that says so; it must not be kept
+    if is_web_page(path):
+        raise OSError('the server sent a web page instead of a file')
+
+
+def is_web_page(path: Path) -> bool:
+    """Whether a file is HTML, as what servers send for a file that has moved."""
+    with open(path, 'rb') as file:
+        beginning = file.read(512).lstrip(b'\xef\xbb\xbf \t\r\n').lower()
+    return beginning.startswith((b'<!doctype', b'<html', b'<head', b'<?xml', b'<!--'))
+
+
+def _content_length(url: str) -> int | None:
+    """Return how many bytes a URL has, None where the server does not say."""
+    try:
+        with urlopen(Request(url, method='HEAD'), timeout=TIMEOUT) as response:
+            return int(response.headers['Content-Length'])
+    except (HTTPError, TypeError, ValueError):
+        return None
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Limit the time that new connections may stay silent, as torch.hub's have no limit."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _from_hub(source: str) -> Path:
+    match = re.fullmatch(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)', source)
+    if not match:
+        raise WeightsError(
+            f'checkpoint={source!r} is not allowed: give hf://OWNER/REPO/FILE or '
+            'hf://OWNER/REPO@REVISION/FILE'
+        )
+    repo, revision, name = match.groups()
+    return _download_from_hub(source, repo, [name], revision)
+
+
+def _from_timm(source: str) -> Path:
+    model = source.removeprefix('timm://').strip('/')
+    if not re.fullmatch(r'[\w.-]+', model):
+        raise WeightsError(
+            f'checkpoint={source!r} is not allowed: give timm:// and the name of one of its '
+            'models with its weights, as timm://gcvit_tiny.in1k'
+        )
+    return _download_from_hub(source, f'timm/{model}', TIMM_FILES, None)
+
+
+def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: str | None) -> Path:
+    """Return the first of a repository's files that there is, from the cache or downloaded."""
+    try:
+        from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise WeightsError(
+            f'{source} needs the package huggingface_hub: pip install huggingface_hub, or give '
+            'the path of a copy as checkpoint'
+        ) from error
+    # huggingface_hub itself tries for up to a minute before it looks into its cache
+    offline = constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)
+    for name in names:
+        print_log(
+            f'{source} is {name} of {repo} at {constants.ENDPOINT}, kept in '
+            f'{constants.HF_HUB_CACHE}' + (' (no answer from there now)' if offline else ''),
+            logger='current',
+        )
+        try:
+            path = hf_hub_download(repo, name, revision=revision, local_files_only=offline)
+        except Exception as error:  # which ones depends on the version, and on its HTTP library
+            absent = isinstance(error, EntryNotFoundError)
+            if (
+                absent
+                and name != names[-1]
+                and (offline or not isinstance(error, LocalEntryNotFoundError))
+            ):
+                continue
+            url = f'{constants.ENDPOINT}/{repo}/resolve/{revision or "main"}/{names[0]}'
+            reason = (
+                'no answer from there' if offline else ' '.join(str(error).split())[:300]
+            ) or type(error).__name__
+            raise WeightsError(
+                f'{source} could not be downloaded ({reason}): get {url} on a machine that can, '
+                'copy it here and give the path of the copy as checkpoint'
+            ) from error
+        return Path(path)
+    raise AssertionError('the last name returns or raises')
+
+
+def _answers(url: str) -> bool:
+    """Whether a server answers at all, with whatever it says."""
+    try:
+        with urlopen(Request(url, method='HEAD'), timeout=TIMEOUT):
+            return True
+    except HTTPError:
+        return True
+    except (OSError, ValueError, HTTPException):
+        return False
+
+
+SCHEMES: dict[str, Callable[[str], Path]] = {
+    '': _local,
+    'file': _local,
+    'http': _download,
+    'https': _download,
+    'hf': _from_hub,
+    'timm': _from_timm,
+}

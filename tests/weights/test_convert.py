@@ -1,0 +1,240 @@
+"""tools/convert_weights.py: files in other layouts, with the same network in them."""
+
+import errno
+import hashlib
+import io
+
+import pytest
+import timm
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from mmgcvit import GCViT
+from mmgcvit.weights import WeightsError, convert_weights, load_weights, read_checkpoint, to_nvidia
+
+
+@pytest.fixture
+def tool(load_tool, capsys):
+    """Run tools/convert_weights.py and return what it printed."""
+    main = load_tool('convert_weights').main
+
+    def run(*arguments):
+        main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def published(nano, tmp_path):
+    """A file like NVIDIA's, of a network with random weights, and the network."""
+    model = GCViT(nano, window_size=(4, 4, 6, 4), out_indices=(3,)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    state = to_nvidia(model.state_dict())
+    state |= {'head.weight': torch.rand(10, 64), 'head.bias': torch.rand(10)}
+    state['levels.0.blocks.0.attn.relative_position_index'] = torch.zeros(16, 16)
+    averaged = {name: tensor + 1 for name, tensor in state.items()}
+    path = tmp_path / 'gcvit_nano.pth.tar'
+    torch.save({'epoch': 3, 'state_dict': state, 'state_dict_ema': averaged, 'optimizer': {}}, path)
+    return path, model
+
+
+def maps(model, path):
+    images = torch.linspace(-1, 1, 3 * 45 * 70).reshape(1, 3, 45, 70)
+    load_weights(model, read_checkpoint(path)['state_dict'], str(path))
+    with torch.no_grad():
+        return model.eval()(images)
+
+
+def test_file_table_and_provenance(tool, published, tmp_path, nano):
+    source, model = published
+    out = tmp_path / 'new' / 'nano.safetensors'
+    printed = tool(source, out)
+    with safe_open(out, 'pt') as file:
+        metadata = file.metadata()
+        names = set(file.keys())
+    assert {'backbone.stem.conv.weight', 'head.fc.weight'} < names
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert metadata['source'] == 'gcvit_nano.pth.tar' and metadata['source_sha256'] == digest
+    assert metadata['window_size'] == '4 4 6 4' and 'CC BY-NC-SA 4.0' in metadata['licence']
+    rows = [line.split('  ') for line in printed.splitlines() if 'kept' in line]
+    (stem,) = [row for row in rows if row[0] == 'stem']
+    assert stem[-1] == 'kept, as stem.*'
+    counted = [line for line in printed.splitlines() if 'kept' in line and 'of these' not in line]
+    numbers = [[p for p in line.split('  ') if p.strip()][1:3] for line in counted]
+    assert sum(int(n.replace(',', '')) for n, _ in numbers) == len(names)
+    total = sum(tensor.numel() for tensor in read_checkpoint(out)['state_dict'].values())
+    assert sum(int(p.replace(',', '')) for _, p in numbers) == total
+    (index,) = [line for line in printed.splitlines() if 'relative_position_index' in line]
+    assert index.split()[1:] == ['1', 'left', 'out']
+    assert 'beside the weights: epoch, state_dict_ema, optimizer' in printed
+    assert printed.endswith(f'wrote {out}\n') and digest in printed
+    loaded = GCViT(nano, window_size=(4, 4, 6, 4))
+    assert torch.equal(maps(loaded, out)[-1], maps(model, source)[-1])
+
+
+@pytest.mark.parametrize('suffix', ['.safetensors', '.pth', '.pt'])
+@pytest.mark.parametrize('layout', ['nvidia', 'timm', 'mmgcvit'])
+def test_there_and_back_is_the_same_file(published, tmp_path, layout, suffix):
+    source, _ = published
+    there, back = tmp_path / f'there{suffix}', tmp_path / f'back{suffix}'
+    convert_weights(source, there, layout)
+    second = convert_weights(there, back, 'nvidia').provenance
+    expected = read_checkpoint(source)['state_dict']
+    del expected['levels.0.blocks.0.attn.relative_position_index']
+    found = read_checkpoint(back)
+    assert found['state_dict'].keys() == expected.keys()
+    assert all(torch.equal(found['state_dict'][name], t) for name, t in expected.items())
+    assert second['source'] == there.name and second['source_layout'] == layout
+    # of the first source
+    assert 'CC BY-NC-SA 4.0' in second['licence']
+
+
+def test_a_file_for_torch_names_no_class(published, tmp_path):
+    out = tmp_path / 'w.pth'
+    convert_weights(published[0], out)
+    content = torch.load(out, weights_only=True)
+    assert set(content) == {'meta', 'state_dict'}
+    assert content['meta']['provenance']['arch'] == 'custom'
+
+
+def test_the_file_is_as_small_as_its_tensors(nano, tmp_path):
+    state = GCViT(nano, window_size=4).state_dict()
+    large = torch.zeros(1_000_000)
+    large[: state['norm3.bias'].numel()] = state['norm3.bias']
+    state['norm3.bias'] = large[: state['norm3.bias'].numel()]
+    torch.save(state, tmp_path / 'large.pth')
+    convert_weights(tmp_path / 'large.pth', tmp_path / 'small.pth')
+    sizes = [(tmp_path / name).stat().st_size for name in ('large.pth', 'small.pth')]
+    assert sizes[0] - sizes[1] > 3_900_000
+
+
+def test_meta_of_a_detector_is_kept(nano, tmp_path):
+    state = {f'backbone.{k}': v for k, v in GCViT(nano, window_size=4).state_dict().items()}
+    state['neck.conv.weight'] = torch.rand(3)
+    state['neck.conv.steps'] = torch.tensor(7)
+    meta = {'dataset_meta': {'classes': ('a', 'b')}}
+    torch.save({'state_dict': state, 'meta': meta}, tmp_path / 'detector.pth')
+    conversion = convert_weights(
+        tmp_path / 'detector.pth', tmp_path / 'new.pth', to='nvidia', dtype='float16'
+    )
+    found = torch.load(conversion.out, weights_only=True)
+    assert found['meta'] == {**meta, 'provenance': dict(conversion.provenance)}
+    assert found['state_dict']['neck.conv.steps'].dtype == torch.int64
+    assert found['state_dict']['neck.conv.weight'].dtype == torch.float16
+    assert found['state_dict']['backbone.patch_embed.proj.weight'].dtype == torch.float16
+    only = convert_weights(tmp_path / 'detector.pth', tmp_path / 'b.pth', backbone_only=True)
+    assert any(g.name == 'others: neck.conv.weight, neck.conv.steps' for g in only.groups)
+    assert read_checkpoint(only.out)['state_dict'].keys() == GCViT(nano).state_dict().keys()
+
+
+def test_options_of_the_command(tool, published, tmp_path):
+    source, model = published
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    out = tmp_path / 'w.pth'
+    printed = tool(
+        source, out, '--to', 'timm', '--window', 7, 7, 14, 7, '--dtype', 'bfloat16',
+        '--backbone-only', '--ema', '--prefix', '', '--sha256', digest,
+    )  # fmt: skip
+    state = read_checkpoint(out)['state_dict']
+    assert state['stages.2.blocks.0.attn.rel_pos.relative_position_bias_table'].shape == (729, 2)
+    assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
+    assert 'head.fc.weight' not in state
+    averaged = (model.state_dict()['stem.conv.bias'] + 1).bfloat16()
+    assert torch.equal(state['stem.conv1.bias'], averaged)
+    assert 'resized from windows 4 4 6 4 to 7 7 14 7' in printed
+    assert 'left out: backbone only' in printed
+
+
+def test_timm_takes_the_file(tmp_path):
+    model = GCViT('xxtiny', window_size=(7, 7, 14, 7), query_downsamples=(3, 2, 0, 0)).eval()
+    torch.save(to_nvidia(model.state_dict()), tmp_path / 'nvidia.pth')
+    conversion = convert_weights(tmp_path / 'nvidia.pth', tmp_path / 'timm.safetensors', 'timm')
+    assert any(
+        '6 left out: timm has no names for them' in group.became for group in conversion.groups
+    )
+    theirs = timm.create_model('gcvit_xxtiny', num_classes=0, checkpoint_path=str(conversion.out))
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        found, wanted = theirs.eval().forward_features(images), model(images)[-1]
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ('out', 'arguments', 'message'),
+    [
+        ('w.txt', {}, r"has the ending '\.txt', which tells no format"),
+        ('there.pth', {}, r'there\.pth exists and is not overwritten'),
+        ('w.pth', {'to': 'jax'}, "to='jax' is not allowed: choose one of nvidia, timm, mmgcvit"),
+        ('w.pth', {'dtype': 'int8'}, "dtype='int8' is not allowed"),
+        ('w.pth', {'window_size': (7, 7)}, r'window_size=\(7, 7\) is not allowed'),
+        ('w.pth', {'window_size': (0,)}, r'window_size=\(0,\) is not allowed'),
+        ('w.pth', {'prefix': 'student'}, "prefix='student.' fits none"),
+    ],
+)
+def test_mistakes(published, tmp_path, out, arguments, message):
+    (tmp_path / 'there.pth').write_bytes(b'kept')
+    with pytest.raises(WeightsError, match=message):
+        convert_weights(published[0], tmp_path / out, **arguments)
+    assert (tmp_path / 'there.pth').read_bytes() == b'kept'
+    assert not (tmp_path / 'w.pth').exists()
+
+
+def test_a_file_of_another_network_is_an_error(tmp_path):
+    torch.save({'a': torch.zeros(1)}, tmp_path / 'a.pth')
+    with pytest.raises(WeightsError, match='holds no whole GC ViT backbone'):
+        convert_weights(tmp_path / 'a.pth', tmp_path / 'w.pth')
+
+
+def test_a_full_disk_leaves_nothing_behind(published, tmp_path, monkeypatch):
+    def write(self, content):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    class Full(io.FileIO):
+        pass
+
+    Full.write = write
+    monkeypatch.setattr('mmgcvit.files.open', lambda path, mode: Full(path, mode), raising=False)
+    with pytest.raises(OSError, match=r'No space left on device: .*w\.pth'):
+        convert_weights(published[0], tmp_path / 'w.pth')
+    assert [path.name for path in tmp_path.iterdir()] == [published[0].name]
+
+
+sides = st.integers(1, 9)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    dim=st.integers(1, 3),
+    depths=st.tuples(*[st.integers(1, 3)] * 4),
+    ratio=st.sampled_from([0.5, 1, 2, 3]),
+    scale=st.sampled_from([None, 1e-5]),
+    windows=st.tuples(*[sides] * 4),
+    new=st.tuples(*[sides] * 4),
+    layout=st.sampled_from(['nvidia', 'timm', 'mmgcvit']),
+    suffix=st.sampled_from(['.safetensors', '.pth']),
+    seed=st.integers(0, 99),
+)
+def test_outputs_are_those_of_the_source(
+    tmp_path_factory, dim, depths, ratio, scale, windows, new, layout, suffix, seed
+):
+    """Whatever the size, the windows before and those of the model that loads it."""
+    folder = tmp_path_factory.mktemp('property')
+    arch = dict(embed_dims=4 * dim, depths=depths, num_heads=(1, 2, 2, 4), mlp_ratio=ratio)
+    arch['layer_scale_init_value'] = scale
+    torch.manual_seed(seed)
+    source = GCViT(arch, window_size=windows, out_indices=(3,))
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    torch.save({'state_dict': source.state_dict()}, folder / 'x.pth')
+    convert_weights(folder / 'x.pth', folder / f'y{suffix}', layout)
+    wanted, found = (
+        maps(GCViT(arch, window_size=new, out_indices=(3,)), path)
+        for path in (folder / 'x.pth', folder / f'y{suffix}')
+    )
+    assert torch.equal(found[-1], wanted[-1])

@@ -1,0 +1,101 @@
+"""hf:// and timm://, through the real huggingface_hub and a stand-in for its server."""
+
+import socket
+import sys
+import time
+
+import crafted
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+
+from mmgcvit import GCViT
+from mmgcvit.weights import WeightsError, fetch, read_checkpoint, sources, to_timm
+
+
+def put(folder, name, state, save=torch.save):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    save(state, folder / name)
+
+
+def test_files_of_a_repository_are_downloaded_once(hub, tmp_path, log):
+    folder, asked = hub
+    put(folder, 'owner/repo/main/sub/w.pth', {'a': torch.ones(1)})
+    put(folder, 'owner/repo/v1.0/sub/w.pth', {'a': torch.zeros(1)})
+    path = fetch('hf://owner/repo/sub/w.pth')
+    assert tmp_path / 'cache' in path.parents
+    assert read_checkpoint(path)['a'] == 1
+    assert read_checkpoint(fetch('hf://owner/repo@v1.0/sub/w.pth'))['a'] == 0
+    assert fetch('hf://owner/repo/sub/w.pth') == path
+    downloads = [path for method, path, _ in asked if method == 'GET']
+    assert downloads == [f'/owner/repo/resolve/{name}/sub/w.pth' for name in ('main', 'v1.0')]
+    assert any(f'at {constants.ENDPOINT}, kept in {tmp_path}/cache' in line for line in log)
+
+
+@pytest.mark.parametrize('kind', ['safetensors', 'bin', 'both'])
+def test_timms_models(hub, nano, kind):
+    folder, _ = hub
+    model = GCViT(nano, window_size=4, out_indices=(3,))
+    state = {k: v.contiguous() for k, v in to_timm(model.state_dict()).items()}
+    repo = 'timm/gcvit_nano.in1k/main'
+    if kind != 'bin':
+        put(folder, f'{repo}/model.safetensors', state, save_file)
+    if kind != 'safetensors':
+        put(folder, f'{repo}/pytorch_model.bin', state if kind == 'bin' else {'not': 'this'})
+    init_cfg = dict(type='Pretrained', checkpoint='timm://gcvit_nano.in1k')
+    loaded = GCViT(nano, window_size=4, out_indices=(3,), init_cfg=init_cfg)
+    loaded.init_weights()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize('source', ['hf://owner/repo/w.pth', 'timm://gcvit_none.in1k'])
+def test_what_is_not_there(hub, source):
+    with pytest.raises(WeightsError, match=r'could not be downloaded .*404.* as checkpoint'):
+        fetch(source)
+
+
+def test_an_offline_machine_uses_what_it_has_and_says_what_is_missing(
+    hub, point_to_hub, monkeypatch
+):
+    put(hub[0], 'owner/repo/main/w.pth', {'a': torch.ones(1)})
+    path = fetch('hf://owner/repo/w.pth')
+    point_to_hub(1)
+    began = time.monotonic()
+    assert fetch('hf://owner/repo/w.pth') == path
+    url = 'http://127.0.0.1:1/owner/repo/resolve/main/other.pth'
+    with pytest.raises(WeightsError, match='no answer from there') as error:
+        fetch('hf://owner/repo/other.pth')
+    assert f'get {url} on a machine that can, copy it here' in str(error.value)
+    with pytest.raises(WeightsError, match=r'gcvit_tiny\.in1k/resolve/main/model\.safetensors'):
+        fetch('timm://gcvit_tiny.in1k')
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    assert fetch('hf://owner/repo/w.pth') == path
+    assert time.monotonic() - began < 5
+
+
+def test_a_silent_hub_is_given_up(point_to_hub, monkeypatch):
+    monkeypatch.setattr(sources, 'TIMEOUT', 0.3)
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        point_to_hub(server.getsockname()[1])
+        with pytest.raises(WeightsError, match='no answer from there'):
+            fetch('hf://owner/repo/w.pth')
+
+
+def test_nothing_from_a_hub_runs(hub, tmp_path):
+    body = crafted.payloads(tmp_path / 'ran')['os.mkdir']
+    for name in ('owner/repo/main/w.pth', 'timm/gcvit_trap/main/pytorch_model.bin'):
+        (hub[0] / name).parent.mkdir(parents=True)
+        crafted.zip_file(hub[0] / name, body)
+    for source in ('hf://owner/repo/w.pth', 'timm://gcvit_trap'):
+        model = GCViT('xxtiny', init_cfg=dict(type='Pretrained', checkpoint=source))
+        with pytest.raises(WeightsError, match=r'it names os\.mkdir'):
+            model.init_weights()
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_without_the_package_the_error_names_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    with pytest.raises(WeightsError, match='pip install huggingface_hub'):
+        fetch('hf://owner/repo/w.pth')

@@ -1,0 +1,103 @@
+"""Names of other releases, there and back, for all sizes."""
+
+import pytest
+import timm
+import torch
+
+from mmgcvit import GCViT
+from mmgcvit.models.arch import ARCHS
+from mmgcvit.weights import LAYOUTS, WeightsError, join_tensors, sort_tensors, to_nvidia
+
+
+def network(arch, norms=(0, 1, 2, 3), **others):
+    """Small tensors with the names of a backbone, each with a value of its own, and of others."""
+    with torch.device('meta'):
+        shapes = GCViT(arch, window_size=(7, 7, 14, 7)).state_dict()
+    left_out = tuple(f'norm{i}.' for i in range(4) if i not in norms)
+    state = {k: clipped(v) for k, v in shapes.items() if not k.startswith(left_out)}
+    state |= others
+    return {k: torch.full(shape, float(i)) for i, (k, shape) in enumerate(state.items())}
+
+
+def clipped(tensor):
+    return tuple(min(side, 2) for side in tensor.shape)
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].shape == tensor.shape, name
+        assert found[name].flatten()[0] == tensor.flatten()[0], name
+
+
+def through(state, layout):
+    """Rename a file's tensors into a layout, and those back into this package's."""
+    renamed = join_tensors(sort_tensors(state, 'here'), layout)
+    contents = sort_tensors(renamed, 'there')
+    assert contents.layout == layout and not contents.dropped
+    return renamed, join_tensors(contents, 'mmgcvit')
+
+
+CLASSIFIER = {'head.fc.weight': (10, 64), 'head.fc.bias': (10,)}
+DETECTOR = {'neck.conv.weight': (3, 2), 'roi_head.bbox_head.0.fc.weight': (2,), 'head.fc.x': (1,)}
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_round_trips_are_the_identity(arch, layout):
+    backbone = network(arch, norms=(3,))
+    renamed, back = through(backbone, layout)
+    assert_same(back, backbone)
+    assert (layout == 'mmgcvit') == (renamed.keys() == backbone.keys())
+    classifier = network(arch, norms=(3,), **CLASSIFIER)
+    prefixed = {k if k.startswith('head.') else f'backbone.{k}': v for k, v in classifier.items()}
+    assert_same(through(prefixed, layout)[1], prefixed)
+    if layout == 'timm':
+        return  # it has one norm, and no detectors
+    assert_same(through(network(arch), layout)[1], network(arch))
+    detector = {f'backbone.{k}': v for k, v in network(arch).items()} | network(arch, **DETECTOR)
+    detector = {k: v for k, v in detector.items() if k.startswith(('backbone.', *DETECTOR))}
+    renamed, back = through(detector, layout)
+    assert_same(back, detector)
+    assert set(DETECTOR) < set(renamed)
+
+
+@pytest.mark.parametrize('arch', ['xxtiny', 'xtiny', 'tiny', 'small', 'base'])
+def test_names_and_shapes_are_timms(arch):
+    with torch.device('meta'):
+        theirs = timm.create_model(f'gcvit_{arch}', num_classes=10).state_dict()
+    classifier = network(arch, norms=(3,), **CLASSIFIER)
+    state = {k if k.startswith('head.') else f'backbone.{k}': v for k, v in classifier.items()}
+    ours = join_tensors(sort_tensors(state, 'here'), 'timm')
+    assert {k: clipped(v) for k, v in ours.items()} == {k: clipped(v) for k, v in theirs.items()}
+    back = join_tensors(sort_tensors(ours, 'there'), 'mmgcvit')
+    assert_same(back, state)
+
+
+def test_names_of_nvidias_classifier(nano):
+    state = network(nano, norms=(3,), **CLASSIFIER)
+    state = {k if k.startswith('head.') else f'backbone.{k}': v for k, v in state.items()}
+    names = join_tensors(sort_tensors(state, 'here'), 'nvidia')
+    assert {
+        *('patch_embed.proj.weight', 'patch_embed.conv_down.conv.2.fc.0.weight'),
+        *('levels.0.q_global_gen.to_q_global.0.conv.0.weight', 'levels.2.downsample.conv.3.weight'),
+        *('levels.3.blocks.1.attn.relative_position_bias_table', 'levels.1.blocks.0.gamma1'),
+        *('norm.weight', 'head.weight', 'head.bias'),
+    } < names.keys()
+
+
+def test_timm_has_no_names_for_detectors_nor_for_the_first_norms(nano):
+    state = {f'backbone.{k}': v for k, v in network(nano).items()}
+    contents = sort_tensors({**state, 'neck.weight': torch.zeros(1)}, 'here')
+    with pytest.raises(WeightsError, match=r"timm's layout has no names for .* like neck\.weight"):
+        join_tensors(contents, 'timm')
+    contents.others.clear()
+    norms = [name for name in join_tensors(contents, 'timm') if 'norm.' in name]
+    assert norms == ['stages.3.norm.weight', 'stages.3.norm.bias']
+
+
+def test_two_tensors_of_one_name_are_an_error(nano):
+    state = to_nvidia(network(nano))
+    state['norm.weight'] = state['norm3.weight']
+    with pytest.raises(WeightsError, match=r'two tensors for norm3\.weight, one of them norm'):
+        sort_tensors(state, 'here')

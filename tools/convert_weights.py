@@ -1,0 +1,59 @@
+"""Write the weights of a GC ViT file in the layout of another release.
+
+python tools/convert_weights.py gcvit_1k_tiny.pth.tar gcvit_tiny.safetensors --window 24
+
+IN is a path, a URL, hf://OWNER/REPO/FILE or timm://MODEL, in the layout of NVIDIA, timm or mmgcvit:
+a backbone, a classifier, a detector or a segmentor. The ending of OUT tells its format. Nothing in
+IN is executed; OUT is not overwritten. docs/weights.md tells of layouts and sources.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from mmgcvit.engine import run_tool
+from mmgcvit.weights import DTYPES, LAYOUTS, convert_weights
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('source', metavar='IN', help='path or URL of a weights file')
+    parser.add_argument('out', metavar='OUT', help='the file to write: .safetensors, .pth or .pt')
+    parser.add_argument(
+        '--to', choices=list(LAYOUTS)[::-1], default='mmgcvit', help='layout; default: mmgcvit'
+    )
+    parser.add_argument(
+        '--window',
+        dest='window_size',
+        type=int,
+        nargs='+',
+        metavar='W',
+        help='resize position biases to windows of this side, one for all stages or one each',
+    )
+    parser.add_argument('--dtype', choices=list(DTYPES), help='default: as they are')
+    parser.add_argument(
+        '--backbone-only', action='store_true', help='leave out heads, necks and classifiers'
+    )
+    parser.add_argument('--prefix', help="start of the names of IN's backbone, if not backbone.")
+    parser.add_argument(
+        '--ema', action='store_true', help='take the weights averaged over the training'
+    )
+    parser.add_argument('--sha256', help='digest that IN must have')
+    args = vars(parser.parse_args(argv))
+    conversion = convert_weights(args.pop('source'), args.pop('out'), **args)
+    rows = [('tensors', 'number', 'parameters', 'what became of them')]
+    for group in conversion.groups:
+        counts = (f'{n:,}' if n else '' for n in (group.tensors, group.parameters))
+        rows.append((group.name, *counts, group.became))
+    first, second, third = (max(len(row[i]) for row in rows) for i in range(3))
+    for name, tensors, parameters, became in rows:
+        print(f'{name:{first}}  {tensors:>{second}}  {parameters:>{third}}  {became}')
+    print()
+    for key, value in conversion.provenance.items():
+        print(f'{key:14} {value}')
+    print(f'wrote {conversion.out}')
+
+
+if __name__ == '__main__':
+    run_tool(main)
