@@ -28,7 +28,7 @@ def load_config(
             list does not have adds an element to it: ``{'custom_hooks.0.type': 'EMAHook'}``.
 
     Raises:
-        ToolError: If there is no such file, or an option is not of its form.
+        ToolError: If there is no such file, it is no config, or an option is not of its form.
     """
     if not Path(path).is_file():
         raise ToolError(
@@ -38,7 +38,13 @@ def load_config(
     if not is_installed('mmsegmentation'):
         # onedl's distribution has another name than mmengine looks for
         MODULE2PACKAGE['mmseg'] = 'mmseg'
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except OSError as error:
+        raise ToolError(
+            f'{path} cannot be read as a config ({error}): give a .py file, as '
+            'configs/detection/mask_rcnn_gcvit_shapes.py'
+        ) from error
     if options:
         _merge_options(cfg, options)
     if work_dir is not None:

@@ -144,3 +144,9 @@ def test_hooks_that_a_config_has_are_recognised_in_each_form(tmp_path, form):
     cfg.merge_from_dict({'strategy.type': 'FSDPStrategy', 'launcher': 'pytorch'})
     with pytest.raises(ToolError, match='FSDPStrategy and EMAHook do not go together'):
         settle_fsdp(cfg, 'cuda')
+
+
+def test_a_file_of_another_kind_is_an_error(tmp_path):
+    (tmp_path / 'train.log').write_text('a line')
+    with pytest.raises(ToolError, match=r'train\.log cannot be read as a config'):
+        load_config(tmp_path / 'train.log')
