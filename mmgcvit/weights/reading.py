@@ -2,19 +2,19 @@
 
 import os
 import pickle
-import pickletools
-import re
+import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from . import restricted_pickle
 from .errors import WeightsError
+from .restricted_pickle import inspect
 from .sources import is_web_page
-from .stand_ins import allowed_globals, modern_name, revive
+from .stand_ins import allowed_globals, revive
 
 # torch.load takes names of other classes than its own from here on, see `restricted_pickle`
 TORCH_TAKES_GLOBALS = hasattr(torch.serialization, 'safe_globals')
@@ -47,18 +47,28 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
             return _read_safetensors(path, map_location)
         if kind == 'zip':
             _check_archive(path)
+        _inspect(path, kind)
         return revive(_load(path, map_location))
-    except (WeightsError, KeyboardInterrupt):
+    except WeightsError:
         raise
     except pickle.UnpicklingError as error:
-        raise WeightsError(_refusal(path, error)) from error
+        raise WeightsError(
+            f'{path} was not loaded, because it does what could run code, or is damaged '
+            f'({_reason(error)}): get it again, or save its tensors alone (a dict of names and '
+            'tensors) with torch.save, from a program that you trust with the file'
+        ) from error
     # whatever a broken file makes the libraries do
     except Exception as error:
-        reason = ' '.join(str(error).split())[:300]
         raise WeightsError(
-            f'{path} cannot be read as a weights file ({type(error).__name__}: {reason}): it may '
-            'be cut short or damaged; compare its size with the original and get it again'
+            f'{path} cannot be read as a weights file ({type(error).__name__}: {_reason(error)}): '
+            'it may be cut short or damaged; compare its size with the original and get it again'
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    # torch's text recommends what would run the code
+    text = str(error).rpartition('WeightsUnpickler error: ')[2].strip()
+    return ' '.join(text.split('\n')[0].split())[:300]
 
 
 def _kind_of(path: Path) -> str:
@@ -103,20 +113,31 @@ def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Check what torch.load does not: that no byte has changed, and that there is no program."""
+    """Check what torch.load does not: every byte, and that it reads what is checked here."""
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if len(set(names)) < len(names):
-            raise WeightsError(f'{path} is damaged: it has two entries of one name; get it again')
-        if 'constants.pkl' in {Path(name).name for name in names}:
-            raise WeightsError(
-                f'{path} is a TorchScript program, which is not run: save its state_dict() with '
-                'torch.save'
-            )
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+        entries = archive.infolist()
+        names = [entry.filename for entry in entries]
+        program = any(name.endswith('/constants.pkl') for name in names)
+        if not program and any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise WeightsError(
                 f'{path} is a compressed zip archive, which torch.save does not write: unpack the '
                 'weights file in it'
+            )
+        with open(path, 'rb') as file:
+            reader = torch._C.PyTorchFileReader(file)
+            records = reader.get_all_records()
+            if 'constants.pkl' in records:
+                raise WeightsError(
+                    f'{path} is a TorchScript program, which is not run: save its state_dict() '
+                    'with torch.save'
+                )
+            # an archive can be made so that two programs see two tables of contents in it
+            folder = names[0].partition('/')[0]
+            seen = {f'{folder}/{name}': reader.get_record_offset(name) for name in records}
+            same = {entry.filename: _offset(file, entry) for entry in entries} == seen
+        if not same or len(names) != len(seen):
+            raise WeightsError(
+                f'{path} is damaged: its tables of contents do not agree; get it again'
             )
         damaged = archive.testzip()
     if damaged:
@@ -126,80 +147,50 @@ def _check_archive(path: Path) -> None:
         )
 
 
+def _offset(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
+    """Return where the content of an archive's entry begins."""
+    file.seek(entry.header_offset + 26)
+    name, extra = struct.unpack('<HH', file.read(4))
+    return entry.header_offset + 30 + name + extra
+
+
+def _inspect(path: Path, kind: str) -> None:
+    """Go through the pickles of a file, calling nothing.
+
+    Raises:
+        WeightsError: If they name classes or functions that are not allowed.
+    """
+    refused: list[str] = []
+    if kind == 'zip':
+        with zipfile.ZipFile(path) as archive:
+            folder = archive.namelist()[0].partition('/')[0]
+            with archive.open(f'{folder}/data.pkl') as file:
+                refused += inspect(file)
+    else:
+        with open(path, 'rb') as file:
+            # a magic number, the protocol, the machine, the content, the keys of its tensors
+            for _ in range(5):
+                refused += inspect(file)
+    if refused:
+        raise WeightsError(
+            f'{path} was not loaded, because that could run code: it names '
+            f'{", ".join(sorted(set(refused))[:10])[:500]}. Save the tensors alone (a dict of '
+            'names and tensors) with torch.save, from a program that you trust with the file'
+            + (
+                '; or, if these classes are your own, name them to '
+                'torch.serialization.add_safe_globals in a module of your custom_imports'
+                if TORCH_TAKES_GLOBALS
+                else ''
+            )
+        )
+
+
 def _load(path: Path, map_location: Any) -> Any:
     # a file without its name, of which torch would take its format
     with open(path, 'rb') as file:
         if TORCH_TAKES_GLOBALS:
             with torch.serialization.safe_globals(list(allowed_globals().values())):
                 return torch.load(file, map_location=map_location, weights_only=True)
-        from . import restricted_pickle
-
         return torch.load(
             file, map_location=map_location, pickle_module=restricted_pickle, weights_only=False
         )
-
-
-def _refusal(path: Path, error: Exception) -> str:
-    wanted = sorted(set(_globals_in(path)) - set(_known_globals()))
-    if not wanted:
-        # torch's text recommends what would run the code
-        reason = (
-            re.sub(r'(?s).*WeightsUnpickler error: ', '', str(error)).strip().split('\n')[0][:300]
-        )
-        return (
-            f'{path} was not loaded, because it does what could run code, or is damaged '
-            f'({reason}): get it again, or save its tensors alone (a dict of names and tensors) '
-            'with torch.save, from a program that you trust with the file'
-        )
-    return (
-        f'{path} was not loaded, because that could run code: it names {", ".join(wanted[:10])}. '
-        'Save the tensors alone (a dict of names and tensors) with torch.save, from a program that '
-        'you trust with the file'
-        + (
-            '; or, if these classes are your own, name them to '
-            'torch.serialization.add_safe_globals in a module of your custom_imports'
-            if TORCH_TAKES_GLOBALS
-            else ''
-        )
-    )
-
-
-def _known_globals() -> Iterator[str]:
-    """Yield the names that are allowed, by torch and by us."""
-    yield from allowed_globals()
-    yield from torch._weights_only_unpickler._get_allowed_globals()
-    if TORCH_TAKES_GLOBALS:
-        for each in torch.serialization.get_safe_globals():
-            target, *name = each if isinstance(each, tuple) else (each,)
-            yield name[0] if name else f'{target.__module__}.{target.__qualname__}'
-
-
-def _globals_in(path: Path) -> Iterator[str]:
-    """Yield the classes and functions that the pickles in a file name, as far as it can be read."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for name in archive.namelist():
-                    if name.endswith('.pkl'):
-                        with archive.open(name) as file:
-                            yield from _globals_of(file)
-        else:
-            with open(path, 'rb') as file:
-                # a magic number, the protocol, the machine, then the content
-                for _ in range(4):
-                    yield from _globals_of(file)
-    except Exception:
-        # it is refused in any case
-        return
-
-
-def _globals_of(file: IO[bytes]) -> Iterator[str]:
-    """Yield the names in one pickle."""
-    texts: list[str] = []
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name in ('GLOBAL', 'INST'):
-            yield modern_name(*argument.split(' ', 1))
-        elif opcode.name == 'STACK_GLOBAL' and len(texts) >= 2:
-            yield '.'.join(texts[-2:])
-        elif isinstance(argument, str):
-            texts.append(argument)

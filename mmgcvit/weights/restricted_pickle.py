@@ -1,33 +1,68 @@
-"""The part of the pickle module that torch.load uses, for torch before 2.5.
+"""Reading pickles in which nothing but what is listed here may be named, called or set.
 
-Those versions cannot read with ``weights_only`` what names a class that they do not know. This
-module, as their ``pickle_module``, calls and builds nothing but what is allowed here.
+As a module this is what torch.load takes as ``pickle_module``. From torch 2.5 on that is not
+needed, as ``weights_only`` can be given further classes. :func:`inspect` goes before either.
 """
 
 import pickle
-from collections import Counter, OrderedDict
+import re
+from collections import OrderedDict
 from typing import IO, Any, ClassVar
 
-import numpy as np
 import torch
-from torch._weights_only_unpickler import _get_allowed_globals
 
 from .stand_ins import allowed_globals, modern_name
 
-__all__ = ['Unpickler', 'load']
+__all__ = ['Unpickler', 'inspect', 'load']
 
 
 def _encode(text: str, encoding: str = 'latin1') -> bytes:
     """Stand for _codecs.encode, by which Python writes bytes in the protocol of torch.save."""
     if encoding != 'latin1':
-        raise pickle.UnpicklingError(f'the encoding {encoding!r} is not allowed')
+        raise pickle.UnpicklingError('an encoding other than latin1')
     return text.encode('latin1')
 
 
-def _globals() -> dict[str, Any]:
-    # after torch's own: some versions allow the real _codecs.encode
-    plain = {f'builtins.{kind.__name__}': kind for kind in (bytearray, complex, frozenset, set)}
-    return {**_get_allowed_globals(), **plain, '_codecs.encode': _encode, **allowed_globals()}
+# what torch.save names for tensors and plain values; a few of what torch itself would read
+_PLAIN = {
+    '_codecs.encode': _encode,
+    'builtins.complex': complex,
+    'builtins.frozenset': frozenset,
+    'builtins.set': set,
+    'collections.OrderedDict': OrderedDict,
+    'torch.Size': torch.Size,
+    'torch.Tensor': torch.Tensor,
+    'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
+    'torch._utils._rebuild_tensor': torch._utils._rebuild_tensor,
+    'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+    'torch.device': torch.device,
+    'torch.nn.parameter.Parameter': torch.nn.Parameter,
+}
+_STORAGE = re.compile(r'torch\.([A-Z]\w*Storage|storage\.(Typed|Untyped)Storage)')
+
+
+def _find(path: str) -> Any:
+    """Return what a file's global stands for, None if it may not be named."""
+    if path in _PLAIN:
+        return _PLAIN[path]
+    if path in allowed_globals():
+        return allowed_globals()[path]
+    module, _, name = path.rpartition('.')
+    kind = getattr(torch, name, None) if module == 'torch' else None
+    if isinstance(kind, torch.dtype):
+        return kind
+    return torch.UntypedStorage if _STORAGE.fullmatch(path) else _own(path)
+
+
+def _own(path: str) -> Any:
+    """Return a class that the program has named to torch.serialization.add_safe_globals."""
+    if not hasattr(torch.serialization, 'get_safe_globals'):
+        return None
+    for each in torch.serialization.get_safe_globals():
+        target, *name = each if isinstance(each, tuple) else (each,)
+        if path == (name[0] if name else f'{target.__module__}.{target.__qualname__}'):
+            return target
+    return None
 
 
 # pickle's own implementation in Python, since the one in C lets nobody between an opcode and what
@@ -39,7 +74,8 @@ class Unpickler(pickle._Unpickler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._globals = _globals()
+        # by their identity: they are kept alive here
+        self._found: dict[int, Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a global.
@@ -47,19 +83,24 @@ class Unpickler(pickle._Unpickler):
         Raises:
             pickle.UnpicklingError: If it is not allowed.
         """
-        path = modern_name(module, name)
-        if path not in self._globals:
-            raise pickle.UnpicklingError(f'GLOBAL {path} is not allowed')
-        return self._globals[path]
+        found = self.find(modern_name(module, name))
+        if found is None:
+            raise pickle.UnpicklingError('a class or function that is not allowed')
+        self._found[id(found)] = found
+        return found
+
+    def find(self, path: str) -> Any:
+        """Return what stands for a global, None if it is not allowed."""
+        return _find(path)
 
     def load_reduce(self) -> None:
         """Call a function with arguments, both from the stack."""
-        self._require_allowed(self.stack[-2], 'called')
+        self._require_found(self.stack[-2])
         super().load_reduce()
 
     def load_newobj(self) -> None:
         """Make an instance of a class, from the stack as its arguments."""
-        self._require_allowed(self.stack[-2], 'instantiated')
+        self._require_found(self.stack[-2])
         super().load_newobj()
 
     def load_build(self) -> None:
@@ -68,12 +109,12 @@ class Unpickler(pickle._Unpickler):
         kind = type(target)
         if kind is torch.Tensor:
             target.set_(*state)
-        elif kind is torch.nn.Parameter or issubclass(kind, np.ndarray | np.dtype):
+        elif kind is torch.nn.Parameter or kind in allowed_globals().values():
             target.__setstate__(state)
-        elif kind in (OrderedDict, Counter) or kind in allowed_globals().values():
+        elif kind is OrderedDict:
             target.__dict__.update(state)
         else:
-            raise pickle.UnpicklingError(f'the state of a {kind.__name__} may not be set')
+            raise pickle.UnpicklingError('a state of what has none')
 
     # by opcode; what is not here is refused
     for opcode in (
@@ -90,11 +131,71 @@ class Unpickler(pickle._Unpickler):
     dispatch[pickle.BUILD[0]] = load_build
     del opcode
 
-    def _require_allowed(self, target: Any, purpose: str) -> None:
-        if not any(target is allowed for allowed in self._globals.values()):
-            raise pickle.UnpicklingError(f'{target!r} is {purpose}, which is not allowed')
+    def _require_found(self, target: Any) -> None:
+        # no word of what it is: that of a crafted list fills the memory
+        if id(target) not in self._found:
+            raise pickle.UnpicklingError('a call of what is no class or function')
 
 
 def load(file: IO[bytes], **kwargs: Any) -> Any:
     """Read one pickle from a file."""
     return Unpickler(file, **kwargs).load()
+
+
+class _Result:
+    """What a call gives in an inspection: it takes what is put into it, and keeps nothing."""
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, item: Any) -> None: ...
+
+    def extend(self, items: Any) -> None: ...
+
+    def update(self, items: Any) -> None: ...
+
+
+class _Named:
+    """What any global of a file is in an inspection."""
+
+    def __call__(self, *_: Any) -> _Result:
+        return _Result()
+
+
+class _Inspector(Unpickler):
+    """Goes through a pickle and calls nothing."""
+
+    dispatch: ClassVar = dict(Unpickler.dispatch)
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file, encoding='utf-8')
+        self.refused: list[str] = []
+
+    def find(self, path: str) -> Any:
+        if _find(path) is None and path not in self.refused:
+            self.refused.append(path)
+        return _Named()
+
+    def persistent_load(self, pid: Any) -> Any:
+        return _Result()
+
+    def load_build(self) -> None:
+        self.stack.pop()
+
+    dispatch[pickle.NEWOBJ[0]] = Unpickler.load_reduce
+    dispatch[pickle.BUILD[0]] = load_build
+
+
+def inspect(file: IO[bytes]) -> list[str]:
+    """Go through one pickle without calling anything, and return what it may not name.
+
+    Raises:
+        pickle.UnpicklingError: If it calls what is not named, or has opcodes that are not allowed.
+        Exception: Whatever a broken pickle leads to.
+    """
+    inspector = _Inspector(file)
+    try:
+        inspector.load()
+    except Exception:
+        if not inspector.refused:
+            raise
+    return inspector.refused

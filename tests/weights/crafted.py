@@ -2,7 +2,9 @@
 
 import io
 import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -72,6 +74,38 @@ def zipped(body, folder='archive', name='data.pkl'):
         archive.writestr(f'{folder}/byteorder', 'little')
         archive.writestr(f'{folder}/version', '3\n')
     return file.getvalue()
+
+
+def with_another_table(content):
+    """Add a second table of contents, with one harmless entry, to a file of torch.save's format.
+
+    It has two ends of the kind for large archives. The record behind them leads to the first one,
+    which torch follows; Python's zipfile takes the one that stands before the record.
+    """
+    end = content.rfind(b'PK\5\6')
+    number, size, start = struct.unpack('<HII', content[end + 10 : end + 20])
+    if start == 0xFFFFFFFF or number == 0xFFFF or b'PK\6\6' in content:
+        large = content.rfind(b'PK\6\6')
+        number, size, start = struct.unpack('<QQQ', content[large + 32 : large + 56])
+    made = content[: start + size]
+    first = len(made)
+    made += _large_end(number, size, start)
+    name, text_ = b'archive/version', b'3\n'
+    sums = struct.pack('<IIIHH', zlib.crc32(text_), 2, 2, len(name), 0)
+    entry = len(made)
+    made += b'PK\3\4' + struct.pack('<HHHHH', 20, 0, 0, 0, 0) + sums + name + text_
+    table = b'PK\1\2' + struct.pack('<HHHHHH', 20, 20, 0, 0, 0, 0) + sums
+    table += struct.pack('<HHHII', 0, 0, 0, 0, entry) + name
+    place = len(made)
+    made += table + _large_end(1, len(table), place)
+    made += b'PK\6\7' + struct.pack('<IQI', 0, first, 1)
+    return (
+        made + b'PK\5\6' + struct.pack('<HHHHIIH', 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    )
+
+
+def _large_end(number, size, start):
+    return b'PK\6\6' + struct.pack('<QHHIIQQQQ', 44, 45, 45, 0, 0, number, number, size, start)
 
 
 def zip_file(path, *arguments):
@@ -156,6 +190,39 @@ def payloads(canary):
         )
         + b'(K\x01(K\x01t' + call(named('numpy.dtype'), text('O8')) + b'\x89](' + mkdir + b'etb',
     }  # fmt: skip
+
+
+def array_of_pointers(kind):
+    """A NumPy array whose type has a field of objects, with bytes of the file for pointers."""
+    objects = call(named('numpy.dtype'), text('O8'))
+    field = b'}' + text('a') + objects + b'K\x00\x86s'
+    state = b'(K\x03' + text('|') + b'N' + text('a') + b'\x85' + field + b'K\x08K\x01K\x00t'
+    dtype = call(named('numpy.dtype'), text(kind), b'\x89', b'\x88') + state + b'b'
+    empty = call(
+        named('numpy.core.multiarray._reconstruct'),
+        named('numpy.ndarray'), b'(K\x00t', text('b'),
+    )  # fmt: skip
+    return empty + b'(K\x01(K\x01t' + dtype + b'\x89' + encoded(b'AAAAAAAA') + b'tb'
+
+
+def doubled(times):
+    """A list of two lists of two lists..., which is few bytes and many places."""
+    # each takes the last one from the memo, twice
+    return b']q\x00' + b''.join(
+        b'0](h' + bytes([i]) + b'h' + bytes([i]) + b'eq' + bytes([i + 1]) for i in range(times)
+    )
+
+
+def bombs():
+    """Opcodes that fill time or memory if they are obeyed."""
+    history = dict_of(_log_history=doubled(40), _count_history=doubled(40))
+    return {
+        'call of a long text': doubled(40) + b')R',
+        'new object of a long text': doubled(40) + b')\x81',
+        'history of many places': empty_instance(HISTORY) + history + b'b',
+        'bytes of a number': call(named('__builtin__.bytearray'), b'J\xff\xff\xff\x7f'),
+        'nested lists': b']' * 100_000 + b'a' * 99_999,
+    }
 
 
 PLACES = {

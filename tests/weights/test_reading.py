@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import tarfile
+import time
 import zipfile
 from collections import OrderedDict
 
@@ -151,7 +152,7 @@ def test_two_pickles_in_one_archive_do_not_hide_one(tmp_path, canary):
         body = b'\x80\x02' + crafted.payloads(canary)['os.system'] + b'.'
         with pytest.warns(UserWarning, match='Duplicate name'):
             archive.writestr('archive/data.pkl', body)
-    with pytest.raises(WeightsError, match='two entries of one name'):
+    with pytest.raises(WeightsError, match='tables of contents do not agree'):
         read_checkpoint(path)
 
 
@@ -161,6 +162,41 @@ def test_programs_are_refused(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'program.pt')
     with pytest.raises(WeightsError, match='is a TorchScript program, which is not run'):
         read_checkpoint(tmp_path / 'program.pt')
+
+
+@pytest.mark.usefixtures('reader')
+@pytest.mark.filterwarnings('ignore:.*torch.jit')
+def test_a_program_behind_a_harmless_table_of_contents_is_refused(tmp_path):
+    """Python's zipfile reads the one, torch the other."""
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'program.pt')
+    path = tmp_path / 'two_faces.pth'
+    path.write_bytes(crafted.with_another_table((tmp_path / 'program.pt').read_bytes()))
+    assert zipfile.ZipFile(path).namelist() == ['archive/version']
+    with pytest.raises(WeightsError, match='is a TorchScript program, which is not run'):
+        read_checkpoint(path)
+    torch.save({'a': torch.ones(1)}, tmp_path / 'weights.pth')
+    path.write_bytes(crafted.with_another_table((tmp_path / 'weights.pth').read_bytes()))
+    with pytest.raises(WeightsError, match='tables of contents do not agree'):
+        read_checkpoint(path)
+
+
+@pytest.mark.usefixtures('reader')
+@pytest.mark.parametrize('kind', ['V8', 'O8', 'M8', 'f4000000'])
+def test_numpy_is_told_no_lies(tmp_path, kind):
+    """A type with a field of objects at no place made NumPy take bytes of the file for pointers."""
+    crafted.zip_file(tmp_path / 'w.pth', crafted.dict_of(meta=crafted.array_of_pointers(kind)))
+    with pytest.raises(WeightsError, match=f'NumPy type .{kind}. is not one of plain numbers'):
+        read_checkpoint(tmp_path / 'w.pth')
+
+
+@pytest.mark.usefixtures('reader')
+@pytest.mark.parametrize('name', crafted.bombs())
+def test_small_files_take_no_time_and_memory(tmp_path, name):
+    crafted.zip_file(tmp_path / 'w.pth', crafted.bombs()[name])
+    began = time.monotonic()
+    with pytest.raises(WeightsError) as error:
+        read_checkpoint(tmp_path / 'w.pth')
+    assert time.monotonic() - began < 5 and len(str(error.value)) < 1000
 
 
 @pytest.fixture
