@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..registry import HOOKS
-from ..weights import adapt_network
+from ..weights import adapt_network, require_finite
 from .tool import ToolError
 
 
@@ -28,6 +28,9 @@ class CheckpointFitHook(Hook):
     Where nothing is resumed, a GC ViT backbone may have the names of NVIDIA's detectors. Position
     biases of other windows are resized for a training that begins from ``load_from``.
     """
+
+    # before the hooks that copy the tensors, as EMAHook
+    priority = 'VERY_HIGH'
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
         """Compare names and sizes before the tensors are copied."""
@@ -44,6 +47,9 @@ class CheckpointFitHook(Hook):
                 state.clear()
                 state.update(adapted)
         left = compare(sizes, state, str(source), trains and not resumes)
+        for name, tensor in state.items():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                require_finite(name, tensor, str(source))
         if not isinstance(runner, Runner):
             # mmengine's Runner passes over tensors of another size, FSDP ends with an error
             for name in left:

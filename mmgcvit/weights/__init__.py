@@ -3,7 +3,7 @@
 Nothing in a weights file is executed, whatever the file holds.
 """
 
-from .contents import Contents, join_tensors, sort_tensors, tensors_of
+from .contents import Contents, join_tensors, require_finite, sort_tensors, tensors_of
 from .convert import DTYPES, Conversion, convert_weights
 from .errors import WeightsError
 from .layouts import LAYOUTS, from_nvidia, from_timm, to_nvidia, to_timm
@@ -35,6 +35,7 @@ __all__ = [
     'publish_model',
     'read_checkpoint',
     'register_checkpoint_loaders',
+    'require_finite',
     'resize_bias_table',
     'sort_tensors',
     'tensors_of',

@@ -12,6 +12,7 @@ from .layouts import LAYOUTS, State, layout_of
 
 EMA_KEYS = ('state_dict_ema', 'model_ema')
 STATE_KEYS = ('state_dict', 'model')
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass
@@ -52,7 +53,8 @@ def tensors_of(content: object, source: str, ema: bool = False) -> State:
     averaged = _first(content, EMA_KEYS)
     state = _first(content, STATE_KEYS)
     if ema:
-        if averaged is None and _first(content, ('ema_state_dict',)) is None:
+        hooked = state is not None and _first(content, ('ema_state_dict',)) is not None
+        if averaged is None and not hooked:
             raise WeightsError(
                 f'ema=True, and {source} has no averaged weights: they would be under '
                 f'{" or ".join(EMA_KEYS)}; leave ema out to take the others'
@@ -92,7 +94,8 @@ def sort_tensors(state: Mapping[str, Tensor], source: str, prefix: str | None = 
             of finite floating-point numbers.
     """
     if prefix is None:
-        state = below(state, 'module.') or state
+        while any(name.startswith('module.') for name in state):
+            state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
         prefix = 'backbone.' if any(name.startswith('backbone.') for name in state) else ''
     elif prefix and not prefix.endswith('.'):
         prefix = f'{prefix}.'
@@ -107,10 +110,10 @@ def sort_tensors(state: Mapping[str, Tensor], source: str, prefix: str | None = 
         contents.dropped = list(state)
         return contents
     for name, tensor in part.items():
-        if name.endswith('.relative_position_index'):
+        if is_index(name):
             contents.dropped.append(prefix + name)
             continue
-        _check_tensor(name, tensor, source)
+        _check_tensor(prefix + name, tensor, source)
         ((own, tensor),) = LAYOUTS[contents.layout].to_own({name: tensor}).items()
         if re.match(r'(stem|stages|norm[0-3])\.', own):
             if own in contents.backbone:
@@ -146,20 +149,36 @@ def join_tensors(contents: Contents, layout: str) -> State:
 
 def _check_tensor(name: str, tensor: Tensor, source: str) -> None:
     kind = None
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        kind = 'is sparse, quantized or without values'
-    elif not tensor.is_floating_point():
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        kind = 'is sparse, quantized, nested or without values'
+    elif tensor.dtype not in DTYPES:
         kind = f'has the type {tensor.dtype}'
+    elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        kind = 'is a few values repeated'
     if kind:
         raise WeightsError(
-            f'{source}: {name} {kind}, and weights are dense floating-point numbers: give the '
-            'file that the training wrote'
+            f'{source}: {name} {kind}, and weights are dense floating-point numbers of 16 to 64 '
+            'bits: give the file that the training wrote'
         )
+    require_finite(name, tensor, source)
+
+
+def require_finite(name: str, tensor: Tensor, source: str) -> None:
+    """Refuse a tensor with NaN or infinity.
+
+    Raises:
+        WeightsError: If there is one.
+    """
     if not tensor.isfinite().all():
         raise WeightsError(
             f'{source} holds NaN or infinity, in {name}: its training went wrong or the file is '
             'damaged; get another one'
         )
+
+
+def is_index(name: str) -> bool:
+    """Whether a tensor is the index buffer of NVIDIA's attention, which nothing here needs."""
+    return name.endswith('.relative_position_index')
 
 
 def below(state: Mapping[str, Tensor], prefix: str) -> State:

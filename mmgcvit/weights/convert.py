@@ -12,7 +12,14 @@ from torch import Tensor
 
 from ..files import write_atomically
 from ..version import __version__
-from .contents import STATE_KEYS, Contents, join_tensors, sort_tensors, tensors_of
+from .contents import (
+    STATE_KEYS,
+    Contents,
+    join_tensors,
+    require_finite,
+    sort_tensors,
+    tensors_of,
+)
 from .errors import WeightsError
 from .layouts import LAYOUTS
 from .pretrained import fit_tables
@@ -117,9 +124,15 @@ def convert_weights(
         name: tensor.to(DTYPES[dtype] if dtype and tensor.is_floating_point() else tensor.dtype)
         for name, tensor in join_tensors(kept, to).items()
     }
+    for tensor_name, tensor in state.items():
+        if tensor.is_floating_point() and dtype:
+            require_finite(f'{tensor_name} as {dtype}', tensor, name)
     meta = content.get('meta') if isinstance(content, Mapping) else None
     meta = plain(meta) if isinstance(meta, Mapping) else {}
-    before = meta.get('provenance', meta)
+    known = meta.get('provenance', meta)
+    before = (
+        {k: v for k, v in known.items() if isinstance(v, str)} if isinstance(known, dict) else {}
+    )
     provenance = {
         'source': Path(name).name if '://' not in name else name,
         'source_sha256': digest_of(path),
@@ -152,9 +165,9 @@ def _check_arguments(out: Path, to: str, dtype: str | None) -> None:
 def _windows(window_size: Sequence[int] | None, stages: int) -> tuple[int, ...] | None:
     if window_size is None:
         return None
-    if len(window_size) not in (1, stages) or min(window_size) < 1:
+    if len(window_size) not in (1, stages) or not 1 <= min(window_size) <= max(window_size) <= 256:
         raise WeightsError(
-            f'window_size={tuple(window_size)} is not allowed: give one side of at least 1 for '
+            f'window_size={tuple(window_size)} is not allowed: give one side of 1 to 256 for '
             f'all stages or {stages} of them'
         )
     return tuple(window_size) * (stages if len(window_size) == 1 else 1)

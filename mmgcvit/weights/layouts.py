@@ -84,7 +84,8 @@ def from_timm(state: Mapping[str, Tensor]) -> State:
         for theirs, ours, _, _ in TIMM_NAMES:
             name = re.sub(theirs, ours, name)
         # squeeze-excitation as 1×1 convolutions
-        renamed[name] = tensor.flatten(1) if '.se.fc' in name else tensor
+        squeezes = '.se.fc' in name and tensor.dim() > 2
+        renamed[name] = tensor.flatten(1) if squeezes else tensor
     return renamed
 
 
@@ -101,7 +102,7 @@ def to_timm(state: Mapping[str, Tensor]) -> State:
         if match := re.search(r'\.query_generator\.(\d+)\.conv_block\.', name):
             layer = f'.global_block.blocks.conv{int(match[1]) + 1}.'
             name = name[: match.start()] + layer + name[match.end() :]
-        renamed[name] = tensor[:, :, None, None] if '.se.fc' in name else tensor
+        renamed[name] = tensor[..., None, None] if '.se.fc' in name else tensor
     return renamed
 
 

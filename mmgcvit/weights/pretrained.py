@@ -9,7 +9,15 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .contents import EMA_KEYS, Contents, sample, sort_tensors, tensors_of
+from .contents import (
+    EMA_KEYS,
+    Contents,
+    is_index,
+    require_finite,
+    sample,
+    sort_tensors,
+    tensors_of,
+)
 from .errors import WeightsError
 from .reading import read_checkpoint
 from .sizes import infer_sizes
@@ -88,8 +96,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         source: Where they come from, for messages.
 
     Raises:
-        WeightsError: If a tensor other than the norm of an output is missing, has another shape
-            than it must have or holds NaN or infinity. The model is unchanged then.
+        WeightsError: If a tensor is missing, but for the norms of the first three outputs, has
+            another shape than it must have or holds NaN or infinity. The model is unchanged then.
     """
     return _load(model, sort_tensors(state, source), source)
 
@@ -112,9 +120,12 @@ def _load(model: nn.Module, contents: Contents, source: str) -> LoadReport:
                 f'{source} does not fit the model: {name} has shape {tuple(value.shape)}, the '
                 f'model needs {tuple(target.shape)}; choose {advice} that the file was trained with'
             )
+        if value.dtype != target.dtype:
+            values[name] = value.to(target.dtype)
+            require_finite(f'{name} as {target.dtype}', values[name], source)
         report.taken.append(name)
     # classifiers have no norms of other outputs than the last
-    missing = [name for name in report.initial if not re.match(r'norm\d\.', name)]
+    missing = [name for name in report.initial if not _may_be_missing(name, values)]
     if missing:
         raise WeightsError(
             f'{len(missing)} of the {len(targets)} tensors of the backbone are not in {source}, as '
@@ -124,6 +135,11 @@ def _load(model: nn.Module, contents: Contents, source: str) -> LoadReport:
         for name in report.taken:
             targets[name].copy_(values[name])
     return report
+
+
+def _may_be_missing(name: str, values: Mapping[str, Tensor]) -> bool:
+    norm = re.match(r'norm[012]\.', name)
+    return bool(norm) and not any(other.startswith(norm[0]) for other in values)
 
 
 def adapt_network(
@@ -165,7 +181,8 @@ def adapt_network(
         'tables were resized to other windows',
         logger='current',
     )
-    return {**{f'backbone.{name}': t for name, t in backbone.items()}, **contents.others}
+    unknown = {name: state[name] for name in contents.dropped if not is_index(name)}
+    return {**{f'backbone.{name}': t for name, t in backbone.items()}, **contents.others, **unknown}
 
 
 def fit_tables(

@@ -48,11 +48,36 @@ def publish_model(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` with lists and numbers for NumPy's, which torch.load refuses as well."""
+    """Return a value with lists and numbers for NumPy's, without what torch.load refuses.
+
+    Raises:
+        WeightsError: If it is nested too deeply to be written.
+    """
+    try:
+        return _plain(value, {})
+    except RecursionError as error:
+        raise WeightsError("the file's meta is nested too deeply to be written") from error
+
+
+def _plain(value: Any, done: dict[int, Any]) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
+    if value is None or isinstance(
+        value, bool | int | float | complex | str | bytes | torch.Tensor
+    ):
+        return value
+    if id(value) in done:  # a value can be in many places, or in itself
+        return done[id(value)]
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(plain, value))
-    return value
+        new = done[id(value)] = {}
+        new.update((key, _plain(item, done)) for key, item in value.items())
+        return new
+    if isinstance(value, list):
+        new = done[id(value)] = []
+        new.extend(_plain(item, done) for item in value)
+        return new
+    if type(value) in (tuple, set, frozenset):
+        done[id(value)] = None
+        done[id(value)] = new = type(value)(_plain(item, done) for item in value)
+        return new
+    return None  # the stand-in for an object, of which nothing is known

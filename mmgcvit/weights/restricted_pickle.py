@@ -32,9 +32,12 @@ _PLAIN = {
     'collections.OrderedDict': OrderedDict,
     'torch.Size': torch.Size,
     'torch.Tensor': torch.Tensor,
-    'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
-    'torch._utils._rebuild_tensor': torch._utils._rebuild_tensor,
-    'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+    **{
+        f'torch._utils.{name}': getattr(torch._utils, name)
+        for name in ('_rebuild_parameter', '_rebuild_tensor', '_rebuild_tensor_v2')
+    },
+    # of types of 8 bits, not in every version
+    'torch._utils._rebuild_tensor_v3': getattr(torch._utils, '_rebuild_tensor_v3', None),
     'torch.device': torch.device,
     'torch.nn.parameter.Parameter': torch.nn.Parameter,
 }

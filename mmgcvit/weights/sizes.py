@@ -72,7 +72,7 @@ def infer_sizes(state: Mapping[str, Tensor]) -> Sizes | None:
             blocks.setdefault(int(match[1]), set()).add(int(match[2]))
     stem = state.get('stem.conv.weight')
     stages = sorted(blocks)
-    if stem is None or stages != list(range(len(stages))) or not stages:
+    if stem is None or stem.dim() != 4 or stages != list(range(len(stages))) or not stages:
         return None
     tables, hidden = [], []
     for stage in stages:

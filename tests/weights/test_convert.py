@@ -1,9 +1,11 @@
 """tools/convert_weights.py: files in other layouts, with the same network in them."""
 
+import argparse
 import errno
 import hashlib
 import io
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,7 +14,14 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from mmgcvit import GCViT
-from mmgcvit.weights import WeightsError, convert_weights, load_weights, read_checkpoint, to_nvidia
+from mmgcvit.weights import (
+    WeightsError,
+    convert_weights,
+    load_weights,
+    publish_model,
+    read_checkpoint,
+    to_nvidia,
+)
 
 
 @pytest.fixture
@@ -172,6 +181,7 @@ def test_timm_takes_the_file(tmp_path):
         ('w.pth', {'to': 'jax'}, "to='jax' is not allowed: choose one of nvidia, timm, mmgcvit"),
         ('w.pth', {'dtype': 'int8'}, "dtype='int8' is not allowed"),
         ('w.pth', {'window_size': (7, 7)}, r'window_size=\(7, 7\) is not allowed'),
+        ('w.pth', {'window_size': (100_000,)}, r'window_size=\(100000,\) is not allowed'),
         ('w.pth', {'window_size': (0,)}, r'window_size=\(0,\) is not allowed'),
         ('w.pth', {'prefix': 'student'}, "prefix='student.' fits none"),
     ],
@@ -182,6 +192,43 @@ def test_mistakes(published, tmp_path, out, arguments, message):
         convert_weights(published[0], tmp_path / out, **arguments)
     assert (tmp_path / 'there.pth').read_bytes() == b'kept'
     assert not (tmp_path / 'w.pth').exists()
+
+
+def loop():
+    value = []
+    value.append({'in': (value,)})
+    return value
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+@pytest.mark.parametrize(
+    'meta',
+    [
+        {'provenance': 'x'},
+        {'licence': [1]},
+        {'loop': loop()},
+        {'args': argparse.Namespace(lr=1)},
+        {'classes': np.arange(3), 'metric': np.float64(0.5)},
+        'text',
+    ],
+    ids=str,
+)
+def test_whatever_the_meta_is(nano, tmp_path, meta, suffix):
+    state = GCViT(nano, window_size=4).state_dict()
+    torch.save({'state_dict': state, 'meta': meta}, tmp_path / 'x.pth')
+    out = convert_weights(tmp_path / 'x.pth', tmp_path / f'y{suffix}').out
+    provenance = read_checkpoint(out)['meta']
+    provenance = provenance.get('provenance', provenance)
+    assert provenance['source'] == 'x.pth' and provenance['licence'] == 'of the source'
+    torch.load(publish_model(tmp_path / 'x.pth', tmp_path / 'z.pth'), weights_only=True)
+
+
+def test_values_that_the_new_type_cannot_hold_are_an_error(nano, tmp_path):
+    state = {k: v * 1e6 for k, v in GCViT(nano, window_size=4).state_dict().items()}
+    torch.save(state, tmp_path / 'x.pth')
+    with pytest.raises(WeightsError, match=r'NaN or infinity, in .* as float16'):
+        convert_weights(tmp_path / 'x.pth', tmp_path / 'y.pth', dtype='float16')
+    assert not (tmp_path / 'y.pth').exists()
 
 
 def test_a_file_of_another_network_is_an_error(tmp_path):

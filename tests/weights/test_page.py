@@ -234,6 +234,37 @@ def test_other_windows_are_for_trainings_that_begin(trained, tmp_path, monkeypat
         runner(tmp_path / 'tested', **settings).test()
 
 
+@pytest.mark.parametrize('window', [4, 6])
+def test_averages_begin_from_the_file_too(files, tmp_path, monkeypatch, window):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    begun = runner(
+        tmp_path / 'begun',
+        load_from=str(files.nvidia_detector()),
+        model=dict(type='PageDetector', window_size=window),
+        custom_hooks=[dict(type='EMAHook')],
+        train_cfg=dict(by_epoch=False, max_iters=0),
+    )
+    begun.train()
+    (hook,) = [hook for hook in begun.hooks if type(hook).__name__ == 'EMAHook']
+    averaged = hook.ema_model.module.state_dict()
+    assert torch.equal(
+        averaged['backbone.stem.conv.weight'], files.state['backbone.stem.conv.weight']
+    )
+    assert all(torch.equal(averaged[k], v) for k, v in begun.model.state_dict().items())
+
+
+@pytest.mark.parametrize('name', ['bbox_head.bias', 'backbone.norm1.bias'])
+@pytest.mark.parametrize('use', ['load_from', 'resume', 'test'])
+def test_nan_is_an_error_wherever_it_is(files, tmp_path, monkeypatch, name, use):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    content = torch.load(files.checkpoint, weights_only=False)
+    content['state_dict'][name] = content['state_dict'][name] * float('nan')
+    path = str(files.save('nan.pth', content))
+    begun = runner(tmp_path / 'begun', **{'resume' if use == 'resume' else 'load_from': path})
+    with pytest.raises(WeightsError, match=rf'nan\.pth holds NaN or infinity, in {name}'):
+        begun.test() if use == 'test' else begun.train()
+
+
 class Broken:
     """Writes the files of the table of broken ones; returns the model's arguments."""
 
@@ -258,12 +289,9 @@ class Broken:
             self.path.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:0\n')
         elif 'ResNet' in row:
             torch.save({'conv1.weight': torch.zeros(64, 3, 7, 7)}, self.path)
-        elif 'small' in row:
-            with torch.device('meta'):
-                small = GCViT('small', out_indices=(0, 1, 2, 3)).state_dict()
-            # the values do not come into it
-            tensors = {k: torch.zeros(1).expand(v.shape) for k, v in small.items()}
-            torch.save(tensors, self.path)
+        elif 'xxtiny' in row:
+            tiny = GCViT('xxtiny', window_size=7).half().state_dict()
+            torch.save(tiny, self.path)
             init = dict(arch='tiny')
         else:
             if 'half' in row:

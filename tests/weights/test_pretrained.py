@@ -11,7 +11,14 @@ import torch.nn.functional as F
 
 from mmgcvit import GCViT
 from mmgcvit.models.arch import ARCHS
-from mmgcvit.weights import WeightsError, infer_sizes, resize_bias_table, to_nvidia, to_timm
+from mmgcvit.weights import (
+    WeightsError,
+    infer_sizes,
+    load_weights,
+    resize_bias_table,
+    to_nvidia,
+    to_timm,
+)
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ def same_outputs(a, b):
         return all(torch.equal(x, y) for x, y in zip(a(images), b(images), strict=True))
 
 
-@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.backbone.'])
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.module.backbone.'])
 @pytest.mark.parametrize('key', [None, 'state_dict', 'model'])
 @pytest.mark.parametrize('rename', [to_nvidia, dict], ids=['nvidia', 'own'])
 def test_layouts_prefixes_and_wrappings(nano, source, save, prefix, key, rename):
@@ -191,6 +198,26 @@ def test_published_sizes_are_told_by_name(arch):
     assert sizes.depths == ARCHS[arch].depths and sizes.num_heads == ARCHS[arch].num_heads
 
 
+@pytest.mark.parametrize('missing', ['norm0.weight', 'norm1.bias', 'norm3.bias'])
+def test_half_a_norm_and_the_last_one_may_not_be_missing(nano, source, save, missing):
+    state = source.state_dict()
+    del state[missing]
+    assert_refused_unchanged(f'1 of the .* are not in .*, as {missing}: ', save(state), nano)
+
+
+def test_flat_squeeze_excitation_of_timm_is_an_error(nano, source, save):
+    state = to_timm(source.state_dict())
+    state['stem.down.conv_block.se.fc1.weight'] = torch.zeros(3)
+    assert_refused_unchanged(r'se\.fc1\.weight has shape \(3,\)', save(state), nano)
+
+
+def test_values_that_the_models_type_cannot_hold_are_an_error(nano, source, save):
+    state = {k: v * 1e6 for k, v in source.state_dict().items()}
+    model = GCViT(nano, window_size=4).half()
+    with pytest.raises(WeightsError, match=r'NaN or infinity, in .* as torch\.float16'):
+        load_weights(model, state, 'here')
+
+
 def test_too_few_stages_are_an_error(nano, source, save):
     state = {k: v for k, v in source.state_dict().items() if '3.' not in k[:9]}
     del state['stages.2.downsample.norm1.weight']
@@ -210,7 +237,11 @@ def test_other_input_channels_are_an_error_that_names_the_argument(nano, source,
         ('stem.conv.weight', lambda t: t / 0, r'holds NaN or infinity, in stem\.conv\.weight'),
         ('norm3.bias', lambda t: t.long(), r'norm3\.bias has the type torch\.int64'),
         ('norm3.bias', lambda t: t.cfloat(), r'norm3\.bias has the type torch\.complex64'),
-        ('stem.conv.bias', lambda t: t.to_sparse(), r'stem\.conv\.bias is sparse'),
+        ('stem.conv.bias', lambda t: t.to_sparse(), r'names torch\._utils\._rebuild_sparse_tensor'),
+        ('norm3.bias', lambda t: t.to(torch.float8_e5m2), r'has the type torch\.float8_e5m2'),
+        ('norm3.bias', lambda t: t[:1].clone().expand(64), r'norm3\.bias is a few values repeated'),
+        ('stem.conv.weight', lambda t: t.sum(), 'holds a part of a GC ViT backbone only'),
+        ('stages.0.blocks.0.mlp.fc1.weight', lambda t: t[0], 'holds a part of'),
         ('norm1.bias', lambda t: t[:-1], r'norm1\.bias has shape \(15,\).*needs \(16,\)'),
         (
             'stages.0.blocks.0.attn.relative_position_bias_table',
@@ -248,7 +279,8 @@ def test_averaged_weights_are_taken_on_request(nano, source, save, log, key):
 
 def test_averaged_weights_that_are_not_there_are_an_error(nano, source, save):
     state = source.state_dict()
-    assert_refused_unchanged('has no averaged weights', save({'state_dict': state}), nano, ema=True)
+    for content in ({'state_dict': state}, {'ema_state_dict': state}):
+        assert_refused_unchanged('has no averaged weights', save(content), nano, ema=True)
     alone = save({'state_dict_ema': state})
     assert_refused_unchanged('has averaged weights alone: .* ema=True', alone, nano)
     # where mmengine puts them
