@@ -6,7 +6,7 @@ from pathlib import Path
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from ..files import remove_partial_files, write_atomically
 from ..registry import HOOKS
@@ -91,6 +91,9 @@ class SafeCheckpointHook(CheckpointHook):
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         end_segment(runner, meta['iter'])
+        if is_main_process() and _validation_follows(runner, step):
+            # before the file that it is about, for a kill between that and the validation
+            _write(self._mark(runner), str(meta['iter']).encode())
         runner.save_checkpoint(
             self.out_dir,
             self.filename_tmpl.format(step),
@@ -169,7 +172,7 @@ class SafeCheckpointHook(CheckpointHook):
         return runner.epoch if self.by_epoch else runner.iter
 
     def _mark(self, runner: Runner) -> Path:
-        """Return the file that is there while a validation runs, and tells after what iteration."""
+        """Return the file that tells after what iteration a validation is due, until it is done."""
         return Path(runner.work_dir) / 'unfinished_validation'
 
     def _killed_in_validation(self, runner: Runner) -> bool:
@@ -178,3 +181,13 @@ class SafeCheckpointHook(CheckpointHook):
             found[0] = self._mark(runner).read_text()
         broadcast_object_list(found)
         return found[0] == str(runner.iter) and runner.val_loop is not None
+
+
+def _validation_follows(runner: Runner, step: int) -> bool:
+    """Whether the training loop validates after an epoch or iteration, counted from 1."""
+    loop = runner.train_loop
+    known = isinstance(loop, EpochBasedTrainLoop | IterBasedTrainLoop)
+    if not known or runner.val_loop is None or step < loop.val_begin:
+        return False
+    last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
+    return step % loop.val_interval == 0 or step == last

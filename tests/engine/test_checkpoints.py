@@ -1,5 +1,6 @@
 """Checkpoints: which is found, and that a whole one is there whenever something fails."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -198,12 +199,15 @@ def test_a_full_disk_leaves_the_files_before_it_and_a_clear_error(
     assert all(is_whole(tmp_path / name) for name in whole)
 
 
-@pytest.mark.parametrize('refused', ['last_checkpoint', 'unfinished_validation'])
-def test_a_full_disk_is_named_for_small_files_too(images, tmp_path, monkeypatch, refused):
+@pytest.mark.parametrize(
+    ('refused', 'left'),
+    [('last_checkpoint', {'epoch_1.pth'}), ('unfinished_validation', set())],
+)
+def test_a_full_disk_is_named_for_small_files_too(images, tmp_path, monkeypatch, refused, left):
     refuse(refused, monkeypatch)
     with pytest.raises(ToolError, match=rf'{refused} could not be written.*No space left'):
         runner_of(images, tmp_path, f'full_{refused}').train()
-    assert find_checkpoint(tmp_path) == tmp_path / 'epoch_1.pth'
+    assert names(tmp_path) == left and all(is_whole(tmp_path / name) for name in left)
 
 
 def falling_cost():
@@ -253,8 +257,18 @@ def test_a_training_that_goes_on_in_a_copied_folder_leaves_the_original_as_it_is
     assert names(copied) == {'epoch_2.pth', 'epoch_3.pth', 'best_cost_epoch_3.pth'}
 
 
-def test_a_validation_that_was_killed_is_caught_up_with(images, tmp_path, monkeypatch):
-    """Killed in that of the second epoch, which is the best one of all."""
+@pytest.mark.parametrize('moment', ['in', 'before'])
+def test_a_validation_that_was_killed_is_caught_up_with(images, tmp_path, monkeypatch, moment):
+    """Killed in or before that of the second epoch, which is the best one of all."""
+    begun = SafeCheckpointHook.before_val_epoch
+    epochs = itertools.count(1)
+
+    def before_val_epoch(self, runner):
+        if moment == 'before' and next(epochs) == 2:
+            raise KeyboardInterrupt
+        begun(self, runner)
+
+    monkeypatch.setattr(SafeCheckpointHook, 'before_val_epoch', before_val_epoch)
 
     def costs(*values):
         values = iter(values)
