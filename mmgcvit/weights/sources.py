@@ -44,13 +44,36 @@ def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
     scheme = match[1] if (match := re.match(r'([\w+.-]+)://', source)) else ''
     if scheme not in SCHEMES:
         raise WeightsError(
-            f'checkpoint={source!r} is not allowed: {scheme}:// is not known; give a path or a '
-            'URL with file://, http(s)://, hf:// or timm://'
+            f'checkpoint={public_name(source)!r} is not allowed: {scheme}:// is not known; give a '
+            'path or a URL with file://, http(s)://, hf:// or timm://'
         )
     path = SCHEMES[scheme](source)
     if sha256 is not None:
         _check_digest(path, sha256, source)
     return path
+
+
+def public_name(source: str) -> str:
+    """Return a source as it may be shown: a URL without user, password, query and fragment.
+
+    Paths are returned as they are. No URL is an error, however malformed.
+    """
+    if not (match := re.match(r'([\w+.-]+://)(([^/?#]*).*)', source, re.DOTALL)):
+        return source
+    scheme, rest, authority = match.groups()
+    if '@' not in authority and re.match(r'[^\[]*:(?!\d*$)', authority):
+        # no port follows the colon, but a password in which / ? or # is not quoted
+        rest = rest.rpartition('@')[2]
+    authority, path = re.match(r'([^/?#]*)([^?#]*)', rest).groups()
+    return f'{scheme}{authority.rpartition("@")[2]}{path}'
+
+
+def _public_text(error: BaseException) -> str:
+    """Return what an error says, in one line, with the URLs in it as they may be shown."""
+    text = ' '.join(str(error).split())
+    text = re.sub(r"""[\w+.-]+://[^\s'"<>]+""", lambda match: public_name(match[0]), text)
+    # HTTP libraries name a URL by its path and query, too
+    return re.sub(r"""(/[^\s'"<>?#]*)[?#][^\s'"<>]*""", r'\1', text)
 
 
 def digest_of(path: Path) -> str:
@@ -70,7 +93,7 @@ def _check_digest(path: Path, sha256: str, source: str) -> None:
         )
     found = digest_of(path)
     if found != sha256.lower():
-        origin = f'{path}' if source == str(path) else f'{path}, from {source},'
+        origin = f'{path}' if source == str(path) else f'{path}, from {public_name(source)},'
         raise WeightsError(
             f'{origin} has the SHA-256 {found}, and {sha256.lower()} was asked for: it is another '
             'file, or a damaged one; if it was downloaded, remove it to have it downloaded again'
@@ -78,12 +101,28 @@ def _check_digest(path: Path, sha256: str, source: str) -> None:
 
 
 def _local(source: str) -> Path:
-    url = urlparse(source) if source.startswith('file://') else None
-    path = Path(unquote(url.path) if url else source).expanduser()
-    if not path.is_file():
-        found = 'is a folder' if path.is_dir() else 'does not exist'
+    path = _path_in(source) if source.startswith('file://') else Path(source)
+    try:
+        path = path.expanduser()
+        found = None if path.is_file() else 'is a folder' if path.is_dir() else 'does not exist'
+    except RuntimeError:
+        found = f'does not exist, as {path.parts[0]} is no user with a home folder'
+    except OSError as error:
+        found = f'cannot be read ({error.strerror})'
+    if found:
         raise WeightsError(f'{path} {found}: give the path of a weights file, or a URL')
     return path
+
+
+def _path_in(url: str) -> Path:
+    """Return the path that a file:// URL names."""
+    host, _, path = public_name(url).removeprefix('file://').partition('/')
+    if host.lower() not in ('', 'localhost'):
+        raise WeightsError(
+            f'checkpoint={public_name(url)!r} is not allowed: it names the machine {host!r}, and '
+            'file:// reads from this one only; give file:/// and an absolute path, or a path'
+        )
+    return Path(unquote(f'/{path}'))
 
 
 def _download(url: str) -> Path:
@@ -176,10 +215,10 @@ def _impatient() -> Iterator[None]:
 
 
 def _from_hub(source: str) -> Path:
-    match = re.fullmatch(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)', source)
+    match = re.fullmatch(r'hf://([^/@?#]+/[^/@?#]+)(?:@([^/?#]+))?/([^?#]+)', source)
     if not match:
         raise WeightsError(
-            f'checkpoint={source!r} is not allowed: give hf://OWNER/REPO/FILE or '
+            f'checkpoint={public_name(source)!r} is not allowed: give hf://OWNER/REPO/FILE or '
             'hf://OWNER/REPO@REVISION/FILE'
         )
     repo, revision, name = match.groups()
@@ -190,8 +229,8 @@ def _from_timm(source: str) -> Path:
     model = source.removeprefix('timm://').strip('/')
     if not re.fullmatch(r'[\w.-]+', model):
         raise WeightsError(
-            f'checkpoint={source!r} is not allowed: give timm:// and the name of one of its '
-            'models with its weights, as timm://gcvit_tiny.in1k'
+            f'checkpoint={public_name(source)!r} is not allowed: give timm:// and the name of one '
+            'of its models with its weights, as timm://gcvit_tiny.in1k'
         )
     return _download_from_hub(source, f'timm/{model}', TIMM_FILES, None)
 
@@ -206,11 +245,12 @@ def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: s
             f'{source} needs the package huggingface_hub: pip install huggingface_hub, or give '
             'the path of a copy as checkpoint'
         ) from error
+    endpoint = public_name(constants.ENDPOINT)
     # huggingface_hub itself tries for up to a minute before it looks into its cache
     offline = constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)
     for name in names:
         print_log(
-            f'{source} is {name} of {repo} at {constants.ENDPOINT}, kept in '
+            f'{source} is {name} of {repo} at {endpoint}, kept in '
             f'{constants.HF_HUB_CACHE}' + (' (no answer from there now)' if offline else ''),
             logger='current',
         )
@@ -224,14 +264,13 @@ def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: s
                 and (offline or not isinstance(error, LocalEntryNotFoundError))
             ):
                 continue
-            url = f'{constants.ENDPOINT}/{repo}/resolve/{revision or "main"}/{names[0]}'
-            reason = (
-                'no answer from there' if offline else ' '.join(str(error).split())[:300]
-            ) or type(error).__name__
+            url = f'{endpoint}/{repo}/resolve/{revision or "main"}/{names[0]}'
+            said = _public_text(error)[:300] or type(error).__name__
+            reason = 'no answer from there' if offline else said
             raise WeightsError(
                 f'{source} could not be downloaded ({reason}): get {url} on a machine that can, '
                 'copy it here and give the path of the copy as checkpoint'
-            ) from error
+            ) from None
         return Path(path)
     raise AssertionError('the last name returns or raises')
 
