@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlparse
 from urllib.request import Request, urlopen
@@ -16,11 +17,13 @@ from urllib.request import Request, urlopen
 import torch
 from mmengine.logging import print_log
 
+from ..files import write_atomically
 from .errors import WeightsError
 
 TIMEOUT = 10  # seconds that a server may be silent
 # what timm's repositories on the Hugging Face Hub call the file, the safer format first
 TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')
+NOTES = '.mmgcvit'  # a folder in torch hub's cache; no file of a URL has a name with a dot first
 
 
 def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
@@ -126,55 +129,102 @@ def _path_in(url: str) -> Path:
 
 
 def _download(url: str) -> Path:
+    name, shown = _name(url), public_name(url)
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    path = _place(folder, url)
-    if path.is_file():
-        print_log(f'weights of {url} are taken from {path}', logger='current')
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f'{_name(url)}.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # another process may have been faster, with this URL or another one of the same name
-        path = _place(folder, url)
-        if not path.is_file():
-            print_log(f'downloading {url} to {path}', logger='current')
-            unfinished = path.with_name(f'{path.name}.part')
-            try:
-                size = _content_length(url)
-                with _impatient():
-                    torch.hub.download_url_to_file(url, str(unfinished))
-                _check_download(unfinished, size)
-                _origin_file(path).write_text(url)
-                unfinished.replace(path)
-            except (OSError, ValueError, RuntimeError) as error:
-                unfinished.unlink(missing_ok=True)
-                raise WeightsError(
-                    f'{url} could not be downloaded ({error}): put the file at {path} by hand, or '
-                    'give the path of a copy as checkpoint'
-                ) from error
+    notes = _Notes.of(folder, name)
+    path = folder / name
+    try:
+        path = _place(path, notes, url)
+        if path.is_file():
+            print_log(f'weights of {shown} are taken from {path}', logger='current')
+            return path
+        notes.lock.parent.mkdir(parents=True, exist_ok=True)
+        with open(notes.lock, 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # another process may have been faster, with this URL or another one of the same name
+            path = _place(folder / name, notes, url)
+            if not path.is_file():
+                print_log(f'downloading {shown} to {path}', logger='current')
+                path.parent.mkdir(exist_ok=True)
+                _download_to(notes.unfinished, url)
+                if path == folder / name:
+                    # first, so that at no moment the file looks as if put there by hand
+                    write_atomically(notes.origin, _digest(url).encode())
+                notes.unfinished.replace(path)
+    except (OSError, ValueError, RuntimeError, OverflowError, HTTPException) as error:
+        # its own text, and so its traceback, may hold the whole URL
+        raise WeightsError(
+            f'{shown} could not be downloaded ({_public_text(error)}): put the file at {path} by '
+            'hand, or give the path of a copy as checkpoint'
+        ) from None
     return path
 
 
 def _name(url: str) -> str:
-    return Path(unquote(urlparse(url).path)).name or 'weights'
+    """Return the name of the file that a URL stands for, one that is safe in a folder.
+
+    Raises:
+        WeightsError: If it is no URL. What it is made of is not shown, as it may be a password.
+    """
+    reason = None
+    try:
+        parts = urlparse(url)
+        name = Path(unquote(parts.path)).name
+        if not parts.hostname or parts.port == 0:
+            reason = 'its host or port is missing'
+        elif re.search(r'[\x00-\x20\x7f]', url) or re.search(r'[\x00-\x1f\x7f]', name):
+            reason = 'it has spaces or control characters'
+    except ValueError:
+        reason = 'its host or port cannot be read'
+    if reason:
+        raise WeightsError(
+            f'checkpoint={public_name(url)!r} is not allowed: {reason}; give a URL as '
+            'https://HOST/FILE with spaces as %20, or the path of a copy'
+        ) from None
+    # neither '..' nor the folder of notes is to be had as a name
+    return name.lstrip('.') or 'weights'
 
 
-def _place(folder: Path, url: str) -> Path:
+class _Notes(NamedTuple):
+    """What is kept about the files of one name, out of the way of files with any other name."""
+
+    lock: Path
+    unfinished: Path
+    origin: Path  # the digest of the URL that the file in the cache itself is from
+
+    @classmethod
+    def of(cls, folder: Path, name: str) -> '_Notes':
+        stem = folder / NOTES / _digest(name)
+        return cls(*(stem.with_suffix(suffix) for suffix in ('.lock', '.part', '.origin')))
+
+
+def _place(path: Path, notes: _Notes, url: str) -> Path:
     """Return where a URL's file is kept: under its name, as torch.hub does.
 
-    Files of one name from two URLs do not stand for each other: the second gets a digest of its
-    URL into its name. One that torch.hub or a person put there has no origin, and is taken.
+    Files of one name from two URLs do not stand for each other: the second is kept in a folder of
+    its URL alone. One that torch.hub or a person put there has no origin, and is taken.
     """
-    path = folder / _name(url)
-    origin = _origin_file(path)
-    if origin.is_file() and origin.read_text() != url:
-        digest = hashlib.sha256(url.encode()).hexdigest()[:8]
-        path = path.with_name(f'{path.stem}-{digest}{path.suffix}')
+    digest = _digest(url)
+    if notes.origin.is_file() and notes.origin.read_text() != digest:
+        return path.parent / NOTES / digest / path.name
     return path
 
 
-def _origin_file(path: Path) -> Path:
-    return path.with_name(f'{path.name}.url')
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()
+
+
+def _download_to(path: Path, url: str) -> None:
+    try:
+        if '@' in urlparse(url).netloc:
+            raise ValueError('a URL with a user name or password is not supported')
+        size = _content_length(url)
+        with _impatient():
+            torch.hub.download_url_to_file(url, str(path))
+        _check_download(path, size)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _check_download(path: Path, size: int | None) -> None:
