@@ -17,7 +17,10 @@ def write_atomically(path: Path, content: bytes) -> Path:
     # In the same folder, for the rename to be one step.
     partial = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        with open(partial, 'wb') as file:
+        # what an earlier process of this number left; where the name is a link, it is not followed
+        partial.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with open(os.open(partial, flags, 0o666), 'wb') as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlparse
 from urllib.request import Request, urlopen
@@ -16,11 +17,13 @@ from urllib.request import Request, urlopen
 import torch
 from mmengine.logging import print_log
 
+from ..files import write_atomically
 from .errors import WeightsError
 
 TIMEOUT = 10  # seconds that a server may be silent
 # what timm's repositories on the Hugging Face Hub call the file, the safer format first
 TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')
+NOTES = '.mmgcvit'  # a folder in torch hub's cache; no file of a URL has a name with a dot first
 
 
 def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
@@ -44,13 +47,36 @@ def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
     scheme = match[1] if (match := re.match(r'([\w+.-]+)://', source)) else ''
     if scheme not in SCHEMES:
         raise WeightsError(
-            f'checkpoint={source!r} is not allowed: {scheme}:// is not known; give a path or a '
-            'URL with file://, http(s)://, hf:// or timm://'
+            f'checkpoint={public_name(source)!r} is not allowed: {scheme}:// is not known; give a '
+            'path or a URL with file://, http(s)://, hf:// or timm://'
         )
     path = SCHEMES[scheme](source)
     if sha256 is not None:
         _check_digest(path, sha256, source)
     return path
+
+
+def public_name(source: str) -> str:
+    """Return a source as it may be shown: a URL without user, password, query and fragment.
+
+    Paths are returned as they are. No URL is an error, however malformed.
+    """
+    if not (match := re.match(r'([\w+.-]+://)(([^/?#]*).*)', source, re.DOTALL)):
+        return source
+    scheme, rest, authority = match.groups()
+    if '@' not in authority and re.match(r'[^\[]*:(?!\d*$)', authority):
+        # no port follows the colon, but a password in which / ? or # is not quoted
+        rest = rest.rpartition('@')[2]
+    authority, path = re.match(r'([^/?#]*)([^?#]*)', rest).groups()
+    return f'{scheme}{authority.rpartition("@")[2]}{path}'
+
+
+def _public_text(error: BaseException) -> str:
+    """Return what an error says, in one line, with the URLs in it as they may be shown."""
+    text = ' '.join(str(error).split())
+    text = re.sub(r"""[\w+.-]+://[^\s'"<>]+""", lambda match: public_name(match[0]), text)
+    # HTTP libraries name a URL by its path and query, too
+    return re.sub(r"""(/[^\s'"<>?#]*)[?#][^\s'"<>]*""", r'\1', text)
 
 
 def digest_of(path: Path) -> str:
@@ -70,7 +96,7 @@ def _check_digest(path: Path, sha256: str, source: str) -> None:
         )
     found = digest_of(path)
     if found != sha256.lower():
-        origin = f'{path}' if source == str(path) else f'{path}, from {source},'
+        origin = f'{path}' if source == str(path) else f'{path}, from {public_name(source)},'
         raise WeightsError(
             f'{origin} has the SHA-256 {found}, and {sha256.lower()} was asked for: it is another '
             'file, or a damaged one; if it was downloaded, remove it to have it downloaded again'
@@ -78,64 +104,127 @@ def _check_digest(path: Path, sha256: str, source: str) -> None:
 
 
 def _local(source: str) -> Path:
-    url = urlparse(source) if source.startswith('file://') else None
-    path = Path(unquote(url.path) if url else source).expanduser()
-    if not path.is_file():
-        found = 'is a folder' if path.is_dir() else 'does not exist'
+    path = _path_in(source) if source.startswith('file://') else Path(source)
+    try:
+        path = path.expanduser()
+        found = None if path.is_file() else 'is a folder' if path.is_dir() else 'does not exist'
+    except RuntimeError:
+        found = f'does not exist, as {path.parts[0]} is no user with a home folder'
+    except OSError as error:
+        found = f'cannot be read ({error.strerror})'
+    if found:
         raise WeightsError(f'{path} {found}: give the path of a weights file, or a URL')
     return path
 
 
+def _path_in(url: str) -> Path:
+    """Return the path that a file:// URL names."""
+    host, _, path = public_name(url).removeprefix('file://').partition('/')
+    if host.lower() not in ('', 'localhost'):
+        raise WeightsError(
+            f'checkpoint={public_name(url)!r} is not allowed: it names the machine {host!r}, and '
+            'file:// reads from this one only; give file:/// and an absolute path, or a path'
+        )
+    return Path(unquote(f'/{path}'))
+
+
 def _download(url: str) -> Path:
+    name, shown = _name(url), public_name(url)
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    path = _place(folder, url)
-    if path.is_file():
-        print_log(f'weights of {url} are taken from {path}', logger='current')
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f'{_name(url)}.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # another process may have been faster, with this URL or another one of the same name
-        path = _place(folder, url)
-        if not path.is_file():
-            print_log(f'downloading {url} to {path}', logger='current')
-            unfinished = path.with_name(f'{path.name}.part')
-            try:
-                size = _content_length(url)
-                with _impatient():
-                    torch.hub.download_url_to_file(url, str(unfinished))
-                _check_download(unfinished, size)
-                _origin_file(path).write_text(url)
-                unfinished.replace(path)
-            except (OSError, ValueError, RuntimeError) as error:
-                unfinished.unlink(missing_ok=True)
-                raise WeightsError(
-                    f'{url} could not be downloaded ({error}): put the file at {path} by hand, or '
-                    'give the path of a copy as checkpoint'
-                ) from error
+    notes = _Notes.of(folder, name)
+    path = folder / name
+    try:
+        path = _place(path, notes, url)
+        if path.is_file():
+            print_log(f'weights of {shown} are taken from {path}', logger='current')
+            return path
+        notes.lock.parent.mkdir(parents=True, exist_ok=True)
+        with open(notes.lock, 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # another process may have been faster, with this URL or another one of the same name
+            path = _place(folder / name, notes, url)
+            if not path.is_file():
+                print_log(f'downloading {shown} to {path}', logger='current')
+                path.parent.mkdir(exist_ok=True)
+                _download_to(notes.unfinished, url)
+                if path == folder / name:
+                    # first, so that at no moment the file looks as if put there by hand
+                    write_atomically(notes.origin, _digest(url).encode())
+                notes.unfinished.replace(path)
+    except (OSError, ValueError, RuntimeError, OverflowError, HTTPException) as error:
+        # its own text, and so its traceback, may hold the whole URL
+        raise WeightsError(
+            f'{shown} could not be downloaded ({_public_text(error)}): put the file at {path} by '
+            'hand, or give the path of a copy as checkpoint'
+        ) from None
     return path
 
 
 def _name(url: str) -> str:
-    return Path(unquote(urlparse(url).path)).name or 'weights'
+    """Return the name of the file that a URL stands for, one that is safe in a folder.
+
+    Raises:
+        WeightsError: If it is no URL. What it is made of is not shown, as it may be a password.
+    """
+    reason = None
+    try:
+        parts = urlparse(url)
+        name = Path(unquote(parts.path)).name
+        if not parts.hostname or parts.port == 0:
+            reason = 'its host or port is missing'
+        elif re.search(r'[\x00-\x20\x7f]', url) or re.search(r'[\x00-\x1f\x7f]', name):
+            reason = 'it has spaces or control characters'
+    except ValueError:
+        reason = 'its host or port cannot be read'
+    if reason:
+        raise WeightsError(
+            f'checkpoint={public_name(url)!r} is not allowed: {reason}; give a URL as '
+            'https://HOST/FILE with spaces as %20, or the path of a copy'
+        ) from None
+    # neither '..' nor the folder of notes is to be had as a name
+    return name.lstrip('.') or 'weights'
 
 
-def _place(folder: Path, url: str) -> Path:
+class _Notes(NamedTuple):
+    """What is kept about the files of one name, out of the way of files with any other name."""
+
+    lock: Path
+    unfinished: Path
+    origin: Path  # the digest of the URL that the file in the cache itself is from
+
+    @classmethod
+    def of(cls, folder: Path, name: str) -> '_Notes':
+        stem = folder / NOTES / _digest(name)
+        return cls(*(stem.with_suffix(suffix) for suffix in ('.lock', '.part', '.origin')))
+
+
+def _place(path: Path, notes: _Notes, url: str) -> Path:
     """Return where a URL's file is kept: under its name, as torch.hub does.
 
-    Files of one name from two URLs do not stand for each other: the second gets a digest of its
-    URL into its name. One that torch.hub or a person put there has no origin, and is taken.
+    Files of one name from two URLs do not stand for each other: the second is kept in a folder of
+    its URL alone. One that torch.hub or a person put there has no origin, and is taken.
     """
-    path = folder / _name(url)
-    origin = _origin_file(path)
-    if origin.is_file() and origin.read_text() != url:
-        digest = hashlib.sha256(url.encode()).hexdigest()[:8]
-        path = path.with_name(f'{path.stem}-{digest}{path.suffix}')
+    digest = _digest(url)
+    if notes.origin.is_file() and notes.origin.read_text() != digest:
+        return path.parent / NOTES / digest / path.name
     return path
 
 
-def _origin_file(path: Path) -> Path:
-    return path.with_name(f'{path.name}.url')
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()
+
+
+def _download_to(path: Path, url: str) -> None:
+    try:
+        if '@' in urlparse(url).netloc:
+            raise ValueError('a URL with a user name or password is not supported')
+        size = _content_length(url)
+        with _impatient():
+            torch.hub.download_url_to_file(url, str(path))
+        _check_download(path, size)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _check_download(path: Path, size: int | None) -> None:
@@ -176,10 +265,10 @@ def _impatient() -> Iterator[None]:
 
 
 def _from_hub(source: str) -> Path:
-    match = re.fullmatch(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)', source)
+    match = re.fullmatch(r'hf://([^/@?#]+/[^/@?#]+)(?:@([^/?#]+))?/([^?#]+)', source)
     if not match:
         raise WeightsError(
-            f'checkpoint={source!r} is not allowed: give hf://OWNER/REPO/FILE or '
+            f'checkpoint={public_name(source)!r} is not allowed: give hf://OWNER/REPO/FILE or '
             'hf://OWNER/REPO@REVISION/FILE'
         )
     repo, revision, name = match.groups()
@@ -190,8 +279,8 @@ def _from_timm(source: str) -> Path:
     model = source.removeprefix('timm://').strip('/')
     if not re.fullmatch(r'[\w.-]+', model):
         raise WeightsError(
-            f'checkpoint={source!r} is not allowed: give timm:// and the name of one of its '
-            'models with its weights, as timm://gcvit_tiny.in1k'
+            f'checkpoint={public_name(source)!r} is not allowed: give timm:// and the name of one '
+            'of its models with its weights, as timm://gcvit_tiny.in1k'
         )
     return _download_from_hub(source, f'timm/{model}', TIMM_FILES, None)
 
@@ -206,11 +295,12 @@ def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: s
             f'{source} needs the package huggingface_hub: pip install huggingface_hub, or give '
             'the path of a copy as checkpoint'
         ) from error
+    endpoint = public_name(constants.ENDPOINT)
     # huggingface_hub itself tries for up to a minute before it looks into its cache
     offline = constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)
     for name in names:
         print_log(
-            f'{source} is {name} of {repo} at {constants.ENDPOINT}, kept in '
+            f'{source} is {name} of {repo} at {endpoint}, kept in '
             f'{constants.HF_HUB_CACHE}' + (' (no answer from there now)' if offline else ''),
             logger='current',
         )
@@ -224,14 +314,13 @@ def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: s
                 and (offline or not isinstance(error, LocalEntryNotFoundError))
             ):
                 continue
-            url = f'{constants.ENDPOINT}/{repo}/resolve/{revision or "main"}/{names[0]}'
-            reason = (
-                'no answer from there' if offline else ' '.join(str(error).split())[:300]
-            ) or type(error).__name__
+            url = f'{endpoint}/{repo}/resolve/{revision or "main"}/{names[0]}'
+            said = _public_text(error)[:300] or type(error).__name__
+            reason = 'no answer from there' if offline else said
             raise WeightsError(
                 f'{source} could not be downloaded ({reason}): get {url} on a machine that can, '
                 'copy it here and give the path of the copy as checkpoint'
-            ) from error
+            ) from None
         return Path(path)
     raise AssertionError('the last name returns or raises')
 

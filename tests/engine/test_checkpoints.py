@@ -157,6 +157,37 @@ write_atomically(path, b'after' * 100_000)
     assert {f.name for f in tmp_path.iterdir()} == {'epoch_1.pth', '.hidden.pth.notes'}
 
 
+def test_a_link_of_the_name_of_the_unfinished_file_is_not_followed(tmp_path):
+    victim, path = tmp_path / 'victim', tmp_path / 'epoch_1.pth'
+    victim.write_bytes(b'before')
+    partial = tmp_path / f'.epoch_1.pth.{os.getpid()}'
+    partial.symlink_to(victim)
+    write_atomically(path, b'after')
+    assert (victim.read_bytes(), path.read_bytes()) == (b'before', b'after')
+    assert not path.is_symlink() and not partial.is_symlink()
+    # one that appears in between
+    partial.symlink_to(victim)
+    with pytest.MonkeyPatch.context() as racing:
+        racing.setattr(Path, 'unlink', lambda *_, **__: None)
+        with pytest.raises(FileExistsError) as error:
+            write_atomically(path, b'again')
+    assert error.value.filename == str(partial)
+    assert (victim.read_bytes(), path.read_bytes()) == (b'before', b'after')
+
+
+def test_what_a_kill_left_is_replaced_and_the_umask_holds(tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    (tmp_path / f'.epoch_1.pth.{os.getpid()}').write_bytes(b'longer than what is written')
+    before = os.umask(0o027)
+    try:
+        write_atomically(path, b'after')
+    finally:
+        os.umask(before)
+    assert path.read_bytes() == b'after'
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def runner_of(images, work_dir, name, hook=None, **options):
     path = tiny_training.config(images, work_dir / name, 'epoch', 0)
     cfg = Config.fromfile(path)

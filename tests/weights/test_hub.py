@@ -5,6 +5,7 @@ import sys
 import time
 
 import crafted
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
@@ -73,6 +74,21 @@ def test_an_offline_machine_uses_what_it_has_and_says_what_is_missing(
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     assert fetch('hf://owner/repo/w.pth') == path
     assert time.monotonic() - began < 5
+
+
+def test_secrets_of_a_hub_and_of_where_it_sends_one_are_not_shown(hub, monkeypatch, log):
+    signed = 'https://cdn/w.pth?X-Amz-Signature=s3cr3t'
+
+    def fail(*args, **kwargs):
+        raise OSError(f"403 for url: {signed} ('Max retries exceeded with url: /w.pth?s3cr3t')")
+
+    monkeypatch.setattr(constants, 'ENDPOINT', constants.ENDPOINT.replace('://', '://u:s3cr3t@'))
+    monkeypatch.setattr(sources, '_answers', lambda url: True)
+    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', fail)
+    with pytest.raises(WeightsError, match=r'403 for url: https://cdn/w\.pth .*/w\.pth') as error:
+        fetch('hf://owner/repo/w.pth')
+    assert 's3cr3t' not in f'{error.value} {log}'
+    assert error.value.__suppress_context__
 
 
 def test_a_silent_hub_is_given_up(point_to_hub, monkeypatch):

@@ -1,8 +1,11 @@
 """Files from paths and URLs; nothing in them runs."""
 
 import contextlib
+import hashlib
 import socket
 import threading
+import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from mmgcvit.weights import (
     register_checkpoint_loaders,
     sources,
 )
+from mmgcvit.weights.sources import public_name
 
 
 def test_paths_and_file_urls(tmp_path, monkeypatch):
@@ -23,6 +27,7 @@ def test_paths_and_file_urls(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     assert fetch(path) == fetch(str(path)) == fetch('~/some weights.pth') == path
     assert fetch(path.as_uri()) == path
+    assert fetch(path.as_uri().replace('file://', 'file://localhost')) == path
 
 
 @pytest.mark.parametrize(
@@ -35,6 +40,15 @@ def test_paths_and_file_urls(tmp_path, monkeypatch):
         ('hf://owner/repo', r'give hf://OWNER/REPO/FILE or hf://OWNER/REPO@REVISION/FILE'),
         ('timm://', 'as timm://gcvit_tiny.in1k'),
         ('timm://timm/gcvit_tiny', 'as timm://gcvit_tiny.in1k'),
+        ('~nouser/w.pth', '~nouser/w.pth does not exist, as ~nouser is no user.* give the path'),
+        ('/' + 'w' * 300, 'cannot be read .File name too long.: give the path'),
+        ('file://elsewhere/w.pth', "file://elsewhere/w.pth' .* the machine 'elsewhere'.* a path"),
+        ('file://~/w.pth', "it names the machine '~'"),
+        ('http://h/a%00b.pth', 'http://h/a%00b.pth.* control characters; give a URL as'),
+        ('http://h/a b.pth', 'it has spaces or control characters; give a URL as'),
+        ('http://[::1/a', 'http://.*its host or port cannot be read; give a URL as'),
+        ('http://h:99999/a', 'http://h:99999/a.*its host or port cannot be read; give a URL as'),
+        ('http:///a', 'its host or port is missing; give a URL as'),
     ],
 )
 def test_sources_that_cannot_be_had(source, reason):
@@ -89,13 +103,145 @@ def test_two_urls_of_one_name_are_two_files(server, tmp_path, monkeypatch):
     assert fetch(f'{address}/by_hand.pth') == by_hand
 
 
+def put_in_cache(folder, monkeypatch, served):
+    """Have a download write what is served at its URL."""
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(folder))
+    monkeypatch.setattr(sources, '_content_length', lambda url: None)
+
+    def download(url, path):
+        with open(path, 'w') as file:
+            file.write(served[url])
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+
+
+def test_no_name_that_a_url_chooses_makes_its_file_that_of_another_url(tmp_path, monkeypatch):
+    good = 'https://good/gcvit.pth'
+    digest = hashlib.sha256(good.encode()).hexdigest()
+    names = [
+        f'gcvit-{digest[:8]}.pth',
+        'gcvit.pth',
+        digest,
+        '.mmgcvit',
+        f'.mmgcvit%2f{digest}%2fgcvit.pth',
+        'gcvit.pth.lock',
+        'gcvit.pth.url',
+        'gcvit.pth.part',
+        'a/..',
+        '%2e%2e',
+        '.',
+        '',
+    ]
+    urls = [*(f'https://evil/{name}' for name in names), good, 'https://other/gcvit.pth']
+    put_in_cache(tmp_path, monkeypatch, {url: url for url in urls})
+    for url in [*urls, *reversed(urls)]:
+        path = fetch(url)
+        assert path.read_text() == url
+        assert path.resolve().is_relative_to(tmp_path / 'checkpoints')
+    place = tmp_path / 'checkpoints' / '.mmgcvit' / digest / 'gcvit.pth'
+    assert fetch(good) == place
+
+
+def test_the_second_of_two_urls_of_one_name_can_be_put_there_by_hand(tmp_path, monkeypatch):
+    put_in_cache(tmp_path, monkeypatch, {'https://a/w.pth': 'a'})
+    first = fetch('https://a/w.pth')
+    assert first == tmp_path / 'checkpoints' / 'w.pth'
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
+    url = 'http://127.0.0.1:1/w.pth'
+    with pytest.raises(WeightsError, match='could not be downloaded') as error:
+        fetch(url)
+    place = Path(str(error.value).split('put the file at ')[1].split(' by hand')[0])
+    place.write_text('by hand')
+    assert fetch(url) == place != first
+
+
+@pytest.mark.parametrize(
+    ('source', 'shown'),
+    [
+        ('a/w.pth', 'a/w.pth'),
+        ('/a@b/w?x#y.pth', '/a@b/w?x#y.pth'),
+        ('https://h/w.pth', 'https://h/w.pth'),
+        ('https://h:80/npm/w@1.0/w.pth', 'https://h:80/npm/w@1.0/w.pth'),
+        ('https://u:s3cr3t@h:80/w.pth?X-Amz-Signature=s3cr3t#s3cr3t', 'https://h:80/w.pth'),
+        ('https://s3cr3t@[::1]:80/w@1.pth', 'https://[::1]:80/w@1.pth'),
+        ('https://u:sec@ret@h/w.pth', 'https://h/w.pth'),
+        ('https://u:s3cr3t/?#s3cr3t@h/w.pth', 'https://h/w.pth'),
+        ('https://h?a=b@s3cr3t', 'https://h'),
+        ('http://[::1/a?s3cr3t', 'http://[::1/a'),
+        ('hf://owner/repo@v1/w.pth', 'hf://owner/repo@v1/w.pth'),
+        ('s3://key:s3cr3t@bucket/w.pth', 's3://bucket/w.pth'),
+    ],
+)
+def test_what_is_shown_of_a_source(source, shown):
+    assert public_name(source) == shown
+
+
+def test_secrets_of_a_url_are_neither_shown_nor_written(server, tmp_path, monkeypatch, log, capfd):
+    address, folder, _ = server
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    torch.save({}, folder / 'w.pth')
+    for signature in ('s3cr3t1', 's3cr3t2', 's3cr3t2'):
+        path = fetch(f'{address}/w.pth?X-Amz-Signature={signature}#s3cr3t')
+    assert any(f'downloading {address}/w.pth to' in message for message in log)
+    assert any(f'weights of {address}/w.pth are taken from {path}' in message for message in log)
+    files = [path for path in (tmp_path / 'hub').rglob('*') if path.is_file()]
+    shown = [*log, *capfd.readouterr(), *map(str, files), *(f.read_bytes() for f in files)]
+    assert 's3cr3t' not in str(shown)
+
+
+@pytest.mark.parametrize(
+    'source',
+    [
+        '{address}/absent.pth?s3cr3t',
+        'http://user:s3cr3t@{host}/w.pth',
+        'http://user:s3cr3t/1@{host}/w.pth',
+        'http://user:s3cr3t@{host}:99999/w.pth',
+        '{address}/moved?s3cr3t',
+        '{address}/w w.pth?s3cr3t',
+        'http://127.0.0.1:1/w.pth?s3cr3t',
+        's3://key:s3cr3t@bucket/w.pth?s3cr3t',
+        'file://user:s3cr3t@host/w.pth?s3cr3t',
+        'hf://user:s3cr3t@hub/repo/w.pth',
+        'hf://owner/repo/w.pth?token=s3cr3t',
+        'timm://gcvit_tiny?token=s3cr3t',
+    ],
+)
+def test_secrets_are_not_in_errors_and_their_tracebacks(source, server, tmp_path, monkeypatch):
+    address, _, _ = server
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    if 'moved' in source:
+
+        def refuse(url):
+            raise OSError(
+                f"Redirection to url 'ftp://u:s3cr3t@h/w?s3cr3t' and /w?{url} is not allowed"
+            )
+
+        monkeypatch.setattr(sources, '_content_length', refuse)
+    with pytest.raises(WeightsError) as error:
+        fetch(source.format(address=address, host=address.removeprefix('http://')))
+    # without the lines of this test's own source
+    lines = traceback.TracebackException.from_exception(error.value, lookup_lines=False)
+    causes = [lines.__cause__, None if lines.__suppress_context__ else lines.__context__]
+    assert 's3cr3t' not in f'{error.value} {[str(cause) for cause in causes if cause]}'
+
+
+def test_a_digest_that_differs_shows_no_secrets(server, tmp_path, monkeypatch):
+    address, folder, _ = server
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    (folder / 'w.pth').write_bytes(b'x')
+    with pytest.raises(WeightsError, match=f'from {address}/w.pth, has the SHA-256'):
+        fetch(f'{address}/w.pth?s3cr3t', sha256='0' * 64)
+
+
 def test_a_page_in_place_of_a_file_is_not_kept(server, tmp_path, monkeypatch):
     address, folder, _ = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     (folder / 'moved.pth').write_text('<!DOCTYPE html><p>This model has moved.')
     with pytest.raises(WeightsError, match='the server sent a web page instead of a file'):
         fetch(f'{address}/moved.pth')
-    assert not [path for path in (tmp_path / 'hub').rglob('moved.pth*') if path.suffix != '.lock']
+    left = [path for path in (tmp_path / 'hub').rglob('*') if path.is_file()]
+    assert [path.suffix for path in left] == ['.lock']
     torch.save({}, folder / 'moved.pth')
     assert fetch(f'{address}/moved.pth').is_file()
 
