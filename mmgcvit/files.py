@@ -26,8 +26,8 @@ def write_atomically(path: Path, content: bytes) -> Path:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        # a full disk has no name of its own
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # a full disk tells no name
+            error.filename = error.filename or str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)

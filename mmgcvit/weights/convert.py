@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..files import write_atomically
 from ..version import __version__
+from .addresses import public_name
 from .contents import (
     STATE_KEYS,
     Contents,
@@ -103,13 +104,13 @@ def convert_weights(
     out = Path(out).expanduser()
     _check_arguments(out, to, dtype)
     path = fetch(source, sha256)
-    name = str(source)
+    name = public_name(str(source))
     content = read_checkpoint(path)
     contents = sort_tensors(tensors_of(content, name, ema), name, prefix)
     sizes = infer_sizes(contents.backbone)
     if sizes is None:
         raise WeightsError(
-            f'{source} holds no whole GC ViT backbone: give a file in the layout of NVIDIA, timm '
+            f'{name} holds no whole GC ViT backbone: give a file in the layout of NVIDIA, timm '
             'or mmgcvit, and the prefix of the backbone where it is a part of a larger model'
         )
     windows = _windows(window_size, len(sizes.depths)) or sizes.windows

@@ -9,6 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .addresses import public_name
 from .contents import (
     EMA_KEYS,
     Contents,
@@ -73,7 +74,7 @@ def load_pretrained(
             unchanged then.
     """
     content = read_checkpoint(fetch(checkpoint, sha256))
-    source = str(checkpoint)
+    source = public_name(str(checkpoint))
     contents = sort_tensors(tensors_of(content, source, ema), source, prefix)
     report = _load(model, contents, source)
     print_log(f'{type(model).__name__} weights of {source}: {report}', logger='current')

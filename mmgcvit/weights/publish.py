@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..files import write_atomically
+from .addresses import public_name
 from .errors import WeightsError
 from .reading import read_checkpoint
 from .sources import fetch
@@ -37,7 +38,8 @@ def publish_model(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path
     content = read_checkpoint(fetch(checkpoint))
     if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
         raise WeightsError(
-            f'{checkpoint} has no state_dict: give a checkpoint that a training has written'
+            f'{public_name(str(checkpoint))} has no state_dict: give a checkpoint that a training '
+            'has written'
         )
     kept = {'meta': plain(content.get('meta', {})), 'state_dict': content['state_dict']}
     file = io.BytesIO()

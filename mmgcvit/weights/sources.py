@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -18,11 +18,10 @@ import torch
 from mmengine.logging import print_log
 
 from ..files import write_atomically
+from .addresses import TIMEOUT, public_name, public_text
 from .errors import WeightsError
+from .hub import from_hub, from_timm
 
-TIMEOUT = 10  # seconds that a server may be silent
-# what timm's repositories on the Hugging Face Hub call the file, the safer format first
-TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')
 NOTES = '.mmgcvit'  # a folder in torch hub's cache; no file of a URL has a name with a dot first
 
 
@@ -54,29 +53,6 @@ def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
     if sha256 is not None:
         _check_digest(path, sha256, source)
     return path
-
-
-def public_name(source: str) -> str:
-    """Return a source as it may be shown: a URL without user, password, query and fragment.
-
-    Paths are returned as they are. No URL is an error, however malformed.
-    """
-    if not (match := re.match(r'([\w+.-]+://)(([^/?#]*).*)', source, re.DOTALL)):
-        return source
-    scheme, rest, authority = match.groups()
-    if '@' not in authority and re.match(r'[^\[]*:(?!\d*$)', authority):
-        # no port follows the colon, but a password in which / ? or # is not quoted
-        rest = rest.rpartition('@')[2]
-    authority, path = re.match(r'([^/?#]*)([^?#]*)', rest).groups()
-    return f'{scheme}{authority.rpartition("@")[2]}{path}'
-
-
-def _public_text(error: BaseException) -> str:
-    """Return what an error says, in one line, with the URLs in it as they may be shown."""
-    text = ' '.join(str(error).split())
-    text = re.sub(r"""[\w+.-]+://[^\s'"<>]+""", lambda match: public_name(match[0]), text)
-    # HTTP libraries name a URL by its path and query, too
-    return re.sub(r"""(/[^\s'"<>?#]*)[?#][^\s'"<>]*""", r'\1', text)
 
 
 def digest_of(path: Path) -> str:
@@ -154,7 +130,7 @@ def _download(url: str) -> Path:
     except (OSError, ValueError, RuntimeError, OverflowError, HTTPException) as error:
         # its own text, and so its traceback, may hold the whole URL
         raise WeightsError(
-            f'{shown} could not be downloaded ({_public_text(error)}): put the file at {path} by '
+            f'{shown} could not be downloaded ({public_text(error)}): put the file at {path} by '
             'hand, or give the path of a copy as checkpoint'
         ) from None
     return path
@@ -264,83 +240,11 @@ def _impatient() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _from_hub(source: str) -> Path:
-    match = re.fullmatch(r'hf://([^/@?#]+/[^/@?#]+)(?:@([^/?#]+))?/([^?#]+)', source)
-    if not match:
-        raise WeightsError(
-            f'checkpoint={public_name(source)!r} is not allowed: give hf://OWNER/REPO/FILE or '
-            'hf://OWNER/REPO@REVISION/FILE'
-        )
-    repo, revision, name = match.groups()
-    return _download_from_hub(source, repo, [name], revision)
-
-
-def _from_timm(source: str) -> Path:
-    model = source.removeprefix('timm://').strip('/')
-    if not re.fullmatch(r'[\w.-]+', model):
-        raise WeightsError(
-            f'checkpoint={public_name(source)!r} is not allowed: give timm:// and the name of one '
-            'of its models with its weights, as timm://gcvit_tiny.in1k'
-        )
-    return _download_from_hub(source, f'timm/{model}', TIMM_FILES, None)
-
-
-def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: str | None) -> Path:
-    """Return the first of a repository's files that there is, from the cache or downloaded."""
-    try:
-        from huggingface_hub import constants, hf_hub_download
-        from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise WeightsError(
-            f'{source} needs the package huggingface_hub: pip install huggingface_hub, or give '
-            'the path of a copy as checkpoint'
-        ) from error
-    endpoint = public_name(constants.ENDPOINT)
-    # huggingface_hub itself tries for up to a minute before it looks into its cache
-    offline = constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)
-    for name in names:
-        print_log(
-            f'{source} is {name} of {repo} at {endpoint}, kept in '
-            f'{constants.HF_HUB_CACHE}' + (' (no answer from there now)' if offline else ''),
-            logger='current',
-        )
-        try:
-            path = hf_hub_download(repo, name, revision=revision, local_files_only=offline)
-        except Exception as error:  # which ones depends on the version, and on its HTTP library
-            absent = isinstance(error, EntryNotFoundError)
-            if (
-                absent
-                and name != names[-1]
-                and (offline or not isinstance(error, LocalEntryNotFoundError))
-            ):
-                continue
-            url = f'{endpoint}/{repo}/resolve/{revision or "main"}/{names[0]}'
-            said = _public_text(error)[:300] or type(error).__name__
-            reason = 'no answer from there' if offline else said
-            raise WeightsError(
-                f'{source} could not be downloaded ({reason}): get {url} on a machine that can, '
-                'copy it here and give the path of the copy as checkpoint'
-            ) from None
-        return Path(path)
-    raise AssertionError('the last name returns or raises')
-
-
-def _answers(url: str) -> bool:
-    """Whether a server answers at all, with whatever it says."""
-    try:
-        with urlopen(Request(url, method='HEAD'), timeout=TIMEOUT):
-            return True
-    except HTTPError:
-        return True
-    except (OSError, ValueError, HTTPException):
-        return False
-
-
 SCHEMES: dict[str, Callable[[str], Path]] = {
     '': _local,
     'file': _local,
     'http': _download,
     'https': _download,
-    'hf': _from_hub,
-    'timm': _from_timm,
+    'hf': from_hub,
+    'timm': from_timm,
 }

@@ -231,6 +231,16 @@ def test_values_that_the_new_type_cannot_hold_are_an_error(nano, tmp_path):
     assert not (tmp_path / 'y.pth').exists()
 
 
+def test_no_secret_of_an_address_is_published(published, server, tmp_path, monkeypatch):
+    address, folder, _ = server
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    (folder / 'w.pth').write_bytes(published[0].read_bytes())
+    source = f'{address}/w.pth?X-Amz-Signature=SECRET#SECRET'
+    conversion = convert_weights(source, tmp_path / 'out.safetensors')
+    assert conversion.provenance['source'] == f'{address}/w.pth'
+    assert b'SECRET' not in conversion.out.read_bytes()
+
+
 def test_a_file_of_another_network_is_an_error(tmp_path):
     torch.save({'a': torch.zeros(1)}, tmp_path / 'a.pth')
     with pytest.raises(WeightsError, match='holds no whole GC ViT backbone'):
