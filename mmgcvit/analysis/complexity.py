@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..models.attention import WindowAttention, partition_windows
+from ..models.attention import WindowAttention
 
 # Detection papers count so many proposals, and masks of so many of them, whatever is in an image.
 NUM_PROPOSALS = 1000
@@ -112,10 +112,10 @@ class _PaddingCounter:
         self, attention: WindowAttention, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
         self.computed += (self.counter.get_total_flops() - self._start) // 2
-        B, windows, N, C = partition_windows(inputs[0], attention.window_size).shape
-        tokens = B * windows * N
+        x, layout, _ = inputs
+        tokens = layout.num_padded_tokens
         self.linear += tokens * (attention.qkv.weight.numel() + attention.proj.weight.numel())
-        self.products += 2 * tokens * N * C
+        self.products += 2 * tokens * layout.window_size**2 * x.shape[-1]
 
     def remove(self) -> None:
         for handle in self._handles:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from .attention import GlobalAttention, LocalAttention
 from .conv import Downsampler
 from .global_query import GlobalQueryGenerator
+from .windows import WindowLayout
 
 
 class DropPath(nn.Module):
@@ -22,13 +23,13 @@ class DropPath(nn.Module):
         super().__init__()
         self.drop_rate = drop_rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) → (B, ...), kept samples scaled so that the mean stays."""
+    def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
+        """(B·H·W, C) → (B·H·W, C), kept samples scaled so that the mean stays."""
         if not self.training or self.drop_rate == 0:
             return x
         keep_rate = 1 - self.drop_rate
-        kept = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep_rate)
-        return x * (kept / keep_rate)
+        kept = x.new_empty(layout.batch).bernoulli_(keep_rate)
+        return x * layout.spread(kept / keep_rate)
 
 
 class MLP(nn.Module):
@@ -78,14 +79,16 @@ class Block(nn.Module):
             self.gamma1 = nn.Parameter(torch.full((dim,), float(layer_scale_init_value)))
             self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale_init_value)))
 
-    def forward(self, x: Tensor, global_query: Tensor | None) -> Tensor:
-        """(B, H, W, C), queries (B, N, C) → (B, H, W, C)."""
-        x = x + self.residual(self.attn(self.norm1(x), global_query), self.gamma1)
-        return x + self.residual(self.mlp(self.norm2(x)), self.gamma2)
+    def forward(self, x: Tensor, layout: WindowLayout, global_query: Tensor | None) -> Tensor:
+        """(B·H·W, C) in the order of the windows, queries (B, N, C) → (B·H·W, C)."""
+        branch = self.attn(self.norm1(x), layout, global_query)
+        x = x + self.drop_path(_scaled(branch, self.gamma1), layout)
+        branch = self.mlp(self.norm2(x))
+        return x + self.drop_path(_scaled(branch, self.gamma2), layout)
 
-    def residual(self, branch: Tensor, gamma: Tensor | None) -> Tensor:
-        """Return what a branch adds to the map: scaled, or dropped for some samples."""
-        return self.drop_path(branch if gamma is None else branch * gamma)
+
+def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
+    return branch if gamma is None else branch * gamma
 
 
 class Stage(nn.Module):
@@ -121,6 +124,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
+        self.window_size = window_size
         self.blocks = nn.ModuleList()
         for index, drop_path_rate in enumerate(drop_path_rates):
             attention_type = GlobalAttention if index % 2 else LocalAttention
@@ -138,9 +142,12 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) → (B, H, W, C), before the downsampler."""
         global_query = None if self.query_generator is None else self.query_generator(x)
-        for block in self.blocks:
+        layout = WindowLayout(*x.shape[:3], self.window_size)
+        tokens = layout.pack(x)
+        for index, block in enumerate(self.blocks):
+            query = global_query if index % 2 else None
             if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, global_query, use_reentrant=False)
+                tokens = checkpoint(block, tokens, layout, query, use_reentrant=False)
             else:
-                x = block(x, global_query)
-        return x
+                tokens = block(tokens, layout, query)
+        return layout.unpack(tokens)

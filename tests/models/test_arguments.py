@@ -5,6 +5,7 @@ import torch
 
 from mmgcvit import GCViT
 from mmgcvit.models import ARCHS
+from mmgcvit.models.windows import WindowLayout
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
@@ -129,11 +130,18 @@ def test_drop_path_drops_branches_of_whole_samples_in_training(nano):
     torch.manual_seed(0)
     model = GCViT(nano, window_size=4, drop_path_rate=0.9)
     block = model.stages[3].blocks[-1].train()
-    x = torch.randn(200, 1, 1, 64)
-    dropped = (block.drop_path(x) == 0).flatten(1)
+    # with windows of four sizes, among which each sample's tokens are spread
+    layout = WindowLayout(200, 5, 6, 4)
+    x = torch.randn(200 * 30, 64)
+
+    def dropped_samples():
+        return layout.unpack(block.drop_path(x, layout) == 0).flatten(1)
+
+    dropped = dropped_samples()
     assert 0.82 < dropped.all(1).float().mean() < 0.97
     assert torch.equal(dropped.all(1), dropped.any(1))
-    kept = block.drop_path(x)
+    assert not torch.equal(dropped_samples().all(1), dropped.all(1))
+    kept = block.drop_path(x, layout)
     assert torch.allclose(kept[kept != 0], (x * 10)[kept != 0])
 
 

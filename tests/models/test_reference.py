@@ -1,5 +1,6 @@
 """Random networks and images against the plain reference."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,3 +79,29 @@ def test_sides_of_whole_windows_and_one_token_more_or_less(window, rows, columns
     # a side of n pixels has ⌈n/4⌉ tokens in the first stage
     height, width = 4 * (rows * window + more[0]), 4 * (columns * window + more[1])
     compare(arch, (window,) * 4, (1, 1, 0, 0), (1, 3, height, width))
+
+
+@pytest.mark.parametrize('with_cp', [False, True])
+@pytest.mark.parametrize('shape', [(2, 3, 64, 64), (1, 3, 50, 70), (2, 3, 37, 90)])
+def test_gradients(shape, with_cp):
+    """Of every parameter and of the images, with windows of one to four sizes."""
+    arch = dict(
+        embed_dims=8, depths=(2, 2, 3, 2), num_heads=(1, 2, 4, 8), mlp_ratio=2,
+        layer_scale_init_value=0.5,
+    )  # fmt: skip
+    windows, pools = (4, 4, 3, 2), (2, 1, 1, 0)
+    model = random_model(arch, windows, pools)
+    model.train()
+    for stage in model.stages:
+        stage.with_cp = with_cp
+    images = torch.randn(shape)
+    state = {k: v.detach().clone().requires_grad_() for k, v in model.named_parameters()}
+    inputs = [images.clone().requires_grad_() for _ in range(2)]
+    found = model(inputs[0])
+    wanted = gcvit(to_nvidia(state), inputs[1], arch['num_heads'], windows, pools)
+    cotangents = [torch.randn_like(out) for out in wanted]
+    sum((a * b).sum() for a, b in zip(found, cotangents, strict=True)).backward()
+    sum((a * b).sum() for a, b in zip(wanted, cotangents, strict=True)).backward()
+    assert relative_error(inputs[0].grad, inputs[1].grad) < 1e-4
+    for name, parameter in model.named_parameters():
+        assert relative_error(parameter.grad, state[name].grad) < 1e-4, name
