@@ -87,7 +87,7 @@ class WindowAttention(nn.Module):
         """
         table = self.relative_position_bias_table
         learning = self.training or (torch.is_grad_enabled() and table.requires_grad)
-        if learning or table.is_inference() or _is_compiling() or _is_traced():
+        if learning or _is_compiling() or _is_traced() or table.is_inference():
             return self.position_bias(height, width).to(dtype)
         if self._biases.get('of') is not table or self._biases['version'] != table._version:
             self._biases = {'of': table, 'version': table._version}

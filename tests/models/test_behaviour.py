@@ -158,3 +158,13 @@ def test_other_precisions(model, dtype):
     tolerance = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-4}[dtype]
     for a, b in zip(found, wanted, strict=True):
         assert float((a.float() - b).abs().max() / b.abs().max()) < tolerance
+
+
+def test_it_compiles_in_one_graph(nano):
+    """Traced by Dynamo as a whole, padded or not; run without a compiler."""
+    model = GCViT(nano, window_size=4, out_indices=(0,)).eval()
+    compiled = torch.compile(model, backend='eager', fullgraph=True)
+    for size in ((32, 32), (37, 45)):
+        images = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            assert torch.allclose(compiled(images)[0], model(images)[0], atol=1e-5)
