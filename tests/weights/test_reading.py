@@ -236,19 +236,33 @@ def test_classes_that_the_program_names_to_torch_are_read(tmp_path):
         assert read_checkpoint(tmp_path / 'own.pth')['own'].value == 3
 
 
-def test_every_way_into_the_package_is_safe(trap, tmp_path, monkeypatch, nano):
+@pytest.mark.usefixtures('canary')
+@pytest.mark.parametrize('source', ['path', 'file', 'http', 'hf', 'timm'])
+def test_every_way_into_the_package_is_safe(trap, source, server, hub, tmp_path, monkeypatch, nano):
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'torch'))
     register_checkpoint_loaders()
-    init_cfg = dict(type='Pretrained', checkpoint=str(trap))
+    address, served, _ = server
+    folder, _ = hub
+    copies = [served / 'trap.pth', folder / 'owner/repo/main/trap.pth']
+    copies.append(folder / 'timm/gcvit_trap/main/pytorch_model.bin')
+    for copy in copies:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(trap.read_bytes())
+    checkpoint = {
+        'path': str(trap),
+        'file': trap.as_uri(),
+        'http': f'{address}/trap.pth',
+        'hf': 'hf://owner/repo/trap.pth',
+        'timm': 'timm://gcvit_trap',
+    }[source]
+    init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
     ways = [
         lambda: GCViT(nano, init_cfg=init_cfg).init_weights(),
-        lambda: GCViT(
-            nano, init_cfg={**init_cfg, 'prefix': 'backbone', 'ema': True}
-        ).init_weights(),
-        lambda: CheckpointLoader.load_checkpoint(str(trap)),
-        lambda: CheckpointLoader.load_checkpoint(trap.as_uri(), map_location='cpu'),
-        lambda: publish_model(trap, tmp_path / 'out.pth'),
-        lambda: convert_weights(trap, tmp_path / 'out.pth'),
+        lambda: GCViT(nano, init_cfg={**init_cfg, 'prefix': 'a', 'ema': True}).init_weights(),
+        lambda: CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu'),
+        lambda: publish_model(checkpoint, tmp_path / 'out.pth'),
+        lambda: convert_weights(checkpoint, tmp_path / 'out.pth'),
     ]
     for way in ways:
         with pytest.raises(WeightsError, match=r'it names os\.mkdir'):
