@@ -5,11 +5,11 @@ needed, as ``weights_only`` can be given further classes. :func:`inspect` goes b
 """
 
 import pickle
-import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import IO, Any, ClassVar
 
 import torch
+from torch._weights_only_unpickler import _get_allowed_globals
 
 from .stand_ins import allowed_globals, modern_name
 
@@ -23,38 +23,35 @@ def _encode(text: str, encoding: str = 'latin1') -> bytes:
     return text.encode('latin1')
 
 
-# what torch.save names for tensors and plain values; a few of what torch itself would read
+def _rebuild_from_type(function: Any, kind: Any, arguments: tuple, state: Any) -> Any:
+    """Stand for torch's function of tensors with attributes, which it calls what it is given for.
+
+    The attributes are left out.
+    """
+    if function not in (torch._utils._rebuild_tensor_v2, torch._utils._rebuild_parameter):
+        raise pickle.UnpicklingError('a tensor that is made by something else than torch')
+    return function(*arguments)
+
+
+# besides what torch's own list has in all versions from 2.1 on, in place of what that has
 _PLAIN = {
     '_codecs.encode': _encode,
+    'builtins.bytearray': None,  # which takes the memory that a number asks for
     'builtins.complex': complex,
     'builtins.frozenset': frozenset,
     'builtins.set': set,
-    'collections.OrderedDict': OrderedDict,
-    'torch.Size': torch.Size,
-    'torch.Tensor': torch.Tensor,
-    **{
-        f'torch._utils.{name}': getattr(torch._utils, name)
-        for name in ('_rebuild_parameter', '_rebuild_tensor', '_rebuild_tensor_v2')
-    },
-    # of types of 8 bits, not in every version
-    'torch._utils._rebuild_tensor_v3': getattr(torch._utils, '_rebuild_tensor_v3', None),
+    'collections.Counter': Counter,  # of schedules in steps
+    'torch._tensor._rebuild_from_type_v2': _rebuild_from_type,
     'torch.device': torch.device,
-    'torch.nn.parameter.Parameter': torch.nn.Parameter,
 }
-_STORAGE = re.compile(r'torch\.([A-Z]\w*Storage|storage\.(Typed|Untyped)Storage)')
 
 
 def _find(path: str) -> Any:
     """Return what a file's global stands for, None if it may not be named."""
-    if path in _PLAIN:
-        return _PLAIN[path]
-    if path in allowed_globals():
-        return allowed_globals()[path]
-    module, _, name = path.rpartition('.')
-    kind = getattr(torch, name, None) if module == 'torch' else None
-    if isinstance(kind, torch.dtype):
-        return kind
-    return torch.UntypedStorage if _STORAGE.fullmatch(path) else _own(path)
+    for known in (_PLAIN, allowed_globals(), _get_allowed_globals()):
+        if path in known:
+            return known[path]
+    return _own(path)
 
 
 def _own(path: str) -> Any:
@@ -114,7 +111,7 @@ class Unpickler(pickle._Unpickler):
             target.set_(*state)
         elif kind is torch.nn.Parameter or kind in allowed_globals().values():
             target.__setstate__(state)
-        elif kind is OrderedDict:
+        elif kind in (OrderedDict, Counter):
             target.__dict__.update(state)
         else:
             raise pickle.UnpicklingError('a state of what has none')

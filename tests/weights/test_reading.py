@@ -10,7 +10,7 @@ import pickle
 import tarfile
 import time
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import crafted
 import numpy as np
@@ -281,10 +281,15 @@ def test_what_trainings_save_comes_back(tmp_path, old_format):
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     shared = (1, [2.0, None])
+    # as sharded models have them
+    noted = torch.rand(2)
+    noted.note = 'an attribute'
     content = {
         'state_dict': model.state_dict(),
         'parameter': torch.nn.Parameter(torch.rand(2)),
         'half': torch.rand(3).bfloat16(),
+        'noted': noted,
+        'param_schedulers': [{'milestones': Counter([27, 33]), 'gamma': 0.1}],
         'message_hub': {'log_scalars': {'train/loss': history}},
         'meta': {'seed': np.int64(3), 'best': np.float64(0.5), 'palette': np.arange(6)},
         'optimizer': optimizer.state_dict(),
@@ -309,6 +314,8 @@ def test_what_trainings_save_comes_back(tmp_path, old_format):
     assert torch.equal(found['parameter'], content['parameter'])
     assert torch.equal(found['half'], content['half']) and found['half'].dtype == torch.bfloat16
     assert found['plain'] == content['plain']
+    assert torch.equal(found['noted'], noted)
+    assert found['param_schedulers'] == content['param_schedulers']
     # a stand-in, not the class itself
     assert vars(found['args']) == vars(content['args'])
     assert not isinstance(found['args'], argparse.Namespace)
