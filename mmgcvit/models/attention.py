@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .windows import Region, WindowLayout
+from .windows import Region, WindowLayout, join
 
 
 class WindowAttention(nn.Module):
@@ -126,7 +126,7 @@ class WindowAttention(nn.Module):
             self.attend(region, part, global_query)
             for region, part in zip(layout.regions, layout.split(projected), strict=True)
         ]
-        return self.drop(self.proj(torch.cat(out) if len(out) > 1 else out[0]))
+        return self.drop(self.proj(join(out)))
 
     def attend(self, region: Region, projected: Tensor, global_query: Tensor | None) -> Tensor:
         """Attend within the windows of a region: (B·nW·n, k, h, d) → (B·nW·n, C)."""

@@ -80,7 +80,7 @@ class WindowLayout:
     def pack(self, maps: Tensor) -> Tensor:
         """Order maps by windows: (B, H, W, C) → (B·H·W, C)."""
         C = maps.shape[-1]
-        return torch.cat([self._cut(maps, region).reshape(-1, C) for region in self.regions])
+        return join([self._cut(maps, region).reshape(-1, C) for region in self.regions])
 
     def unpack(self, tokens: Tensor) -> Tensor:
         """The inverse of :meth:`pack`: (B·H·W, C) → (B, H, W, C)."""
@@ -92,8 +92,8 @@ class WindowLayout:
             for r, part in zip(self.regions, self.split(tokens), strict=True)
         ]
         beside = len(_spans(self.width, self.window_size))
-        rows = [torch.cat(parts[i : i + beside], 2) for i in range(0, len(parts), beside)]
-        return torch.cat(rows, 1)
+        rows = [join(parts[i : i + beside], 2) for i in range(0, len(parts), beside)]
+        return join(rows, 1)
 
     def split(self, tokens: Tensor) -> list[Tensor]:
         """Return the tokens of each region: (B·H·W, ...) → (B·nW·n, ...), nW its windows a map."""
@@ -109,6 +109,11 @@ class WindowLayout:
         part = maps[:, r.top :, r.left :][:, : r.rows * r.height, : r.columns * r.width]
         part = part.reshape(len(maps), r.rows, r.height, r.columns, r.width, maps.shape[-1])
         return part.transpose(2, 3)
+
+
+def join(parts: list[Tensor], dim: int = 0) -> Tensor:
+    """Concatenate tensors; one alone, as of a map that whole windows fill, is not copied."""
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
 
 
 def _spans(side: int, window_size: int) -> list[tuple[int, int, int]]:
