@@ -5,12 +5,13 @@ B: batch size, H, W: sides of a map, C: channels. A map has channels last, (B, H
 modules; only :class:`FusedMBConv` works on (B, C, H, W), as convolutions do.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class SqueezeExcitation(nn.Module):
-    """Scale each channel by a gate computed from all channels' means (Hu et al., 2018)."""
+    """Compute a gate for each channel from all channels' means (Hu et al., 2018)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -18,9 +19,8 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = nn.Linear(dim // 4, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H, W)."""
-        gate = self.fc2(F.gelu(self.fc1(x.mean((2, 3))))).sigmoid()
-        return x * gate[:, :, None, None]
+        """(B, C, H, W) → (B, C), from 0 to 1."""
+        return self.fc2(F.gelu(self.fc1(x.mean((2, 3))))).sigmoid()
 
 
 class FusedMBConv(nn.Module):
@@ -34,7 +34,17 @@ class FusedMBConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        return x + self.pwconv(self.se(F.gelu(self.dwconv(x))))
+        y = F.gelu(self.dwconv(x))
+        # Scaling the channels that a pointwise convolution takes is scaling its weights: C² values
+        # an image and not H·W·C. As a product of matrices it adds to x without another map.
+        weight = self.pwconv.weight.flatten(1) * self.se(y)[:, None]
+        out = torch.baddbmm(_as_tokens(x), _as_tokens(y), weight.transpose(1, 2))
+        return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
+def _as_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, H·W, C), a view where channels are last in memory."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class Downsampler(nn.Module):
@@ -64,4 +74,6 @@ class Stem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, ⌈H/4⌉, ⌈W/4⌉, dim)."""
+        # its output then is in the layout that all others have, and needs no copy
+        images = images.contiguous(memory_format=torch.channels_last)
         return self.downsample(self.conv(images).permute(0, 2, 3, 1))
