@@ -74,27 +74,19 @@ def _block(weights, name, x, heads, window, query):
 
 def _attention(weights, name, x, heads, window, query):
     B, H, W, C = x.shape
-    rows, columns = math.ceil(H / window), math.ceil(W / window)
-    padded = x.new_zeros(B, rows * window, columns * window, C)
-    padded[:, :H, :W] = x
-    out = torch.zeros_like(padded)
+    rows, columns, N = math.ceil(H / window), math.ceil(W / window), window**2
+    x = F.pad(x, (0, 0, 0, columns * window - W, 0, rows * window - H))
+    x = x.reshape(B, rows, window, columns, window, C).transpose(2, 3).reshape(-1, N, C)
+    parts = list(F.linear(x, *_layer(weights, f'{name}.qkv')).split(C, dim=-1))
+    if query is not None:
+        parts.insert(0, query.repeat_interleave(rows * columns, 0))
+    q, k, v = (t.reshape(len(x), N, heads, C // heads).transpose(1, 2) for t in parts)
     bias = _position_bias(weights[f'{name}.relative_position_bias_table'], window)
-    for row in range(rows):
-        for column in range(columns):
-            area = (
-                slice(None),
-                slice(row * window, (row + 1) * window),
-                slice(column * window, (column + 1) * window),
-            )
-            tokens = padded[area].reshape(B, window * window, C)
-            projected = F.linear(tokens, *_layer(weights, f'{name}.qkv'))
-            parts = list(projected.split(C, dim=-1))
-            q = parts.pop(0) if query is None else query
-            q, k, v = (t.reshape(B, -1, heads, C // heads).transpose(1, 2) for t in (q, *parts))
-            scores = q @ k.transpose(-2, -1) / math.sqrt(C // heads) + bias
-            mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, window, window, C)
-            out[area] = F.linear(mixed, *_layer(weights, f'{name}.proj'))
-    return out[:, :H, :W]
+    scores = (q / math.sqrt(C // heads)) @ k.transpose(-2, -1) + bias
+    x = (scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, N, C)
+    x = F.linear(x, *_layer(weights, f'{name}.proj'))
+    x = x.reshape(B, rows, columns, window, window, C).transpose(2, 3)
+    return x.reshape(B, rows * window, columns * window, C)[:, :H, :W]
 
 
 def _position_bias(table, window):
