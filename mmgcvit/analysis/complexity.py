@@ -112,7 +112,7 @@ class _PaddingCounter:
         self, attention: WindowAttention, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
         self.computed += (self.counter.get_total_flops() - self._start) // 2
-        x, layout, _ = inputs
+        x, _, layout, _ = inputs
         tokens = layout.num_padded_tokens
         self.linear += tokens * (attention.qkv.weight.numel() + attention.proj.weight.numel())
         self.products += 2 * tokens * layout.window_size**2 * x.shape[-1]

@@ -13,7 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from .attention import GlobalAttention, LocalAttention
 from .conv import Downsampler
 from .global_query import GlobalQueryGenerator
-from .windows import WindowLayout
+from .graphs import is_exporting
+from .recomputed import linear_of
+from .windows import PaddedLayout, WindowLayout
 
 
 class DropPath(nn.Module):
@@ -41,9 +43,10 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) → (..., C)."""
-        return self.drop(self.fc2(F.gelu(self.fc1(x))))
+    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """Of the normalized tokens: (..., C) → (..., C)."""
+        hidden = linear_of(norm, self.fc1, x)
+        return self.drop(linear_of(F.gelu, self.fc2, hidden))
 
 
 class Block(nn.Module):
@@ -81,9 +84,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: WindowLayout, global_query: Tensor | None) -> Tensor:
         """(B·H·W, C) in the order of the windows, queries (B, N, C) → (B·H·W, C)."""
-        branch = self.attn(self.norm1(x), layout, global_query)
+        branch = self.attn(x, self.norm1, layout, global_query)
         x = x + self.drop_path(_scaled(branch, self.gamma1), layout)
-        branch = self.mlp(self.norm2(x))
+        branch = self.mlp(x, self.norm2)
         return x + self.drop_path(_scaled(branch, self.gamma2), layout)
 
 
@@ -142,7 +145,8 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) → (B, H, W, C), before the downsampler."""
         global_query = None if self.query_generator is None else self.query_generator(x)
-        layout = WindowLayout(*x.shape[:3], self.window_size)
+        layout_of = PaddedLayout if is_exporting() else WindowLayout.of_maps
+        layout = layout_of(*x.shape[:3], self.window_size)
         tokens = layout.pack(x)
         for index, block in enumerate(self.blocks):
             query = global_query if index % 2 else None

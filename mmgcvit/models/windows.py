@@ -4,15 +4,16 @@ Windows of GC ViT do not shift: all blocks of a stage cut a map in the same way.
 map into the order of the windows once, and its blocks find each window's tokens in a row.
 
 The published network pads maps whose sides the window does not divide, and computes with the
-padding. Here no padded token is ever made, see :meth:`.attention.WindowAttention.position_bias`.
+padding. Here no padded token is ever made, see :func:`.position_bias`.
 
 B: batch size, H, W: sides of a map, C: channels, w: window side, n: tokens of a window.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -52,30 +53,29 @@ class WindowLayout:
 
     Args:
         batch: B.
-        height: H.
-        width: W.
+        regions: Those of each map, one to four, row by row.
         window_size: Side w.
-
-    Attributes:
-        regions: One to four of them.
     """
 
-    def __init__(self, batch: int, height: int, width: int, window_size: int) -> None:
+    def __init__(self, batch: int, regions: Sequence[Region], window_size: int) -> None:
         self.batch = batch
-        self.height = height
-        self.width = width
+        self.regions = regions
         self.window_size = window_size
-        self.regions = [
+
+    @classmethod
+    def of_maps(cls, batch: int, height: int, width: int, window_size: int) -> 'WindowLayout':
+        """Return that of maps (B, H, W, C), none of their windows padded."""
+        regions = [
             Region(top, left, rows, columns, region_height, region_width)
             for top, rows, region_height in _spans(height, window_size)
             for left, columns, region_width in _spans(width, window_size)
         ]
+        return cls(batch, regions, window_size)
 
     @property
     def num_padded_tokens(self) -> int:
         """Tokens of all windows if those at the edges were padded to w × w."""
-        w = self.window_size
-        return self.batch * math.ceil(self.height / w) * math.ceil(self.width / w) * w * w
+        return self.batch * sum(r.num_windows for r in self.regions) * self.window_size**2
 
     def pack(self, maps: Tensor) -> Tensor:
         """Order maps by windows: (B, H, W, C) → (B·H·W, C)."""
@@ -85,19 +85,20 @@ class WindowLayout:
     def unpack(self, tokens: Tensor) -> Tensor:
         """The inverse of :meth:`pack`: (B·H·W, C) → (B, H, W, C)."""
         C = tokens.shape[-1]
-        parts = [
-            part.view(self.batch, r.rows, r.columns, r.height, r.width, C)
-            .transpose(2, 3)
-            .reshape(self.batch, r.rows * r.height, r.columns * r.width, C)
-            for r, part in zip(self.regions, self.split(tokens), strict=True)
-        ]
-        beside = len(_spans(self.width, self.window_size))
-        rows = [join(parts[i : i + beside], 2) for i in range(0, len(parts), beside)]
-        return join(rows, 1)
+        rows: dict[int, list[Tensor]] = {}
+        for r, part in zip(self.regions, self.split(tokens), strict=True):
+            part = part.view(self.batch, r.rows, r.columns, r.height, r.width, C).transpose(2, 3)
+            part = part.reshape(self.batch, r.rows * r.height, r.columns * r.width, C)
+            rows.setdefault(r.top, []).append(part)
+        return join([join(parts, 2) for parts in rows.values()], 1)
 
     def split(self, tokens: Tensor) -> list[Tensor]:
         """Return the tokens of each region: (B·H·W, ...) → (B·nW·n, ...), nW its windows a map."""
         return list(tokens.split([self.batch * r.num_windows * r.num_tokens for r in self.regions]))
+
+    def zero_padding(self, tokens: Tensor) -> Tensor:
+        """Set the padding's tokens to zero; here there are none. (B·H·W, C) → (B·H·W, C)."""
+        return tokens
 
     def spread(self, values: Tensor) -> Tensor:
         """Give each token the value of its map: (B,) → (B·H·W, 1)."""
@@ -109,6 +110,42 @@ class WindowLayout:
         part = maps[:, r.top :, r.left :][:, : r.rows * r.height, : r.columns * r.width]
         part = part.reshape(len(maps), r.rows, r.height, r.columns, r.width, maps.shape[-1])
         return part.transpose(2, 3)
+
+
+class PaddedLayout(WindowLayout):
+    """The order of whole windows in maps that are padded at the right and at the bottom.
+
+    It costs more than the one without padding, but its operations are the same for maps of any
+    sides: an exported graph has it. Between :meth:`pack` and :meth:`unpack` there are
+    B·⌈H/w⌉·⌈W/w⌉·w² tokens, those of the padding among them with any values.
+
+    Args:
+        batch: B.
+        height: H.
+        width: W.
+        window_size: Side w.
+    """
+
+    def __init__(self, batch: int, height: int, width: int, window_size: int) -> None:
+        w = window_size
+        self.height, self.width = height, width
+        region = Region(0, 0, (height + w - 1) // w, (width + w - 1) // w, w, w)
+        super().__init__(batch, [region], window_size)
+
+    def pack(self, maps: Tensor) -> Tensor:
+        """Order padded maps by windows: (B, H, W, C) → (tokens, C)."""
+        (r,), w = self.regions, self.window_size
+        padding = (0, 0, 0, r.columns * w - self.width, 0, r.rows * w - self.height)
+        return super().pack(F.pad(maps, padding))
+
+    def unpack(self, tokens: Tensor) -> Tensor:
+        """The inverse of :meth:`pack`: (tokens, C) → (B, H, W, C)."""
+        return super().unpack(tokens)[:, : self.height, : self.width]
+
+    def zero_padding(self, tokens: Tensor) -> Tensor:
+        """Set the padding's tokens to zero: (tokens, C) → (tokens, C)."""
+        real = self.pack(tokens.new_ones(self.batch, self.height, self.width, 1))
+        return tokens * real
 
 
 def join(parts: list[Tensor], dim: int = 0) -> Tensor:

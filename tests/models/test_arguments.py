@@ -131,7 +131,7 @@ def test_drop_path_drops_branches_of_whole_samples_in_training(nano):
     model = GCViT(nano, window_size=4, drop_path_rate=0.9)
     block = model.stages[3].blocks[-1].train()
     # with windows of four sizes, among which each sample's tokens are spread
-    layout = WindowLayout(200, 5, 6, 4)
+    layout = WindowLayout.of_maps(200, 5, 6, 4)
     x = torch.randn(200 * 30, 64)
 
     def dropped_samples():

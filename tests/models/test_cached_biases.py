@@ -12,7 +12,7 @@ from mmengine.registry import METRICS, MODELS
 from mmengine.runner import Runner
 
 from mmgcvit import GCViT
-from mmgcvit.models.attention import WindowAttention
+from mmgcvit.models.position_bias import position_bias
 
 IMAGES = torch.linspace(-1, 1, 3 * 45 * 70).reshape(1, 3, 45, 70)
 
@@ -20,13 +20,14 @@ IMAGES = torch.linspace(-1, 1, 3 * 45 * 70).reshape(1, 3, 45, 70)
 @pytest.fixture
 def gathered(monkeypatch):
     """The times that a bias was gathered."""
-    calls, original = [], WindowAttention.position_bias
+    calls = []
 
-    def position_bias(self, *size):
-        calls.append(size)
-        return original(self, *size)
+    def counting(*arguments):
+        calls.append(arguments)
+        return position_bias(*arguments)
 
-    monkeypatch.setattr(WindowAttention, 'position_bias', position_bias)
+    for module in ('attention', 'position_bias'):
+        monkeypatch.setattr(f'mmgcvit.models.{module}.position_bias', counting)
     return calls
 
 
@@ -127,20 +128,20 @@ def test_training_steps_are_seen(model):
 def test_copies_and_files_have_none(model):
     maps(model)
     attention = model.stages[0].blocks[0].attn
-    assert attention._biases
+    assert len(attention._biases) > 0
     for other in (copy.deepcopy(attention), pickle.loads(pickle.dumps(attention))):
-        assert other._biases == {}
+        assert len(other._biases) == 0
     assert not any('_biases' in name for name in model.state_dict())
 
 
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 def test_traces_depend_on_the_table(model):
     maps(model)
-    kept = list(model.stages[0].blocks[0].attn._biases)
+    kept = len(model.stages[0].blocks[0].attn._biases)
     with torch.no_grad():
         traced = torch.jit.trace(model, IMAGES)
         # sizes are other objects there in each call
-        assert list(model.stages[0].blocks[0].attn._biases) == kept
+        assert len(model.stages[0].blocks[0].attn._biases) == kept
         change_in_place(model)
         expected = model(IMAGES)
         assert all(torch.equal(a, b) for a, b in zip(traced(IMAGES), expected, strict=True))

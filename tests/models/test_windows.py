@@ -13,7 +13,7 @@ sides = st.integers(1, 20)
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(batch=st.integers(1, 3), height=sides, width=sides, window=st.integers(1, 8))
 def test_each_window_is_a_run_of_tokens(batch, height, width, window):
-    layout = WindowLayout(batch, height, width, window)
+    layout = WindowLayout.of_maps(batch, height, width, window)
     maps = torch.arange(batch * height * width * 2.0).view(batch, height, width, 2)
     tokens = layout.pack(maps)
     assert torch.equal(layout.unpack(tokens), maps)
@@ -42,7 +42,7 @@ def test_each_window_is_a_run_of_tokens(batch, height, width, window):
     ],
 )
 def test_at_most_four_sizes_of_windows(height, width, sizes):
-    layout = WindowLayout(2, height, width, 4)
+    layout = WindowLayout.of_maps(2, height, width, 4)
     assert [(region.height, region.width) for region in layout.regions] == sizes
     assert sum(r.num_windows * r.num_tokens for r in layout.regions) == height * width
     assert layout.num_padded_tokens == 2 * -(-height // 4) * -(-width // 4) * 16

@@ -1,0 +1,120 @@
+"""Attention whose backward pass computes the scores again, against autograd's gradients."""
+
+import pytest
+import torch
+
+from mmgcvit import GCViT
+from mmgcvit.models import window_attention
+from mmgcvit.models.position_bias import position_bias
+from mmgcvit.models.window_attention import RecomputedAttention, attend
+from mmgcvit.models.windows import WindowLayout
+
+HEADS, HEAD_DIM = 2, 3
+
+
+def inputs(layout, tokens, is_global, dtype=torch.float64):
+    torch.manual_seed(0)
+    w, kinds = layout.window_size, 2 if is_global else 3
+    shapes = [
+        (tokens, kinds, HEADS, HEAD_DIM),
+        (layout.batch, w, w, HEADS, HEAD_DIM) if is_global else None,
+        (2, HEADS, HEAD_DIM),
+        ((2 * w - 1) ** 2, HEADS),
+    ]
+    return [s and torch.randn(s, dtype=dtype, requires_grad=True) for s in shapes]
+
+
+def plain(layout, projected, global_query, padded, table):
+    biases = [position_bias(table, layout.window_size, r.height, r.width) for r in layout.regions]
+    return attend(layout, projected, global_query, padded, biases)
+
+
+CASES = pytest.mark.parametrize('is_global', [False, True])
+SIZES = pytest.mark.parametrize('sides', [(6, 6), (7, 6), (6, 8), (7, 5), (2, 2)])
+
+
+@pytest.fixture(params=[1, 200, 2**20])
+def few_scores(request, monkeypatch):
+    """At a time: those of one head of one window, of some, all."""
+    monkeypatch.setattr(window_attention, 'SCORES_IN_BACKWARD', request.param)
+
+
+@SIZES
+@CASES
+def test_gradients_are_those_of_autograd(sides, is_global, few_scores):
+    layout = WindowLayout.of_maps(2, *sides, 3)
+    tensors = inputs(layout, 2 * sides[0] * sides[1], is_global)
+    out, wanted = RecomputedAttention.apply(layout, *tensors), plain(layout, *tensors)
+    torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
+    learning = [x for x in tensors if x is not None]
+    cotangent = torch.randn_like(out)
+    found = torch.autograd.grad(out, learning, cotangent)
+    # without padding the padded token has no part in it, and autograd no gradient for it
+    expected = torch.autograd.grad(wanted, learning, cotangent, materialize_grads=True)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@CASES
+def test_gradcheck(is_global):
+    layout = WindowLayout.of_maps(2, 3, 5, 2)
+    tensors = inputs(layout, 2 * 3 * 5, is_global)
+
+    def apply(*tensors):
+        return RecomputedAttention.apply(layout, *tensors)
+
+    assert torch.autograd.gradcheck(apply, tensors)
+
+
+def test_second_derivatives_are_refused_and_not_wrong():
+    layout = WindowLayout.of_maps(1, 2, 2, 2)
+    tensors = inputs(layout, 4, is_global=False)
+    out = RecomputedAttention.apply(layout, *tensors)
+    (grad,) = torch.autograd.grad(out.square().sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        grad.sum().backward()
+
+
+def kept_by(network, images):
+    """Numbers in each tensor that the forward pass keeps, parameters left out."""
+    kept = {}
+    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = network(images)
+    return outputs, list(kept.values())
+
+
+def test_no_scores_are_kept(nano):
+    images = torch.randn(1, 3, 128, 128)
+    # 32² tokens of the first stage in 4 windows of 256
+    scores = 4 * 256**2
+    for rate, keeps_scores in ((0.0, False), (0.1, True)):
+        network = GCViT(nano, window_size=16, attn_drop_rate=rate)
+        outputs, kept = kept_by(network, images)
+        # with dropout it is PyTorch that differentiates
+        assert (max(kept) >= scores) == keeps_scores
+        del outputs
+
+
+def test_in_mixed_precision(nano):
+    torch.manual_seed(0)
+    network = GCViT(nano, window_size=4).train()
+    images = torch.randn(2, 3, 50, 70)
+    grads = []
+    for enabled in (False, True):
+        network.zero_grad()
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            outputs = network(images)
+        sum(out.float().square().mean() for out in outputs).backward()
+        grads.append([p.grad.clone() for p in network.parameters()])
+    for wanted, found in zip(*grads, strict=True):
+        assert found.dtype == torch.float32
+        # of 8 bits each
+        assert (found - wanted).norm() < 0.1 * wanted.norm() + 1e-4
