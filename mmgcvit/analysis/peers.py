@@ -1,0 +1,124 @@
+"""GC ViT and the backbones that it is measured beside, each built from a short name."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..models import ARCHS, GCViT
+from ..weights import to_nvidia
+
+REFERENCE = Path(__file__).parents[2] / 'tests/reference.py'
+WINDOW_SIZE = (24,) * 4
+QUERY_DOWNSAMPLES = (3, 2, 1, 0)
+
+# sizes of other families that are compared with those of GC ViT
+SWIN = {
+    'tiny': dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
+    'small': dict(embed_dims=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
+    'base': dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+}
+
+
+class MissingPeer(Exception):
+    """A backbone that cannot be built here; the message says why."""
+
+
+class PlainReference(nn.Module):
+    """The network as the paper's equations have it, with random weights, for comparison.
+
+    It is the one that the tests compare outputs and gradients with: windows padded whole, their
+    scores computed in full. It costs what the published network costs.
+
+    Raises:
+        MissingPeer: If there is no checkout around the package.
+    """
+
+    def __init__(self, arch: str) -> None:
+        super().__init__()
+        if not REFERENCE.is_file():
+            raise MissingPeer('it is a part of the tests: run the tool from a checkout')
+        spec = importlib.util.spec_from_file_location('reference', REFERENCE)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        self._run = module.gcvit
+        self._num_heads = ARCHS[arch].num_heads
+        state = to_nvidia(gcvit(arch).state_dict())
+        self._names = list(state)
+        self.weights = nn.ParameterList(nn.Parameter(x) for x in state.values())
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) → the four maps."""
+        weights = dict(zip(self._names, self.weights, strict=True))
+        return self._run(weights, images, self._num_heads, WINDOW_SIZE, QUERY_DOWNSAMPLES)
+
+
+def gcvit(arch: str) -> nn.Module:
+    """Return this package's backbone as the detection configs have it, without drop path."""
+    return GCViT(
+        arch,
+        window_size=WINDOW_SIZE,
+        query_downsamples=QUERY_DOWNSAMPLES,
+        drop_path_rate=0.0,
+    )
+
+
+def swin(arch: str) -> nn.Module:
+    """Return mmdet's Swin of a size."""
+    if arch not in SWIN:
+        raise MissingPeer(f'Swin has no size like {arch}')
+    from mmdet.models import SwinTransformer
+
+    return SwinTransformer(**SWIN[arch], drop_path_rate=0.0)
+
+
+def convnext(arch: str) -> nn.Module:
+    """Return mmpretrain's ConvNeXt of a size."""
+    if arch not in SWIN:
+        raise MissingPeer(f'ConvNeXt has no size like {arch}')
+    from mmpretrain.models import ConvNeXt
+
+    return ConvNeXt(arch, out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
+
+
+BACKBONES: dict[str, Callable[[str], nn.Module]] = {
+    'gcvit': gcvit,
+    'reference': PlainReference,
+    'swin': swin,
+    'convnext': convnext,
+}
+
+
+def build_backbone(name: str, arch: str, shape: tuple[int, int]) -> nn.Module:
+    """Build a backbone with random weights.
+
+    Args:
+        name: One of ``BACKBONES``, or ``timm:NAME`` for timm's model of that name.
+        arch: Size of GC ViT, and of what it is compared with.
+        shape: H and W of the images, which some of timm's models have to know.
+
+    Raises:
+        MissingPeer: If it is not installed or has no such size.
+    """
+    torch.manual_seed(0)
+    try:
+        if name.startswith('timm:'):
+            return _timm(name.removeprefix('timm:'), shape)
+        return BACKBONES[name](arch)
+    except ImportError as error:
+        raise MissingPeer(f'not installed: {error}') from error
+
+
+def _timm(name: str, shape: tuple[int, int]) -> nn.Module:
+    import timm
+
+    options = dict(features_only=True, pretrained=False)
+    try:
+        return timm.create_model(name, img_size=shape, **options)
+    except TypeError:
+        # most take images of any size and do not know the argument
+        return timm.create_model(name, **options)
+    except RuntimeError as error:
+        raise MissingPeer(f'timm cannot build {name}: {error}') from error

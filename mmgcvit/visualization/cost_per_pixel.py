@@ -1,0 +1,77 @@
+"""Time a pixel against the size of images, one line a backbone."""
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..files import write_atomically
+from .curves import COLOURS
+
+Shape = tuple[int, int]
+
+
+def plot_cost_per_pixel(
+    panels: Mapping[str, Mapping[str, Mapping[Shape, float]]], out_file: str | os.PathLike
+) -> Path:
+    """Plot microseconds a pixel over megapixels an image.
+
+    Args:
+        panels: Title of each panel → backbone → H and W of the images → seconds an image.
+        out_file: The PNG to write; it is replaced in one step.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ValueError: If ``out_file`` is no PNG or there is nothing to plot.
+    """
+    out_file = Path(out_file).expanduser()
+    if out_file.suffix.lower() != '.png':
+        raise ValueError(f'out_file must end in .png, got {str(out_file)!r}')
+    shapes = sorted(
+        {shape for lines in panels.values() for line in lines.values() for shape in line},
+        key=_pixels,
+    )
+    if not shapes:
+        raise ValueError('there is nothing to plot: no backbone was measured')
+    figure = Figure(figsize=(6.4 * len(panels), 4.4), layout='constrained')
+    FigureCanvasAgg(figure)
+    for axes, (title, lines) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for number, (name, line) in enumerate(lines.items()):
+            points = sorted((_pixels(shape), seconds) for shape, seconds in line.items())
+            axes.plot(
+                [pixels / 1e6 for pixels, _ in points],
+                [1e6 * seconds / pixels for pixels, seconds in points],
+                'o-',
+                label=name,
+                color=COLOURS[number % len(COLOURS)],
+            )
+        axes.set_xscale('log')
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(
+            [_pixels(shape) / 1e6 for shape in shapes],
+            [f'{height}×{width}' for height, width in shapes],
+            rotation=30,
+            ha='right',
+        )
+        axes.minorticks_off()
+        axes.set_title(title)
+        axes.set_xlabel('image, height × width')
+        axes.set_ylabel('time a pixel, µs')
+        axes.grid(alpha=0.3)
+        if lines:
+            axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=150)
+    write_atomically(out_file, buffer.getvalue())
+    return out_file
+
+
+def _pixels(shape: Shape) -> int:
+    return shape[0] * shape[1]
