@@ -98,14 +98,14 @@ class RecomputedAttention(torch.autograd.Function):
         # of a softmax P = softmax(S): dS_ij = P_ij (dP_ij - Σ_j P_ij dP_ij); the sum is dO_i · O_i
         mean = (grad_out * out).sum(-1, keepdim=True)
         split = (layout.split(x) for x in (projected, grad_projected, grad_out, mean))
-        for region, part, grad_part, *grads_out in zip(layout.regions, *split, strict=True):
-            query, key, value = _heads_first(part, global_query, region)
+        for region, part, grad_part, *outer in zip(layout.regions, *split, strict=True):
+            inputs = _heads_first(part, global_query, region)
             grads = list(_heads_first(grad_part, global_query, region))
             if global_query is not None:
-                grads[0] = torch.empty_like(query)
-            grads_out = [x.unflatten(0, (-1, region.num_tokens)).transpose(1, 2) for x in grads_out]
+                grads[0] = torch.empty_like(inputs[0])
+            outer = [x.unflatten(0, (-1, region.num_tokens)).transpose(1, 2) for x in outer]
             bias = _bias(table, layout, region, projected)
-            grad_bias = _backward(query, key, value, padded, bias, *grads_out, *grads, grad_padded)
+            grad_bias = _backward(inputs, padded, bias, outer, grads, grad_padded)
             grad_table += position_bias_backward(
                 grad_bias, bias, table, layout.window_size, region.height, region.width
             )
@@ -113,69 +113,56 @@ class RecomputedAttention(torch.autograd.Function):
                 grad_query = grads[0].unflatten(0, (layout.batch, -1)).sum(1).transpose(1, 2)
                 grad_query = grad_query.unflatten(1, (region.height, region.width))
                 grad_global_query[:, : region.height, : region.width] += grad_query
-        grad_global_query, grad_padded, grad_table = (
-            None if x is None else grad.to(x.dtype)
-            for x, grad in (
-                (global_query, grad_global_query), (padded, grad_padded), (table, grad_table)
-            )
-        )  # fmt: skip
+        # autograd casts sums in float32 back
         return None, grad_projected, grad_global_query, grad_padded, grad_table
 
 
 def _backward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    inputs: Sequence[Tensor],
     padded: Tensor,
     bias: Tensor,
-    grad_out: Tensor,
-    mean: Tensor,
-    grad_query: Tensor,
-    grad_key: Tensor,
-    grad_value: Tensor,
+    outer: Sequence[Tensor],
+    grads: Sequence[Tensor],
     grad_padded: Tensor,
 ) -> Tensor:
-    """Write the gradients of a region, add that of ``padded``, return that of the bias.
+    """Write a region's gradients and return that of the bias, (h, n, m).
 
     Args:
-        query: (nW, h, n, d), as are key, value, grad_out and the gradients that are written.
-        key: See query.
-        value: See query.
-        padded: (2, h, d), as is grad_padded.
+        inputs: Query, key and value, (nW, h, n, d) each.
+        padded: (2, h, d), key and value of the padding.
         bias: (h, n, m).
-        grad_out: See query.
-        mean: (nW, h, n, 1), that of the gradients of a query's weights, weighted by these.
-        grad_query: Written.
-        grad_key: Written.
-        grad_value: Written.
-        grad_padded: Added to.
+        outer: Gradient of the output, (nW, h, n, d), and for each query the mean of its weights'
+            gradients, weighted by these, (nW, h, n, 1).
+        grads: Where the gradients of ``inputs`` are written.
+        grad_padded: Where that of ``padded`` is added.
     """
-    windows, heads, n, d = query.shape
+    windows, heads, n, d = inputs[0].shape
     m = bias.shape[-1]
     grad_bias = torch.zeros_like(bias, dtype=_sum_type(bias))
     # kept, since touching fresh memory takes longer than computing in it
     buffers = bias.new_empty(2, max(SCORES_IN_BACKWARD, n * m))
     for part in _parts(windows, heads, n * m):
-        shape = query[part].shape[:2]
-        scores, weights = buffers[:, : shape.numel() * n * m].view(2, -1, n, m)
-        q = (query[part] * d**-0.5).flatten(0, 1)
-        k, v, g = key[part], value[part], grad_out[part].flatten(0, 1)
+        of_heads = part[1]
+        query, key, value, grad_out, mean = (x[part] for x in (*inputs, *outer))
+        shape = query.shape[:2]
         if m > n:
-            k, v = (_append(x, row[part[1]]) for x, row in zip((k, v), padded, strict=True))
-        k, v = k.flatten(0, 1), v.flatten(0, 1)
-        torch.bmm(q, k.mT, out=scores).unflatten(0, shape).add_(bias[part[1]])
+            key, value = _append(key, padded[0, of_heads]), _append(value, padded[1, of_heads])
+        query = query * d**-0.5
+        query, key, value, grad_out, mean = (
+            x.flatten(0, 1) for x in (query, key, value, grad_out, mean)
+        )
+        scores, weights = buffers[:, : shape.numel() * n * m].view(2, -1, n, m)
+        torch.bmm(query, key.mT, out=scores).unflatten(0, shape).add_(bias[of_heads])
         torch.softmax(scores, -1, out=weights)
-        grad_v = torch.bmm(weights.mT, g)
-        grad_scores = torch.bmm(g, v.mT, out=scores)
-        grad_scores.sub_(mean[part].flatten(0, 1)).mul_(weights)
-        grad_bias[part[1]] += _sum(grad_scores.unflatten(0, shape))
-        grad_query[part] = torch.bmm(grad_scores, k).mul_(d**-0.5).unflatten(0, shape)
-        grad_k = torch.bmm(grad_scores.mT, q)
-        for i, (whole, grad) in enumerate(((grad_key, grad_k), (grad_value, grad_v))):
+        grad_scores = torch.bmm(grad_out, value.mT, out=scores).sub_(mean).mul_(weights)
+        grad_bias[of_heads] += _sum(grad_scores.unflatten(0, shape))
+        grads[0][part] = torch.bmm(grad_scores, key).mul_(d**-0.5).unflatten(0, shape)
+        grad_key, grad_value = torch.bmm(grad_scores.mT, query), torch.bmm(weights.mT, grad_out)
+        for i, grad in enumerate((grad_key, grad_value)):
             grad = grad.unflatten(0, shape)
-            whole[part] = grad[:, :, :n]
+            grads[i + 1][part] = grad[:, :, :n]
             if m > n:
-                grad_padded[i, part[1]] += grad[:, :, n].sum(0)
+                grad_padded[i, of_heads] += grad[:, :, n].sum(0)
     return grad_bias
 
 

@@ -118,3 +118,12 @@ def test_in_mixed_precision(nano):
         assert found.dtype == torch.float32
         # of 8 bits each
         assert (found - wanted).norm() < 0.1 * wanted.norm() + 1e-4
+
+
+@CASES
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
+def test_gradients_have_the_inputs_types(dtype, is_global):
+    layout = WindowLayout.of_maps(1, 3, 3, 2)
+    tensors = inputs(layout, 9, is_global, dtype)
+    RecomputedAttention.apply(layout, *tensors).sum().backward()
+    assert all(x.grad.dtype == dtype for x in tensors if x is not None)
