@@ -35,7 +35,7 @@ def model():
 
 def dynamo(model, images, path):
     """As the documentation says, but with a smaller network."""
-    (snippet,) = re.findall('```python\n(.*?)```', PAGE.read_text(), re.DOTALL)
+    (snippet,) = re.findall('```python\n(import torch\n.*?)```', PAGE.read_text(), re.DOTALL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmgcvit, 'GCViT', lambda arch: model)
         patch.chdir(path.parent)
@@ -92,6 +92,15 @@ def test_torch_export_takes_images_of_other_sides(nano):
         images = torch.randn(batch, 3, *sides)
         with torch.no_grad():
             assert_close(exported(images), model(images))
+
+
+def test_graphs_for_one_size_pad_nothing(nano, monkeypatch):
+    monkeypatch.setattr(stage, 'PaddedLayout', None)
+    model = GCViT(nano, window_size=4, out_indices=(0,)).eval()
+    images = torch.randn(1, 3, 75, 90)
+    exported = torch.export.export(model, (images,)).module()
+    with torch.no_grad():
+        assert_close(exported(images), model(images))
 
 
 sides = st.integers(1, 20)
