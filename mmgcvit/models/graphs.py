@@ -25,7 +25,7 @@ def serves_other_sides(height: int, width: int) -> bool:
         return torch.onnx.is_in_onnx_export()
     if not is_recorded():
         return False
-    # torch tells from version 2.7 on
+    # old versions of torch do not tell
     is_fixed = getattr(symbolic_shapes, 'has_static_value', None)
     if is_fixed is None:
         return is_exporting()
