@@ -39,7 +39,7 @@ class FusedMBConv(nn.Module):
         # an image and not H·W·C. As a product of matrices it adds to x without another map.
         weight = self.pwconv.weight.flatten(1) * self.se(y)[:, None]
         out = torch.baddbmm(_as_tokens(x), _as_tokens(y), weight.transpose(1, 2))
-        return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return out.view_as(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _as_tokens(x: Tensor) -> Tensor:

@@ -41,6 +41,6 @@ class GlobalQueryGenerator(nn.Sequential):
         """(B, H, W, C) → (B, N, C): what every window of an image asks in global attention."""
         query = super().forward(x.permute(0, 3, 1, 2))
         size = (self.window_size, self.window_size)
-        if query.shape[2:] != size:
-            query = F.interpolate(query, size, mode='bicubic', align_corners=False)
+        # to the size it has it changes nothing, and a graph for any size has to have it
+        query = F.interpolate(query, size, mode='bicubic', align_corners=False)
         return query.flatten(2).transpose(1, 2)

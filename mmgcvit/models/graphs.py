@@ -1,6 +1,7 @@
 """Whether what runs is being recorded: compiled, traced or exported."""
 
 import torch
+from torch.fx.experimental import symbolic_shapes
 
 
 def is_exporting() -> bool:
@@ -15,3 +16,17 @@ def is_recorded() -> bool:
     # torch.compiler tells from version 2.3 on
     tell = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
     return tell() or torch.jit.is_tracing() or torch.jit.is_scripting() or is_exporting()
+
+
+def serves_other_sides(height: int, width: int) -> bool:
+    """Whether what is recorded is for maps of other sides than these too."""
+    if torch.jit.is_tracing():
+        # it is not told which sides are to be dynamic
+        return torch.onnx.is_in_onnx_export()
+    if not is_recorded():
+        return False
+    # old versions of torch do not tell
+    is_fixed = getattr(symbolic_shapes, 'has_static_value', None)
+    if is_fixed is None:
+        return is_exporting()
+    return not (is_fixed(height) and is_fixed(width))

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from .attention import GlobalAttention, LocalAttention
 from .conv import Downsampler
 from .global_query import GlobalQueryGenerator
-from .graphs import is_exporting
+from .graphs import serves_other_sides
 from .recomputed import linear_of
 from .windows import PaddedLayout, WindowLayout
 
@@ -145,8 +145,9 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) → (B, H, W, C), before the downsampler."""
         global_query = None if self.query_generator is None else self.query_generator(x)
-        layout_of = PaddedLayout if is_exporting() else WindowLayout.of_maps
-        layout = layout_of(*x.shape[:3], self.window_size)
+        batch, height, width, _ = x.shape
+        layout_of = PaddedLayout if serves_other_sides(height, width) else WindowLayout.of_maps
+        layout = layout_of(batch, height, width, self.window_size)
         tokens = layout.pack(x)
         for index, block in enumerate(self.blocks):
             query = global_query if index % 2 else None

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .graphs import is_exporting
 from .position_bias import position_bias, position_bias_backward
 from .windows import Region, WindowLayout, join
 
@@ -46,12 +47,17 @@ def attend(
     out = []
     for region, part, bias in zip(layout.regions, layout.split(projected), biases, strict=True):
         query, key, value = _heads_first(part, global_query, region)
-        if bias.shape[1] < bias.shape[2]:
+        if region.num_tokens < layout.window_size**2:
             key, value = _append(key, padded[0]), _append(value, padded[1])
         attended = F.scaled_dot_product_attention(
             query, key, value, attn_mask=bias[None], dropout_p=dropout
         )
-        out.append(attended.transpose(1, 2).flatten(0, 1))
+        attended = attended.transpose(1, 2)
+        if is_exporting():
+            # the exporter to ONNX lays out what its attention returns in another way than PyTorch
+            # does, and would find that the graph has a view of it where a copy is needed
+            attended = attended.clone(memory_format=torch.contiguous_format)
+        out.append(attended.flatten(0, 1))
     return join(out)
 
 

@@ -94,6 +94,8 @@ class WindowLayout:
 
     def split(self, tokens: Tensor) -> list[Tensor]:
         """Return the tokens of each region: (B·H·W, ...) → (B·nW·n, ...), nW its windows a map."""
+        if len(self.regions) == 1:
+            return [tokens]
         return list(tokens.split([self.batch * r.num_windows * r.num_tokens for r in self.regions]))
 
     def zero_padding(self, tokens: Tensor) -> Tensor:
@@ -108,7 +110,7 @@ class WindowLayout:
     def _cut(self, maps: Tensor, r: Region) -> Tensor:
         """Return a region's windows: (B, H, W, C) → (B, rows, columns, height, width, C)."""
         part = maps[:, r.top :, r.left :][:, : r.rows * r.height, : r.columns * r.width]
-        part = part.reshape(len(maps), r.rows, r.height, r.columns, r.width, maps.shape[-1])
+        part = part.reshape(self.batch, r.rows, r.height, r.columns, r.width, maps.shape[-1])
         return part.transpose(2, 3)
 
 
@@ -131,6 +133,7 @@ class PaddedLayout(WindowLayout):
         self.height, self.width = height, width
         region = Region(0, 0, (height + w - 1) // w, (width + w - 1) // w, w, w)
         super().__init__(batch, [region], window_size)
+        self._real: Tensor | None = None
 
     def pack(self, maps: Tensor) -> Tensor:
         """Order padded maps by windows: (B, H, W, C) → (tokens, C)."""
@@ -140,12 +143,15 @@ class PaddedLayout(WindowLayout):
 
     def unpack(self, tokens: Tensor) -> Tensor:
         """The inverse of :meth:`pack`: (tokens, C) → (B, H, W, C)."""
-        return super().unpack(tokens)[:, : self.height, : self.width]
+        (r,), w = self.regions, self.window_size
+        padding = (0, 0, 0, self.width - r.columns * w, 0, self.height - r.rows * w)
+        return F.pad(super().unpack(tokens), padding)
 
     def zero_padding(self, tokens: Tensor) -> Tensor:
         """Set the padding's tokens to zero: (tokens, C) → (tokens, C)."""
-        real = self.pack(tokens.new_ones(self.batch, self.height, self.width, 1))
-        return tokens * real
+        if self._real is None:
+            self._real = self.pack(tokens.new_ones(self.batch, self.height, self.width, 1))
+        return tokens * self._real
 
 
 def join(parts: list[Tensor], dim: int = 0) -> Tensor:
