@@ -12,6 +12,7 @@ left out with a note.
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
@@ -115,9 +116,7 @@ def parse(argv: Sequence[str] | None) -> Plan:
         raise ToolError('--device cuda: this PyTorch sees no GPU; give --device cpu')
     if args.plot and args.plot.suffix.lower() != '.png':
         raise ToolError(f'--plot {args.plot} is not allowed: give a file that ends in .png')
-    for file in (args.json, args.plot):
-        if file and not file.expanduser().absolute().parent.is_dir():
-            raise ToolError(f'{file}: the folder {file.parent} does not exist; make it first')
+    files = [file and writable(file.expanduser()) for file in (args.json, args.plot)]
     settings = Settings(
         args.backbones[0],
         args.arch,
@@ -128,8 +127,20 @@ def parse(argv: Sequence[str] | None) -> Plan:
         warm_up=args.warm_up,
         runs=args.runs,
     )
-    shapes = [to_shape(text) for text in args.shapes]
-    return Plan(settings, args.backbones, shapes, args.rounds, args.json, args.plot)
+    # a repeated one is measured once
+    shapes = list(dict.fromkeys(to_shape(text) for text in args.shapes))
+    return Plan(settings, list(dict.fromkeys(args.backbones)), shapes, args.rounds, *files)
+
+
+def writable(file: Path) -> Path:
+    """Return a file that can be written, or fail before anything is measured."""
+    if file.is_dir():
+        raise ToolError(f'{file} is a folder; give a file')
+    if not file.absolute().parent.is_dir():
+        raise ToolError(f'{file}: the folder {file.parent} does not exist; make it first')
+    if not os.access(file.absolute().parent, os.W_OK):
+        raise ToolError(f'{file}: the folder {file.parent} cannot be written to')
+    return file
 
 
 def to_shape(text: str) -> tuple[int, int]:
@@ -234,6 +245,7 @@ def as_json(plan: Plan, results: Results) -> dict:
         'device': device_name(plan),
         'machine': platform.machine(),
         'torch': torch.__version__,
+        'rounds': plan.rounds,
         'settings': {
             key: value
             for key, value in asdict(plan.settings).items()

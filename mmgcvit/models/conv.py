@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .graphs import is_recorded
+
 
 class SqueezeExcitation(nn.Module):
     """Compute a gate for each channel from all channels' means (Hu et al., 2018)."""
@@ -35,11 +37,20 @@ class FusedMBConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
         y = F.gelu(self.dwconv(x))
+        gate = self.se(y)
+        if not self._is_plain():
+            return x + self.pwconv(y * gate[:, :, None, None])
         # Scaling the channels that a pointwise convolution takes is scaling its weights: C² values
         # an image and not H·W·C. As a product of matrices it adds to x without another map.
-        weight = self.pwconv.weight.flatten(1) * self.se(y)[:, None]
+        weight = self.pwconv.weight.flatten(1) * gate[:, None]
         out = torch.baddbmm(_as_tokens(x), _as_tokens(y), weight.transpose(1, 2))
         return out.view_as(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def _is_plain(self) -> bool:
+        """Whether calling ``pwconv`` does nothing but the convolution, and nobody records it."""
+        conv = self.pwconv
+        hooked = conv._forward_pre_hooks or conv._forward_hooks or conv._backward_hooks
+        return type(conv) is nn.Conv2d and not hooked and not is_recorded()
 
 
 def _as_tokens(x: Tensor) -> Tensor:

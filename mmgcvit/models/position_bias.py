@@ -46,7 +46,7 @@ def position_bias_backward(
     """Return the table's gradient; on a CPU in a fraction of autograd's time.
 
     Args:
-        grad: (h, n, m), the gradient of ``bias``.
+        grad: (h, n, m), the gradient of ``bias``, float32 or float64; all is computed in its type.
         bias: (h, n, m), what :func:`position_bias` returned for the other arguments.
         table: ((2w-1)², h).
         window_size: Side w.
@@ -57,6 +57,7 @@ def position_bias_backward(
         ((2w-1)², h).
     """
     w, n = window_size, height * width
+    table, bias = table.to(grad.dtype), bias.to(grad.dtype)
     if n == w * w:
         patches = grad.view(-1, w, w, w, w)
     else:
@@ -95,9 +96,9 @@ def _reversed(x: Tensor, dim: int) -> Tensor:
 class BiasCache:
     """Position biases that were computed from a table, until it changes.
 
-    A change in place and another table are noticed. A change through ``.data`` leaves no trace, so
-    whoever owns the cache clears it in ``train()`` and ``eval()``: mmengine's EMAHook makes such
-    a change before a validation calls ``eval()``.
+    Noticed are a change in place, other memory and another table. A change of the memory through
+    ``.data`` leaves no trace, so whoever owns the cache clears it in ``train()`` and ``eval()``:
+    mmengine's EMAHook makes such a change before a validation calls ``eval()``.
     """
 
     def __init__(self) -> None:
@@ -105,24 +106,28 @@ class BiasCache:
 
     def clear(self) -> None:
         """Keep nothing."""
-        self._table: Tensor | None = None
-        self._version = 0
-        self._biases: dict[tuple, Tensor] = {}
+        self._kept: tuple[Tensor | None, tuple, dict[tuple, Tensor]] = (None, (), {})
 
     def get(
         self, table: Tensor, window_size: int, height: int, width: int, dtype: torch.dtype
     ) -> Tensor:
         """Return :func:`position_bias` of these arguments, in a type."""
-        if self._table is not table or self._version != table._version:
-            self.clear()
-            self._table, self._version = table, table._version
-        key = (height, width, dtype)
-        if key not in self._biases:
-            self._biases[key] = position_bias(table, window_size, height, width).to(dtype)
-        return self._biases[key]
+        state = (table._version, table.data_ptr())
+        # in one piece: another thread may clear or replace it
+        kept_table, kept_state, biases = self._kept
+        if kept_table is not table or kept_state != state:
+            biases = {}
+            self._kept = (table, state, biases)
+        # a tensor of inference mode cannot be kept for a backward pass
+        key = (height, width, dtype, torch.is_inference_mode_enabled())
+        bias = biases.get(key)
+        if bias is None:
+            bias = position_bias(table, window_size, height, width).to(dtype)
+            biases[key] = bias
+        return bias
 
     def __len__(self) -> int:
-        return len(self._biases)
+        return len(self._kept[2])
 
     def __reduce__(self) -> tuple:
         # copies and files are made without

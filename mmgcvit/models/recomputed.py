@@ -12,8 +12,8 @@ from .graphs import is_recorded
 def linear_of(cheap: Callable[[Tensor], Tensor], linear: nn.Linear, x: Tensor) -> Tensor:
     """Return linear(cheap(x)) and keep x for the backward pass, but not cheap(x).
 
-    The backward pass computes cheap(x) again and no product. What compiles the network chooses by
-    itself what to keep.
+    The backward pass computes cheap(x) again and no product; hooks on a norm hear of both. What
+    compiles the network chooses by itself what to keep.
 
     Args:
         cheap: A norm or an activation, without randomness.

@@ -102,21 +102,25 @@ class RecomputedAttention(torch.autograd.Function):
             for x in (global_query, padded, table)
         )
         # of a softmax P = softmax(S): dS_ij = P_ij (dP_ij - Σ_j P_ij dP_ij); the sum is dO_i · O_i
-        mean = (grad_out * out).sum(-1, keepdim=True)
+        mean = (grad_out.to(_sum_type(out)) * out).sum(-1, keepdim=True)
         split = (layout.split(x) for x in (projected, grad_projected, grad_out, mean))
         for region, part, grad_part, *outer in zip(layout.regions, *split, strict=True):
             inputs = _heads_first(part, global_query, region)
             grads = list(_heads_first(grad_part, global_query, region))
             if global_query is not None:
                 grads[0] = torch.empty_like(inputs[0])
-            outer = [x.unflatten(0, (-1, region.num_tokens)).transpose(1, 2) for x in outer]
+            outer = [
+                x.unflatten(0, (len(inputs[0]), region.num_tokens)).transpose(1, 2) for x in outer
+            ]
             bias = _bias(table, layout, region, projected)
             grad_bias = _backward(inputs, padded, bias, outer, grads, grad_padded)
             grad_table += position_bias_backward(
                 grad_bias, bias, table, layout.window_size, region.height, region.width
             )
             if global_query is not None:
-                grad_query = grads[0].unflatten(0, (layout.batch, -1)).sum(1).transpose(1, 2)
+                grad_query = (
+                    grads[0].unflatten(0, (layout.batch, region.num_windows)).sum(1).transpose(1, 2)
+                )
                 grad_query = grad_query.unflatten(1, (region.height, region.width))
                 grad_global_query[:, : region.height, : region.width] += grad_query
         # autograd casts sums in float32 back
@@ -144,12 +148,15 @@ def _backward(
     """
     windows, heads, n, d = inputs[0].shape
     m = bias.shape[-1]
-    grad_bias = torch.zeros_like(bias, dtype=_sum_type(bias))
+    # In half precision differences of scores cancel, and CPUs multiply slowly: computed in single.
+    exact = _sum_type(bias)
+    padded, bias = padded.to(exact), bias.to(exact)
+    grad_bias = torch.zeros_like(bias)
     # kept, since touching fresh memory takes longer than computing in it
     buffers = bias.new_empty(2, max(SCORES_IN_BACKWARD, n * m))
     for part in _parts(windows, heads, n * m):
         of_heads = part[1]
-        query, key, value, grad_out, mean = (x[part] for x in (*inputs, *outer))
+        query, key, value, grad_out, mean = (x[part].to(exact) for x in (*inputs, *outer))
         shape = query.shape[:2]
         if m > n:
             key, value = _append(key, padded[0, of_heads]), _append(value, padded[1, of_heads])
@@ -176,7 +183,8 @@ def _heads_first(
     projected: Tensor, global_query: Tensor | None, region: Region
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return query, key and value of a region, (nW, h, n, d) each; of the tokens' own, views."""
-    projected = projected.unflatten(0, (-1, region.num_tokens))
+    windows = len(projected) // region.num_tokens
+    projected = projected.unflatten(0, (windows, region.num_tokens))
     *query, key, value = projected.permute(2, 0, 3, 1, 4).unbind()
     if query:
         return query[0], key, value
@@ -197,7 +205,7 @@ def _bias(table: Tensor, layout: WindowLayout, region: Region, like: Tensor) -> 
 
 def _sum(x: Tensor) -> Tensor:
     """Sum over the first dimension; one alone is not copied."""
-    return x[0] if len(x) == 1 else x.sum(0, dtype=_sum_type(x))
+    return x[0] if len(x) == 1 else x.sum(0)
 
 
 def _sum_type(x: Tensor) -> torch.dtype:

@@ -76,6 +76,11 @@ def test_what_cannot_be_measured_is_told(settings, note):
     assert found.note.startswith(note) and not found.forward
 
 
+def test_whatever_a_peer_fails_with_is_told(monkeypatch):
+    monkeypatch.setitem(peers.BACKBONES, 'swin', lambda arch: {}[arch])
+    assert measure_backbone(Settings('swin')).note == "failed: 'tiny'"
+
+
 @pytest.mark.parametrize(('name', 'package'), [('swin', 'mmdet'), ('convnext', 'mmpretrain')])
 def test_peers_that_are_not_installed_are_told(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, f'{package}.models', None)
@@ -106,15 +111,26 @@ def tool(load_tool, monkeypatch):
 
 def test_table_json_and_plot(tool, tmp_path, capsys):
     files = tmp_path / 'speed.json', tmp_path / 'speed.png'
-    arguments = '--rounds 3 --shapes 64x64 --backbones gcvit reference swin'.split()
+    arguments = [
+        '--rounds',
+        '3',
+        '--shapes',
+        '64x64',
+        '64x64',
+        '--backbones',
+        'gcvit',
+        'reference',
+        'swin',
+        'swin',
+    ]
     tool.main([*arguments, '--json', str(files[0]), '--plot', str(files[1])])
     printed = capsys.readouterr()
     rows = {line.split()[0]: line for line in printed.out.splitlines() if line}
     # medians of 2, 4 and 9 seconds, and of three times 8
     assert rows['gcvit'].split()[1:] == (
-        '28.0 M 5.0 4000 ms 1.00 12000 ms 1.00 1.00 GB 1.00'.split()
+        ['28.0', 'M', '5.0', '4000', 'ms', '1.00', '12000', 'ms', '1.00', '1.00', 'GB', '1.00']
     )
-    assert rows['reference'].split()[4:7] == '8000 ms 2.00'.split()
+    assert rows['reference'].split()[4:7] == ['8000', 'ms', '2.00']
     assert rows['swin'].endswith('left out: not installed: no such package')
     assert '9 of 9: swin, 64x64, about 0:' in printed.err
     numbers = json.loads(files[0].read_text())
@@ -132,6 +148,7 @@ def test_table_json_and_plot(tool, tmp_path, capsys):
         ('--backbones vit', r'--backbones vit is not known: give some of gcvit, reference'),
         ('--plot speed.jpg', r'--plot speed.jpg is not allowed: give a file that ends in .png'),
         ('--json no/such/f.json', r'the folder no/such does not exist; make it first'),
+        ('--json tests', r'tests is a folder; give a file'),
     ],
 )
 def test_options_that_are_not_allowed(tool, arguments, message):

@@ -168,3 +168,37 @@ def test_it_compiles_in_one_graph(nano):
         images = torch.randn(1, 3, *size)
         with torch.no_grad():
             assert torch.allclose(compiled(images)[0], model(images)[0], atol=1e-5)
+
+
+def test_whatever_stands_for_the_pointwise_convolution_is_called(nano):
+    """Else it is folded into a product of matrices, with the same result."""
+    network = GCViT(nano, window_size=4).eval()
+    mbconv = network.stem.downsample.mbconv
+    images = torch.randn(1, 3, 40, 50)
+    with torch.no_grad():
+        wanted = network(images)
+        handle = mbconv.pwconv.register_forward_hook(lambda module, args, out: 0 * out)
+        assert not torch.allclose(network(images)[0], wanted[0], atol=1e-3)
+        handle.remove()
+        mbconv.pwconv = torch.nn.Sequential(mbconv.pwconv)
+        for a, b in zip(network(images), wanted, strict=True):
+            assert float((a - b).abs().max() / b.abs().max()) < 2e-5
+
+
+def test_mmengine_counts_all_products(nano):
+    from mmengine.analysis import get_model_complexity_info
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = GCViT(nano, window_size=4).eval()
+    found = get_model_complexity_info(network, (3, 64, 64), show_table=False, show_arch=False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.randn(1, 3, 64, 64))
+    # mmengine's has norms and interpolation besides
+    assert found['flops'] > counter.get_total_flops() / 2
+
+
+def test_channels_are_last_in_memory_from_the_first_convolution(nano):
+    network, seen = GCViT(nano, window_size=4), []
+    network.stem.conv.register_forward_hook(lambda module, args, out: seen.append(out))
+    network(torch.randn(1, 3, 40, 50))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)

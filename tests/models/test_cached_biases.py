@@ -87,6 +87,12 @@ def change_data_while_training(model):
     model.eval()
 
 
+def change_memory(model):
+    parameters = list(model.parameters())
+    vector = torch.nn.utils.parameters_to_vector(parameters)
+    torch.nn.utils.vector_to_parameters(vector * 2, parameters)
+
+
 def replace_by_one_of_the_same_version(model):
     new = torch.nn.Parameter(table(model).detach() * -3)
     with torch.no_grad():
@@ -103,6 +109,7 @@ def replace_by_one_of_the_same_version(model):
         load_assigned,
         change_data_and_call_eval,
         change_data_while_training,
+        change_memory,
         lambda model: model.double().float(),
         lambda model: model.half().float(),
         replace_by_one_of_the_same_version,
@@ -153,6 +160,17 @@ def test_inference_mode(nano):
         first = model(IMAGES)
         table(model).mul_(-3)
         assert not torch.equal(model(IMAGES)[2], first[2])
+
+
+def test_gradients_after_inference_mode(model):
+    table(model).requires_grad_(False)
+    with torch.inference_mode():
+        model(IMAGES)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    images = IMAGES.clone().requires_grad_()
+    sum(out.sum() for out in model(images)).backward()
+    assert images.grad.abs().sum() > 0
 
 
 @MODELS.register_module(force=True)

@@ -75,7 +75,7 @@ def test_second_derivatives_are_refused_and_not_wrong():
         grad.sum().backward()
 
 
-def kept_by(network, images):
+def kept_by(network, *inputs):
     """Numbers in each tensor that the forward pass keeps, parameters left out."""
     kept = {}
     parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
@@ -87,7 +87,7 @@ def kept_by(network, images):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = network(images)
+        outputs = network(*inputs)
     return outputs, list(kept.values())
 
 
@@ -127,3 +127,85 @@ def test_gradients_have_the_inputs_types(dtype, is_global):
     tensors = inputs(layout, 9, is_global, dtype)
     RecomputedAttention.apply(layout, *tensors).sum().backward()
     assert all(x.grad.dtype == dtype for x in tensors if x is not None)
+
+
+def relative_error(found, wanted):
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@CASES
+def test_half_precision_is_as_exact_as_autograd(is_global):
+    layout = WindowLayout.of_maps(1, 20, 15, 12)
+    exact = inputs(layout, 300, is_global)
+    cotangent = torch.randn(300, HEADS, HEAD_DIM, dtype=torch.float64)
+    grads = []
+    for function, dtype in (
+        (plain, torch.float64),
+        (plain, torch.bfloat16),
+        (lambda *a: RecomputedAttention.apply(*a), torch.bfloat16),
+    ):
+        # large scores; the table learns in float32
+        tensors = [
+            x if x is None else (2 * x).to(dtype if x.dim() > 2 else torch.float32).detach()
+            for x in exact
+        ]
+        tensors = [x if x is None else x.requires_grad_() for x in tensors]
+        out = function(layout, *tensors)
+        learning = [x for x in tensors if x is not None]
+        grads.append(torch.autograd.grad(out, learning, cotangent.to(out.dtype)))
+    for wanted, plainly, found in zip(*grads, strict=True):
+        assert relative_error(found, wanted) < 1.5 * relative_error(plainly, wanted) + 1e-3
+
+
+def test_an_empty_batch(nano):
+    network = GCViT(nano, window_size=4)
+    outputs = network(torch.randn(0, 3, 50, 70))
+    sum(out.sum() for out in outputs).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in network.parameters())
+
+
+@pytest.mark.skipif(torch.__version__ < '2.2', reason='has no fused attention with a bias')
+def test_forward_pass_is_fused_on_a_cpu():
+    layout = WindowLayout.of_maps(1, 4, 4, 4)
+    tensors = inputs(layout, 16, is_global=False, dtype=torch.float32)
+    with torch.profiler.profile() as profile:
+        RecomputedAttention.apply(layout, *tensors)
+    names = {event.key for event in profile.key_averages()}
+    assert any('flash_attention_for_cpu' in name for name in names), names
+
+
+def test_norms_and_activations_are_not_kept(nano):
+    """Of a block: its input and output, the hidden channels once, what attention takes and gives."""
+    network = GCViT(nano, window_size=4).train()
+    block, tokens = network.stages[0].blocks[0], 4 * 4 * 9
+    layout = WindowLayout.of_maps(1, 12, 12, 4)
+    C = nano['embed_dims']
+    x = torch.randn(tokens, C, requires_grad=True)
+    out, kept = kept_by(block, x, layout, None)
+    hidden = block.mlp.fc1.out_features
+    assert out.shape == (tokens, C)
+    big = sorted(size for size in kept if size >= tokens * C)
+    # twice the input of a norm, attention's output; query, key and value; the hidden channels
+    assert big == sorted([tokens * C] * 3 + [3 * tokens * C, tokens * hidden])
+
+
+@pytest.mark.parametrize('transform', ['grad', 'jvp'])
+def test_transforms_of_torch_func(nano, transform):
+    network = GCViT(nano, window_size=4)
+    images = torch.randn(1, 3, 40, 50)
+    parameters = {k: v.detach() for k, v in network.named_parameters()}
+
+    def loss(parameters):
+        outputs = torch.func.functional_call(network, parameters, (images,))
+        return sum(out.square().mean() for out in outputs)
+
+    loss(dict(network.named_parameters())).backward()
+    if transform == 'grad':
+        found = torch.func.grad(loss)(parameters)
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6)
+        return
+    direction = {k: torch.randn_like(v) for k, v in parameters.items()}
+    _, found = torch.func.jvp(loss, (parameters,), (direction,))
+    wanted = sum((p.grad * direction[k]).sum() for k, p in network.named_parameters())
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
