@@ -48,9 +48,11 @@ class FusedMBConv(nn.Module):
 
     def _is_plain(self) -> bool:
         """Whether calling ``pwconv`` does nothing but the convolution, and nobody records it."""
+        if is_recorded():
+            return False
         conv = self.pwconv
-        hooked = conv._forward_pre_hooks or conv._forward_hooks or conv._backward_hooks
-        return type(conv) is nn.Conv2d and not hooked and not is_recorded()
+        hooks = (conv._forward_pre_hooks, conv._forward_hooks, conv._backward_hooks)
+        return type(conv) is nn.Conv2d and not any(hooks)
 
 
 def _as_tokens(x: Tensor) -> Tensor:

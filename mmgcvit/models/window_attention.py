@@ -46,7 +46,7 @@ def attend(
     """
     out = []
     for region, part, bias in zip(layout.regions, layout.split(projected), biases, strict=True):
-        query, key, value = _heads_first(part, global_query, region)
+        query, key, value = _heads_first(part, global_query, layout.batch, region)
         if region.num_tokens < layout.window_size**2:
             key, value = _append(key, padded[0]), _append(value, padded[1])
         attended = F.scaled_dot_product_attention(
@@ -105,8 +105,8 @@ class RecomputedAttention(torch.autograd.Function):
         mean = (grad_out.to(_sum_type(out)) * out).sum(-1, keepdim=True)
         split = (layout.split(x) for x in (projected, grad_projected, grad_out, mean))
         for region, part, grad_part, *outer in zip(layout.regions, *split, strict=True):
-            inputs = _heads_first(part, global_query, region)
-            grads = list(_heads_first(grad_part, global_query, region))
+            inputs = _heads_first(part, global_query, layout.batch, region)
+            grads = list(_heads_first(grad_part, global_query, layout.batch, region))
             if global_query is not None:
                 grads[0] = torch.empty_like(inputs[0])
             outer = [
@@ -180,11 +180,11 @@ def _backward(
 
 
 def _heads_first(
-    projected: Tensor, global_query: Tensor | None, region: Region
+    projected: Tensor, global_query: Tensor | None, batch: int, region: Region
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return query, key and value of a region, (nW, h, n, d) each; of the tokens' own, views."""
-    windows = len(projected) // region.num_tokens
-    projected = projected.unflatten(0, (windows, region.num_tokens))
+    # in full, as -1 means nothing where there are no images
+    projected = projected.unflatten(0, (batch * region.num_windows, region.num_tokens))
     *query, key, value = projected.permute(2, 0, 3, 1, 4).unbind()
     if query:
         return query[0], key, value

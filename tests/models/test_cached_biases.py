@@ -87,12 +87,6 @@ def change_data_while_training(model):
     model.eval()
 
 
-def change_memory(model):
-    parameters = list(model.parameters())
-    vector = torch.nn.utils.parameters_to_vector(parameters)
-    torch.nn.utils.vector_to_parameters(vector * 2, parameters)
-
-
 def replace_by_one_of_the_same_version(model):
     new = torch.nn.Parameter(table(model).detach() * -3)
     with torch.no_grad():
@@ -109,7 +103,6 @@ def replace_by_one_of_the_same_version(model):
         load_assigned,
         change_data_and_call_eval,
         change_data_while_training,
-        change_memory,
         lambda model: model.double().float(),
         lambda model: model.half().float(),
         replace_by_one_of_the_same_version,
@@ -120,6 +113,17 @@ def test_changes_are_seen(model, change):
     change(model)
     assert_fresh(model)
     assert not torch.equal(maps(model)[2], before[2]) or 'lambda' in change.__name__
+
+
+def test_other_memory_is_seen(model):
+    before = maps(model)
+    parameters = list(model.parameters())
+    vector = torch.nn.utils.parameters_to_vector(parameters)
+    torch.nn.utils.vector_to_parameters(vector * 2, parameters)
+    assert not torch.allclose(maps(model)[2], before[2])
+    # not equal: memory that is aligned in another way is added up in another order
+    for a, b in zip(maps(model), maps(copy.deepcopy(model)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_training_steps_are_seen(model):
@@ -150,8 +154,8 @@ def test_traces_depend_on_the_table(model):
         # sizes are other objects there in each call
         assert len(model.stages[0].blocks[0].attn._biases) == kept
         change_in_place(model)
-        expected = model(IMAGES)
-        assert all(torch.equal(a, b) for a, b in zip(traced(IMAGES), expected, strict=True))
+        for a, b in zip(traced(IMAGES), model(IMAGES), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_inference_mode(nano):
