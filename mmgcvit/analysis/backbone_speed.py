@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .peers import MissingPeer, build_backbone
+from .peers import MissingPeer, build_backbone, import_libraries
 from .speed import peak_process_memory
 
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -84,9 +84,8 @@ def measure_backbone(settings: Settings) -> Measurement:
 
 
 def _measure(settings: Settings, found: Measurement) -> None:
-    # imports its libraries, whose memory is not to be taken for the model's
-    with torch.device('meta'):
-        build_backbone(settings.name, settings.arch, settings.shape)
+    # whose memory is not to be taken for the model's
+    import_libraries(settings.name)
     before = _peak_memory(settings.device)
     model = build_backbone(settings.name, settings.arch, settings.shape)
     found.params = sum(parameter.numel() for parameter in model.parameters())

@@ -1,5 +1,6 @@
 """GC ViT and the backbones that it is measured beside, each built from a short name."""
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,9 @@ BACKBONES: dict[str, Callable[[str], nn.Module]] = {
 }
 
 
+LIBRARIES = {'swin': 'mmdet.models', 'convnext': 'mmpretrain.models', 'timm': 'timm'}
+
+
 def build_backbone(name: str, arch: str, shape: tuple[int, int]) -> nn.Module:
     """Build a backbone with random weights.
 
@@ -102,11 +106,22 @@ def build_backbone(name: str, arch: str, shape: tuple[int, int]) -> nn.Module:
     Raises:
         MissingPeer: If it is not installed or has no such size.
     """
+    import_libraries(name)
     torch.manual_seed(0)
+    if name.startswith('timm:'):
+        return _timm(name.removeprefix('timm:'), shape)
+    return BACKBONES[name](arch)
+
+
+def import_libraries(name: str) -> None:
+    """Import what a backbone needs.
+
+    Raises:
+        MissingPeer: If it is not installed.
+    """
     try:
-        if name.startswith('timm:'):
-            return _timm(name.removeprefix('timm:'), shape)
-        return BACKBONES[name](arch)
+        if library := LIBRARIES.get(name.partition(':')[0]):
+            importlib.import_module(library)
     except ImportError as error:
         raise MissingPeer(f'not installed: {error}') from error
 

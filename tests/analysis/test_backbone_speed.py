@@ -51,16 +51,29 @@ def test_padding_costs_the_reference_products_and_not_the_backbone():
     assert ours > 96 * 96 * 12
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_a_measurement_has_all_its_numbers(dtype):
-    settings = Settings('gcvit', 'xxtiny', (64, 96), dtype=dtype, warm_up=1, runs=2)
+@pytest.mark.parametrize(
+    ('name', 'dtype'),
+    [
+        ('gcvit', 'float32'),
+        ('gcvit', 'bfloat16'),
+        ('reference', 'float32'),
+        ('swin', 'float32'),
+        ('convnext', 'float32'),
+        ('timm:gcvit_xxtiny', 'float32'),
+    ],
+)
+def test_a_measurement_has_all_its_numbers(name, dtype):
+    side = 224 if name.startswith('timm') else 64
+    arch = 'tiny' if name in ('swin', 'convnext') else 'xxtiny'
+    settings = Settings(name, arch, (side, side), dtype=dtype, warm_up=1, runs=2)
     found = measure_backbone(settings)
     assert not found.note
     assert len(found.forward) == len(found.training) == 2
-    assert 0 < min(found.forward) < max(found.training)
+    assert 0 < min(found.forward) < max(found.training) and found.macs > 0
     # of the whole process, which may have been larger before
     assert found.training_memory >= found.forward_memory >= 0
-    assert found.params == sum(p.numel() for p in peers.gcvit('xxtiny').parameters())
+    model = build_backbone(name, arch, (side, side))
+    assert found.params == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(
