@@ -17,7 +17,7 @@ Shape = tuple[int, int]
 def plot_cost_per_pixel(
     panels: Mapping[str, Mapping[str, Mapping[Shape, float]]], out_file: str | os.PathLike
 ) -> Path:
-    """Plot microseconds a pixel over megapixels an image.
+    """Plot microseconds a pixel over the sizes of images, in rising order.
 
     Args:
         panels: Title of each panel → backbone → H and W of the images → seconds an image.
@@ -44,23 +44,22 @@ def plot_cost_per_pixel(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         for number, (name, line) in enumerate(lines.items()):
-            points = sorted((_pixels(shape), seconds) for shape, seconds in line.items())
+            measured = [shape for shape in shapes if shape in line]
             axes.plot(
-                [pixels / 1e6 for pixels, _ in points],
-                [1e6 * seconds / pixels for pixels, seconds in points],
+                [shapes.index(shape) for shape in measured],
+                [1e6 * line[shape] / _pixels(shape) for shape in measured],
                 'o-',
                 label=name,
                 color=COLOURS[number % len(COLOURS)],
             )
-        axes.set_xscale('log')
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+        # evenly spaced: labels of sizes that are near each other would not be legible
         axes.set_xticks(
-            [_pixels(shape) / 1e6 for shape in shapes],
+            range(len(shapes)),
             [f'{height}×{width}' for height, width in shapes],
             rotation=30,
             ha='right',
         )
-        axes.minorticks_off()
         axes.set_title(title)
         axes.set_xlabel('image, height × width')
         axes.set_ylabel('time a pixel, µs')
