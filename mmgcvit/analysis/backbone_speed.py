@@ -69,9 +69,8 @@ class Measurement:
 
 def measure_backbone(settings: Settings) -> Measurement:
     """Measure a backbone; memory on a CPU is right only in a process of its own."""
-    found = Measurement()
     try:
-        _measure(settings, found)
+        return _measure(settings)
     except MissingPeer as error:
         return Measurement(note=str(error))
     except torch.cuda.OutOfMemoryError:
@@ -80,10 +79,10 @@ def measure_backbone(settings: Settings) -> Measurement:
         # whatever a peer fails with, on such images or in this type: the others are still measured
         text = str(error).strip() or type(error).__name__
         return Measurement(note=f'failed: {text.splitlines()[0][:200]}')
-    return found
 
 
-def _measure(settings: Settings, found: Measurement) -> None:
+def _measure(settings: Settings) -> Measurement:
+    found = Measurement()
     # whose memory is not to be taken for the model's
     import_libraries(settings.name)
     before = _peak_memory(settings.device)
@@ -100,6 +99,7 @@ def _measure(settings: Settings, found: Measurement) -> None:
     model.train()
     found.training = _time(_training_step(network, images, settings), settings)
     found.training_memory = _peak_memory(settings.device) - before
+    return found
 
 
 def count_macs(model: nn.Module, shape: tuple[int, int]) -> int:

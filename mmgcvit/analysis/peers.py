@@ -90,8 +90,6 @@ BACKBONES: dict[str, Callable[[str], nn.Module]] = {
     'swin': swin,
     'convnext': convnext,
 }
-
-
 LIBRARIES = {'swin': 'mmdet.models', 'convnext': 'mmpretrain.models', 'timm': 'timm'}
 
 
