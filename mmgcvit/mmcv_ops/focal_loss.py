@@ -1,0 +1,105 @@
+"""Focal losses of classification, under the names and arguments of ``mmcv._ext``.
+
+The paper is "Focal Loss for Dense Object Detection" (arXiv 1708.02002), equation 5.
+
+Letters: N samples, C classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .precision import at_least_float32
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    """Write the loss of each class into ``output`` (N, C).
+
+    Args:
+        input: Logits, (N, C).
+        target: Class of each sample, (N); one outside 0 to C - 1 means background.
+        weight: Factor of a sample's loss by its class, (C), or empty for none. Background has 1.
+        output: The losses.
+        gamma: How much less samples count that are classified well.
+        alpha: Weight of the positive class; the others have 1 - alpha.
+    """
+    (logits,) = at_least_float32(input)
+    p, q, log_p, log_q, positive = _sigmoid_terms(logits, target)
+    loss = torch.where(positive, -alpha * q**gamma * log_p, -(1 - alpha) * p**gamma * log_q)
+    output.copy_(loss * _class_weight(weight, target, logits)[:, None])
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
+) -> None:
+    """Write the derivative of each loss by its logit into ``grad_input`` (N, C)."""
+    (logits,) = at_least_float32(input)
+    p, q, log_p, log_q, positive = _sigmoid_terms(logits, target)
+    grad = torch.where(
+        positive,
+        -alpha * q**gamma * (q - gamma * p * log_p),
+        -(1 - alpha) * p**gamma * (gamma * q * log_q - p),
+    )
+    grad_input.copy_(grad * _class_weight(weight, target, logits)[:, None])
+
+
+def _sigmoid_terms(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    """Return p, q = 1 - p, their logarithms, and where the positive class is, each (N, C)."""
+    positive = target[:, None] == torch.arange(logits.shape[1], device=logits.device)
+    log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
+    return logits.sigmoid(), (-logits).sigmoid(), log_p, log_q, positive
+
+
+def softmax_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    """Write the loss of each sample into ``output`` (N).
+
+    ``input`` is the softmax over the classes, (N, C); a target below 0 is ignored, its loss is 0.
+    The other arguments are those of the sigmoid's loss.
+    """
+    p, log_p, used = _softmax_terms(input, target)
+    loss = -alpha * (1 - p) ** gamma * log_p * _class_weight(weight, target, p)
+    output.copy_(torch.where(used, loss, torch.zeros_like(loss)))
+
+
+def softmax_focal_loss_backward(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    buff: Tensor,
+    grad_input: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
+    """Write the derivative of each loss by its logits into ``grad_input`` (N, C).
+
+    ``buff`` is the memory that mmcv's own operator works in; it is not used.
+    """
+    p, log_p, used = _softmax_terms(input, target)
+    (softmax,) = at_least_float32(input)
+    # d loss / d log p, of which d log p / d logits is one-hot minus softmax
+    tiny = torch.finfo(p.dtype).tiny  # 0 has no power below 0; log p is 0 there
+    slope = gamma * (1 - p).clamp(min=tiny) ** (gamma - 1) * p * log_p
+    by_log_p = alpha * (slope - (1 - p) ** gamma) * _class_weight(weight, target, p)
+    by_log_p = torch.where(used, by_log_p, torch.zeros_like(by_log_p))
+    one_hot = F.one_hot(target.clamp(min=0), softmax.shape[1])
+    grad_input.copy_(by_log_p[:, None] * (one_hot - softmax))
+
+
+def _softmax_terms(softmax: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return p of the target, log p, and which samples are used, each (N)."""
+    (softmax,) = at_least_float32(softmax)
+    p = softmax.gather(1, target.clamp(min=0)[:, None]).squeeze(1)
+    return p, p.clamp(min=torch.finfo(p.dtype).tiny).log(), target >= 0
+
+
+def _class_weight(weight: Tensor, target: Tensor, like: Tensor) -> Tensor:
+    """Return the weight of each sample's class, (N)."""
+    if not weight.numel():
+        return like.new_ones(len(target))
+    inside = (target >= 0) & (target < len(weight))
+    chosen = weight.to(like.dtype)[target.clamp(0, len(weight) - 1)]
+    return torch.where(inside, chosen, torch.ones_like(chosen))

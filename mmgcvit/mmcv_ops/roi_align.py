@@ -1,0 +1,169 @@
+"""RoIAlign with average and maximum, under the names and arguments of ``mmcv._ext``.
+
+The features of a region are sampled at a grid of points in each of its bins. The average over a bin
+is torchvision's operator; the maximum is computed here.
+
+Letters: N images, C channels, H, W of a feature map, R regions, (h, w) bins of a region.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .precision import at_least_float32
+
+MAXIMUM = 0  # mmcv's pool_mode; 1 is the average
+SAMPLES_AT_ONCE = 1 << 23  # of the maximum: 32 MB in float32, several times over
+
+
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Write the features of regions into ``output``.
+
+    Args:
+        input: (N, C, H, W).
+        rois: (R, 5): index of the image, then x1, y1, x2, y2 in its pixels.
+        output: (R, C, h, w), zeros. Regions without height or width keep them.
+        argmax_y: Of the maximum, (R, C, h, w): row of the best sampling point in its bin.
+        argmax_x: The same for the column.
+        aligned_height: h.
+        aligned_width: w.
+        spatial_scale: Factor from the image's pixels to those of the map.
+        sampling_ratio: Rows and columns of points in a bin; 0 for one in each pixel of the map.
+        pool_mode: 0 for the maximum, 1 for the average.
+        aligned: Whether pixels have their coordinates at their centres, as they should.
+    """
+    bins = (aligned_height, aligned_width)
+    features, rois = at_least_float32(input, rois)
+    if pool_mode != MAXIMUM:
+        align = torch.ops.torchvision.roi_align
+        output.copy_(align(features, rois, spatial_scale, *bins, sampling_ratio, aligned))
+        return
+    maps = features.flatten(2)
+    for part, y, x in _sampling_points(
+        rois, bins, spatial_scale, sampling_ratio, aligned, features.shape[1]
+    ):
+        image = rois[part, 0].long().view(-1, 1, 1)
+        corners = _corners(y.flatten(1)[:, :, None], x.flatten(1)[:, None], features.shape[2:])
+        samples = sum(weight[..., None] * maps[image, :, index] for index, weight in corners)
+        samples = samples.unflatten(2, x.shape[1:]).unflatten(1, y.shape[1:])
+        # (regions, h, rows, w, columns, C)
+        best, index = samples.permute(0, 5, 1, 3, 2, 4).flatten(4).max(-1)
+        output[part] = best.to(output.dtype)
+        argmax_y[part] = (index // x.shape[2]).to(argmax_y.dtype)
+        argmax_x[part] = (index % x.shape[2]).to(argmax_x.dtype)
+
+
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Write the gradient of the features into ``grad_input`` (N, C, H, W)."""
+    bins = (aligned_height, aligned_width)
+    grad, rois = at_least_float32(grad_output, rois)
+    images, channels, height, width = shape = grad_input.shape
+    if pool_mode != MAXIMUM:
+        backward = torch.ops.torchvision._roi_align_backward
+        grad_input.copy_(
+            backward(grad, rois, spatial_scale, *bins, *shape, sampling_ratio, aligned)
+        )
+        return
+    channel = torch.arange(channels, device=rois.device).view(-1, 1, 1)
+    total = grad.new_zeros(images * channels * height * width)
+    for part, y, x in _sampling_points(
+        rois, bins, spatial_scale, sampling_ratio, aligned, channels
+    ):
+        plane = rois[part, 0].long().view(-1, 1, 1, 1) * channels + channel
+        y = _choose(y[:, None, :, None], argmax_y[part])
+        x = _choose(x[:, None, None], argmax_x[part])
+        for index, weight in _corners(y, x, (height, width)):
+            index = plane * (height * width) + index
+            total.index_add_(0, index.flatten(), (grad[part] * weight).flatten())
+    grad_input.copy_(total.view(shape))
+
+
+def _sampling_points(
+    rois: Tensor,
+    bins: tuple[int, int],
+    scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    channels: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield the coordinates of sampling points, of all regions that have as many.
+
+    Coordinates are computed in mmcv's order, to be rounded as mmcv's are.
+
+    Yields:
+        Indices of the regions, r of them; y of their points, (r, h, rows); x, (r, w, columns).
+    """
+    corners = rois[:, 1:] * scale - (0.5 if aligned else 0.0)
+    start = corners[:, :2]
+    size = corners[:, 2:] - start
+    if not aligned:
+        size = size.clamp(min=1)
+    size = size / size.new_tensor(bins[::-1])  # of a bin
+    grids = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.ceil()
+    for grid in grids.unique(dim=0):
+        columns, rows = grid.long().tolist()
+        if rows <= 0 or columns <= 0:
+            continue
+        same = (grids == grid).all(1).nonzero().squeeze(1)
+        samples = channels * bins[0] * rows * bins[1] * columns
+        for part in same.split(max(1, SAMPLES_AT_ONCE // max(1, samples))):
+            x, y = (
+                _along_axis(start[part, axis], size[part, axis], count, samples)
+                for axis, count, samples in ((0, bins[1], columns), (1, bins[0], rows))
+            )
+            yield part, y, x
+
+
+def _along_axis(start: Tensor, size: Tensor, bins: int, samples: int) -> Tensor:
+    start, size = start[:, None, None], size[:, None, None]
+    bin = torch.arange(bins, device=start.device)[:, None]
+    sample = torch.arange(samples, device=start.device) + 0.5
+    return start + bin * size + sample * size / samples
+
+
+def _choose(coordinates: Tensor, argmax: Tensor) -> Tensor:
+    """Return the coordinates of the best points, (r, C, h, w)."""
+    coordinates = coordinates.expand(*argmax.shape, coordinates.shape[-1])
+    return coordinates.gather(-1, argmax[..., None].long()).squeeze(-1)
+
+
+def _corners(y: Tensor, x: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield index in the map and weight of the four pixels around points at (y, x)."""
+    for row, vertical in _neighbours(y, size[0]):
+        for column, horizontal in _neighbours(x, size[1]):
+            yield row * size[1] + column, vertical * horizontal
+
+
+def _neighbours(coordinate: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the two pixels beside a coordinate and their weights, 0 off the map."""
+    on_map = (coordinate >= -1) & (coordinate <= size)
+    coordinate = coordinate.clamp(0, size - 1)
+    low = coordinate.long()
+    part = coordinate - low
+    yield low, (1 - part) * on_map
+    yield (low + 1).clamp(max=size - 1), part * on_map

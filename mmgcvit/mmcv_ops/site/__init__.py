@@ -1,0 +1,1 @@
+"""What pip installs beside the packages, see setup.py."""
