@@ -21,10 +21,12 @@ import torch
 from mmgcvit.analysis.speed import INFERENCE, PERCENTILES, TRAINING, Settings, Speed, measure
 from mmgcvit.engine import ToolError, config_parser, run_tool
 from mmgcvit.files import write_atomically
+from mmgcvit.mmcv_ops import require_operators
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     settings, json_file = parse(argv)
+    print(f"mmcv's operators: {require_operators()}", flush=True)
     speeds = [measure_alone(settings, phase) for phase in (INFERENCE, TRAINING)]
     print(table(settings, speeds))
     if json_file:
@@ -53,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Settings, Path | None]:
         '--dtype',
         default='float32',
         choices=['float32', 'bfloat16', 'float16'],
-        help='of mixed precision; bfloat16 leaves the heads of detectors in float32',
+        help='float32, or the type of mixed precision',
     )
     parser.add_argument('--compile', action='store_true', help='torch.compile the backbone')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the numbers there too')

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..mmcv_ops import require_operators
 from ..models.attention import WindowAttention
 
 # Detection papers count so many proposals, and masks of so many of them, whatever is in an image.
@@ -39,6 +40,7 @@ class Complexity:
 
 def build_on_meta(cfg: Config) -> nn.Module:
     """Build a config's model with shapes alone: no memory, no initial values, no files."""
+    require_operators()
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     with torch.device('meta'):
         return MODELS.build(cfg.model).eval()

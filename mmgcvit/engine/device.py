@@ -1,5 +1,6 @@
 """Where a model runs, and what has to differ on a machine without CUDA."""
 
+import os
 from typing import Any
 
 import torch
@@ -10,23 +11,31 @@ from mmengine.logging import print_log
 from mmengine.registry import MODEL_WRAPPERS
 from torch.nn.parallel import DistributedDataParallel
 
+from ..mmcv_ops import operator_failure, require_operators
+
 SYNC_BN = ('SyncBN', 'MMSyncBN')
 
 
 def choose_device() -> str:
-    """Settle mmengine's device for this process, 'cuda' or 'cpu', and return it.
+    """Settle mmengine's device for this process, such as 'cuda' or 'cpu', and return it.
 
-    An mmcv that was built without CUDA operators cannot run a detector on a GPU: the CPU is used
-    then.
+    A GPU that mmcv's operators do not run on is not used.
+
+    Raises:
+        MmcvError: If mmcv is missing or broken.
     """
-    if utils.DEVICE != 'cuda':
-        return utils.DEVICE
-    from mmcv.ops import get_compiling_cuda_version
-
-    if get_compiling_cuda_version() == 'not available':
+    require_operators()
+    if utils.DEVICE != 'cpu' and operator_failure(_device_of_process(), torch.float32):
         # what mmengine.device.get_device() returns from now on; it has no setter
         utils.DEVICE = 'cpu'
     return utils.DEVICE
+
+
+def _device_of_process() -> str:
+    if not torch.cuda.is_available():
+        return utils.DEVICE
+    # the GPU that this process will train on: others would get a context of it
+    return f'cuda:{int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()}'
 
 
 def fit_to_cpu(cfg: Config, processes: int) -> None:
@@ -41,10 +50,10 @@ def fit_to_cpu(cfg: Config, processes: int) -> None:
     """
     told = ['running on the CPU']
     if torch.cuda.is_available():
+        failure = operator_failure(_device_of_process(), torch.float32)
         told = [
-            'mmcv was built without CUDA operators: running on the CPU, though there is a GPU (to '
-            'use it, install the CUDA toolkit, nvcc, of the CUDA version that torch has and build '
-            'the environment anew with tools/setup_env.sh)'
+            f"running on the CPU, though there is a GPU: mmcv's operators do not run on it "
+            f'({failure}). Replace mmcv by mmcv-lite to use those of torchvision'
         ]
     if cfg.get('launcher', 'none') != 'none':
         told.append(f'{processes} process{"es" * (processes > 1)} connected by gloo')

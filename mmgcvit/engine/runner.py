@@ -1,9 +1,12 @@
 """mmengine's runners, made ready for this machine."""
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
+from ..mmcv_ops import require_operators
 from ..weights import register_checkpoint_loaders
 from .amp import settle_amp
 from .checkpoints import register_file_backend
@@ -24,6 +27,8 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     """
     device = choose_device()
     processes = start_processes(cfg, device)
+    if is_main_process():
+        print_log(f"mmcv's operators: {require_operators()}", logger='current')
     settle_amp(cfg, device)
     settle_fsdp(cfg, device)
     if device == 'cpu':

@@ -11,6 +11,7 @@ from typing import NoReturn
 import torch.distributed
 from mmengine.config import DictAction
 
+from ..mmcv_ops import MmcvError, enable
 from ..weights import WeightsError
 
 
@@ -20,9 +21,10 @@ class ToolError(Exception):
 
 def run_tool(main: Callable[[], None]) -> None:
     """Run a tool's main function; what the user can put right ends in one line and exit code 1."""
+    enable()
     try:
         main()
-    except (ToolError, WeightsError) as error:
+    except (ToolError, WeightsError, MmcvError) as error:
         _leave(1, f'error: {error}')
     except OSError as error:
         # others, as of a network or of a data worker, are told in full

@@ -1,36 +1,66 @@
 """Which device is used. There is no GPU where this was written: mmengine's finding is replaced."""
 
-import mmcv.ops
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device, utils
 
+from mmgcvit.engine import device as device_module
 from mmgcvit.engine.device import choose_device, fit_to_cpu
 
 
+@pytest.fixture
+def operators(monkeypatch):
+    """Let the operators fail on a GPU for a reason, or for None not, and note where they ran."""
+    devices = []
+
+    def settle(failure):
+        def run(device, dtype):
+            devices.append(device)
+            return failure
+
+        monkeypatch.setattr(device_module, 'operator_failure', run)
+        return devices
+
+    return settle
+
+
 @pytest.mark.parametrize(
-    ('found', 'operators', 'used'),
+    ('found', 'failure', 'used'),
     [
-        ('cuda', '12.8', 'cuda'),
-        ('cuda', 'not available', 'cpu'),
-        ('cpu', 'not available', 'cpu'),
-        ('cpu', '12.8', 'cpu'),
+        ('cuda', None, 'cuda'),
+        ('cuda', 'no kernel', 'cpu'),
+        ('mps', 'no kernel', 'cpu'),
+        ('cpu', 'no kernel', 'cpu'),
+        ('cpu', None, 'cpu'),
     ],
 )
-def test_a_gpu_is_used_if_mmcv_has_operators_for_it(monkeypatch, found, operators, used):
+def test_a_gpu_is_used_if_mmcvs_operators_run_on_it(monkeypatch, operators, found, failure, used):
     monkeypatch.setattr(utils, 'DEVICE', found)
-    monkeypatch.setattr(mmcv.ops, 'get_compiling_cuda_version', lambda: operators)
+    operators(failure)
     assert choose_device() == used
     assert get_device() == used
 
 
+def test_each_process_tries_the_gpu_that_it_will_use(monkeypatch, operators):
+    devices = operators(None)
+    monkeypatch.setattr(utils, 'DEVICE', 'cuda')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    for rank in ('0', '3', '5'):  # the last one has none, which the launch reports
+        monkeypatch.setenv('LOCAL_RANK', rank)
+        choose_device()
+    assert devices == ['cuda:0', 'cuda:3', 'cuda:1']
+
+
 @pytest.mark.parametrize('there_is_a_gpu', [False, True])
-def test_one_line_says_that_and_why_the_cpu_is_used(monkeypatch, log, there_is_a_gpu):
+def test_one_line_says_that_and_why_the_cpu_is_used(monkeypatch, log, operators, there_is_a_gpu):
+    operators('no kernel')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: there_is_a_gpu)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     fit_to_cpu(Config(dict(model=dict(type='M'))), 1)
     assert len(log) == 1 and 'running on the CPU' in log[0]
-    assert ('without CUDA operators' in log[0]) == there_is_a_gpu
+    assert ('do not run on it (no kernel)' in log[0]) == there_is_a_gpu
 
 
 def test_what_a_cpu_lacks_is_replaced(log):

@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
+from ...mmcv_ops import require_operators
 from .coco import check_coco
 from .report import Findings, Report
 from .segmentation import check_segmentation
@@ -29,6 +30,7 @@ def check_data(
             for, so that it takes a second or two whatever the dataset's size.
         splits: Which of train, val and test.
     """
+    require_operators()  # mmdet and mmseg import them with their datasets
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     report = Report()
     done: list[tuple[Mapping, int]] = []

@@ -1,0 +1,252 @@
+"""Print what is installed, what mmcv's operators run on, and what does not fit together.
+
+python tools/check_env.py
+
+The exit code is 1 if there is something to put right. A bug report should carry the output.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+# The checkout may not be installed, and mmgcvit cannot be imported where mmengine is broken.
+CHECKOUT = Path(__file__).parents[1]
+sys.path += [str(CHECKOUT), str(CHECKOUT / 'mmgcvit' / 'mmcv_ops' / 'site')]
+
+STACKS = {
+    'openmmlab': ('mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation', 'mmpretrain'),
+    'onedl': (
+        'onedl-mmengine',
+        'onedl-mmcv',
+        'onedl-mmdetection',
+        'onedl-mmsegmentation',
+        'onedl-mmpretrain',
+    ),
+}
+# What has to be importable, in this order, with the distributions that bring it.
+MODULES = {
+    'torch': ['torch'],
+    'torchvision': ['torchvision'],
+    'numpy': ['numpy'],
+    'cv2': ['opencv-python', 'opencv-python-headless'],
+    'mmengine': ['mmengine', 'onedl-mmengine'],
+    'mmgcvit': ['mmgcvit'],
+    'mmcv': ['mmcv', 'mmcv-lite', 'onedl-mmcv'],
+    'mmdet': ['mmdet', 'onedl-mmdetection'],
+    'mmseg': ['mmsegmentation', 'onedl-mmsegmentation'],
+    'mmpretrain': ['mmpretrain', 'onedl-mmpretrain'],
+}
+WITH_APIS = ('mmdet', 'mmseg', 'mmpretrain')  # which need more than the modules themselves
+INSTALL = "pip install 'mmgcvit[openmmlab]' (or 'mmgcvit[onedl]', never both)"
+MISSING = 'not installed'
+# Words of an import's error, and what to do.
+REMEDIES = {
+    'libGL': (
+        'this machine lacks what a screen needs: pip uninstall opencv-python, then pip install '
+        'opencv-python-headless (pip check will miss the former)'
+    ),
+    'pkg_resources': "pip install 'setuptools<81'",
+    'torchvision::nms': 'install torch and torchvision together, of versions that belong together',
+    'ftfy': 'pip install ftfy regex',
+    'MMCV==': "pip install --no-deps 'mmcv-lite>=2.1,<2.2'",
+}
+
+
+class Report:
+    """What was found.
+
+    Attributes:
+        rows: Names and values to print.
+        problems: What has to be put right, each with its remedy.
+        notes: What is good to know.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, str]] = []
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.rows)
+        lines = [f'{name:{width}}  {value}' for name, value in self.rows]
+        lines += [f'note: {note}' for note in self.notes]
+        lines += [f'{number}. {text}' for number, text in enumerate(self.problems, 1)]
+        return '\n'.join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
+    report = check_environment()
+    print(report)
+    if report.problems:
+        print(f'error: {len(report.problems)} to put right, listed above', file=sys.stderr)
+        return 1
+    print('no problems found')
+    return 0
+
+
+def check_environment() -> Report:
+    """Look at everything; an import that fails does not keep the others from being tried."""
+    import _mmgcvit_mmcv_ops
+
+    _mmgcvit_mmcv_ops.enable()
+    report = Report()
+    report.rows.append(('Python', f'{platform.python_version()} on {platform.platform()}'))
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        report.problems.append(
+            f'Python {platform.python_version()} was not tried: use 3.10 to 3.13'
+        )
+    report.problems += conflicts(versions_of([name for names in STACKS.values() for name in names]))
+    report.problems += mismatches(versions_of(['torch', 'torchvision', 'numpy', 'setuptools']))
+    failures: dict[str, str] = {}
+    missing = []
+    for module, distributions in MODULES.items():
+        found = ' and '.join(f'{n} {v}' for n, v in versions_of(distributions).items())
+        failure = import_failure(module)
+        if failure is None:
+            report.rows.append((module, found or 'imported from a checkout'))
+            continue
+        report.rows.append((module, f'{found}: cannot be imported' if found else MISSING))
+        if failure == MISSING:
+            missing.append(module)
+        elif failure not in (*failures.values(), *(needs(other) for other in missing)):
+            # otherwise it only needs one that failed before
+            report.problems.append(f'{module} cannot be imported: {failure}')
+        failures[module] = failure
+    if missing:
+        report.problems.append(f'{MISSING}: {", ".join(missing)}: {INSTALL}')
+    if not {'torch', 'mmgcvit', 'mmcv'} & failures.keys():
+        check_operators(report)
+    return report
+
+
+def import_failure(module: str) -> str | None:
+    """Import a module, and return why that fails with the remedy, or None."""
+    try:
+        if module == 'mmcv':
+            from mmgcvit.mmcv_ops import MmcvError, require_operators
+
+            try:
+                require_operators()
+            except MmcvError as error:
+                return str(error)
+        else:
+            importlib.import_module(f'{module}.apis' if module in WITH_APIS else module)
+    except Exception as error:
+        text = f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
+        if isinstance(error, ModuleNotFoundError) and error.name in MODULES:
+            return MISSING if error.name == module else needs(error.name)
+        remedy = next((do for words, do in REMEDIES.items() if words in text), 'install it again')
+        return f'{text}: {remedy}'
+    return None
+
+
+def needs(module: str) -> str:
+    """Return why a module fails that needs a missing one."""
+    return f'needs {module}'
+
+
+def check_operators(report: Report) -> None:
+    """Run an operator on each device in each type."""
+    import torch
+
+    from mmgcvit.mmcv_ops import operator_failure, require_operators
+
+    operators = require_operators()
+    report.rows.append(("mmcv's operators", str(operators)))
+    devices = [('cpu', f'CPU, {torch.get_num_threads()} threads')]
+    if torch.cuda.is_available():
+        devices += [
+            (f'cuda:{number}', f'{torch.cuda.get_device_name(number)}, CUDA {torch.version.cuda}')
+            for number in range(torch.cuda.device_count())
+        ]
+    elif torch.version.cuda:
+        report.notes.append(f'torch was built for CUDA {torch.version.cuda} and sees no GPU')
+    for device, name in devices:
+        failures = {
+            str(dtype).removeprefix('torch.'): operator_failure(device, dtype)
+            for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        }
+        runs = ', '.join(dtype for dtype, failure in failures.items() if failure is None)
+        report.rows.append((f'on {device}', f'{name}: {runs or "nothing runs"}'))
+        if failures['float32']:
+            report.problems.append(
+                f"mmcv's operators fail on {device} ({failures['float32']}): "
+                + (
+                    'replace mmcv by mmcv-lite (pip uninstall mmcv, then pip install '
+                    'mmcv-lite==2.1.0), which uses those of torchvision'
+                    if operators.compiled
+                    else 'install torch and torchvision together, of versions that belong together'
+                )
+            )
+
+
+def versions_of(names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those distributions that are installed."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def conflicts(versions: dict[str, str]) -> Iterator[str]:
+    """Yield what is installed twice, from the versions of the stacks' distributions."""
+    installed = {stack: [n for n in names if n in versions] for stack, names in STACKS.items()}
+    if all(installed.values()):
+        both = ', '.join(name for names in installed.values() for name in names)
+        yield (
+            f'both stacks are installed, which overwrite each other ({both}): make a new '
+            f'environment, then {INSTALL}'
+        )
+    if {'mmcv', 'mmcv-lite'} <= versions.keys():
+        yield (
+            f'mmcv {versions["mmcv"]} and mmcv-lite {versions["mmcv-lite"]} are both installed and '
+            'overwrite each other: pip uninstall mmcv mmcv-lite, then install one of them (mmcv '
+            "for compiled operators, with the extra 'openmmlab-compiled')"
+        )
+
+
+def mismatches(versions: dict[str, str]) -> Iterator[str]:
+    """Yield versions that are known not to work together."""
+    if 'torch' not in versions:
+        return
+    numbers = {name: release(version) for name, version in versions.items()}
+    torch = numbers['torch']
+    belongs = (0, torch[1] + 15)  # torchvision 0.16 to torch 2.1
+    if torch[0] == 2 and numbers.get('torchvision', belongs) != belongs:
+        yield (
+            f'torchvision {versions["torchvision"]} is not the one of torch {versions["torch"]}: '
+            f"pip install 'torchvision==0.{belongs[1]}.*', from where torch came"
+        )
+    if torch < (2, 1):
+        yield f'torch {versions["torch"]} is too old: install 2.1 or newer'
+    if torch < (2, 3) and numbers.get('numpy', (0, 0)) >= (2, 0):
+        yield (
+            f'torch {versions["torch"]} was built for NumPy 1, and NumPy {versions["numpy"]} is '
+            "installed: pip install 'numpy<2' 'opencv-python<4.12'"
+        )
+    if numbers.get('setuptools', (0, 0)) >= (82, 0) and versions_of(['mmengine']):
+        yield (
+            f'mmengine needs pkg_resources, which setuptools {versions["setuptools"]} does not '
+            "have: pip install 'setuptools<81'"
+        )
+
+
+def release(version: str) -> tuple[int, int]:
+    """Return major and minor number of a version such as 2.14.1+cu130."""
+    major, minor = version.split('+')[0].split('.')[:2]
+    return int(major), int(''.join(c for c in minor if c.isdigit()) or 0)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
