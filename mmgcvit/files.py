@@ -19,7 +19,8 @@ def write_atomically(path: Path, content: bytes) -> Path:
     try:
         # what an earlier process of this number left; where the name is a link, it is not followed
         partial.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        flags |= getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)  # Unix; Windows
         with open(os.open(partial, flags, 0o666), 'wb') as file:
             file.write(content)
             file.flush()
@@ -46,6 +47,8 @@ def remove_partial_files(folder: Path, suffix: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
+    if os.name == 'nt':  # which opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         # some network file systems refuse to; the file itself is synced already

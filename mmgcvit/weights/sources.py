@@ -1,6 +1,5 @@
 """Where weights files come from: paths, URLs and model hubs, each ending in a local file."""
 
-import fcntl
 import hashlib
 import os
 import re
@@ -15,6 +14,7 @@ from urllib.parse import unquote, urlparse
 from urllib.request import Request, urlopen
 
 import torch
+from filelock import FileLock
 from mmengine.logging import print_log
 
 from ..files import write_atomically
@@ -115,8 +115,7 @@ def _download(url: str) -> Path:
             print_log(f'weights of {shown} are taken from {path}', logger='current')
             return path
         notes.lock.parent.mkdir(parents=True, exist_ok=True)
-        with open(notes.lock, 'w') as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(notes.lock):
             # another process may have been faster, with this URL or another one of the same name
             path = _place(folder / name, notes, url)
             if not path.is_file():

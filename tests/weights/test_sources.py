@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import socket
+import subprocess
+import sys
 import threading
 import traceback
 from pathlib import Path
@@ -279,3 +281,22 @@ def test_the_text_of_a_config_is_dropped(tmp_path, monkeypatch):
     # Runner.resume would execute the text of the config
     content = CheckpointLoader.load_checkpoint(str(tmp_path / 'last.pth'), map_location='cpu')
     assert content == {'meta': {'iter': 7}}
+
+
+def test_downloads_work_without_fcntl(tmp_path):
+    """As on Windows, which has no such module."""
+    code = (
+        'import sys\n'
+        'sys.modules["fcntl"] = None\n'
+        'import torch\n'
+        'from mmgcvit.weights import sources\n'
+        'torch.hub.set_dir(sys.argv[1])\n'
+        'def download(url, path): open(path, "w").write(url)\n'
+        'torch.hub.download_url_to_file = download\n'
+        'sources._content_length = lambda url: None\n'
+        'print(sources.fetch("https://example/weights.pth").read_text())\n'
+    )
+    found = subprocess.run(
+        [sys.executable, '-c', code, tmp_path], capture_output=True, text=True, timeout=60
+    )
+    assert found.stdout.splitlines()[-1:] == ['https://example/weights.pth'], found.stderr
