@@ -1,7 +1,8 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 
@@ -16,28 +17,49 @@ def read_description() -> str:
     return readme.read_text(encoding='utf-8') if readme.exists() else ''
 
 
+class InstallInSitePackages(Distribution().get_command_class('install_data')):
+    """Installs data files beside the packages, where Python reads .pth files."""
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options('install', ('install_lib', 'install_dir'))
+        super().finalize_options()
+
+
+class BuildPackages(build_py):
+    """Installs the data files in an editable installation too, which setuptools leaves out."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            self.run_command('install_data')
+
+
 # Both families install the same modules, so neither may be a hard dependency:
 # pip would put one over the other. What mmseg imports without declaring it,
 # and setuptools for pkg_resources, stand beside the first one.
+OPENMMLAB = [
+    'mmengine>=0.10.4,<1',
+    'mmdet>=3.3,<4',
+    'mmsegmentation>=1.2.2,<2',
+    'mmpretrain>=1.2,<2',
+    'torchvision>=0.16',
+    'ftfy',
+    'regex',
+    'setuptools<81',
+]
 EXTRAS = {
     # of hf:// and timm:// addresses and safetensors files
     'hub': ['huggingface_hub', 'safetensors'],
-    'openmmlab': [
-        'mmengine>=0.10.4,<1',
-        'mmcv>=2.1,<2.2',
-        'mmdet>=3.3,<4',
-        'mmsegmentation>=1.2.2,<2',
-        'mmpretrain>=1.2,<2',
-        'ftfy',
-        'regex',
-        'setuptools<81',
-    ],
+    'openmmlab': [*OPENMMLAB, 'mmcv-lite>=2.1,<2.2'],
+    # for a compiled mmcv that is installed already, whose files mmcv-lite would overwrite
+    'openmmlab-compiled': [*OPENMMLAB, 'mmcv>=2.1,<2.2'],
     'onedl': [
         'onedl-mmengine>=0.10.12,<1',
         'onedl-mmcv>=2.3.6,<3',
         'onedl-mmdetection>=3.5.1,<4',
         'onedl-mmsegmentation>=1.4.2,<2',
         'onedl-mmpretrain>=1.3.6,<2',
+        'torchvision>=0.16',
     ],
 }
 
@@ -54,17 +76,21 @@ setup(
         'Development Status :: 3 - Alpha',
         'Intended Audience :: Developers',
         'Intended Audience :: Science/Research',
-        'Operating System :: POSIX :: Linux',
+        'Operating System :: OS Independent',
         'Programming Language :: Python :: 3',
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
     packages=find_packages(include=['mmgcvit', 'mmgcvit.*']),
+    # a finder for mmcv's operators, see mmgcvit/mmcv_ops
+    data_files=[('', [f'mmgcvit/mmcv_ops/site/_mmgcvit_mmcv_ops.{end}' for end in ('py', 'pth')])],
+    cmdclass={'install_data': InstallInSitePackages, 'build_py': BuildPackages},
     python_requires='>=3.10',
-    install_requires=['torch>=2.1'],
+    install_requires=['torch>=2.1', 'filelock'],
     extras_require=EXTRAS,
     zip_safe=False,
 )

@@ -1,13 +1,18 @@
 """Importing the package, and finding it from other libraries' configs."""
 
+import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 
 import mmgcvit
+
+ROOT = Path(__file__).parents[1]
 
 
 def run_python(code, *flags):
@@ -105,3 +110,40 @@ def test_a_segmentor_runs_on_it():
     model = MODELS.build(Config(mmseg_config())).eval()
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 64, 96)).shape == (1, 5, 16, 24)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('build', ['build_wheel', 'build_editable'])
+def test_pip_installs_and_removes_the_finder_of_mmcvs_operators(tmp_path, build):
+    """Both files are in the wheel's record, beside the package and not in it."""
+    for name in ('mmgcvit', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, tmp_path / name)
+    code = f'from setuptools import build_meta; print(build_meta.{build}("dist"))'
+    built = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert built.returncode == 0, built.stderr
+    with zipfile.ZipFile(tmp_path / 'dist' / built.stdout.split()[-1]) as wheel:
+        names = wheel.namelist()
+        record = wheel.read(next(n for n in names if n.endswith('/RECORD'))).decode()
+        start = wheel.read('_mmgcvit_mmcv_ops.pth').decode()
+    for end in ('py', 'pth'):
+        assert f'\n_mmgcvit_mmcv_ops.{end},sha256=' in f'\n{record}'
+    assert start == 'import _mmgcvit_mmcv_ops; _mmgcvit_mmcv_ops.enable()\n'
+    assert not any(name.startswith('mmcv/') for name in names)
+
+
+def test_extras_name_one_mmcv_each():
+    """mmcv-lite would overwrite the files of a compiled mmcv."""
+    from importlib.metadata import requires
+
+    named = {
+        extra: [r for r in requires('mmgcvit') if 'mmcv' in r and f'extra == "{extra}"' in r]
+        for extra in ('openmmlab', 'openmmlab-compiled', 'onedl')
+    }
+    wanted = {'openmmlab': 'mmcv-lite<', 'openmmlab-compiled': 'mmcv<', 'onedl': 'onedl-mmcv<'}
+    for extra, start in wanted.items():
+        (requirement,) = named[extra]
+        assert requirement.startswith(start)
