@@ -1,5 +1,6 @@
 """Importing the package, and finding it from other libraries' configs."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -147,3 +148,31 @@ def test_extras_name_one_mmcv_each():
     for extra, start in wanted.items():
         (requirement,) = named[extra]
         assert requirement.startswith(start)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize('extra', ['openmmlab', 'onedl'])
+def test_plain_pip_in_an_empty_environment_without_a_compiler(tmp_path, extra):
+    """README's three lines, with nothing but the environment's own commands in PATH."""
+    subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'env'], check=True)
+    folder = tmp_path / 'env' / 'bin'
+
+    def run(*command):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith('PYTHON')}
+        done = subprocess.run(
+            [folder / command[0], *command[1:]],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=dict(environment, PATH=str(folder)),
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    run('pip', 'install', 'torch', 'torchvision')
+    run('pip', 'install', f'.[{extra}]')
+    assert 'No broken requirements found' in run('pip', 'check')
+    printed = run('python', 'tools/check_env.py')
+    assert 'of torchvision' in printed and printed.endswith('no problems found\n')
+    run('pip', 'uninstall', '--yes', 'mmgcvit')
+    assert not list(folder.parent.rglob('*mmgcvit*'))
