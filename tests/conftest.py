@@ -1,26 +1,43 @@
 import gc
 import importlib.util
 import logging
+import os
 from pathlib import Path
+
+# Before torch is imported. Several threads are slower than one on small tensors: they wait for each
+# other, and for the threads of other test processes on the same cores.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest
 import repeated
 import torch
 from mmengine.logging import MMLogger
-
-NANO = {
-    'embed_dims': 8,
-    'depths': (2, 1, 3, 2),
-    'num_heads': (1, 2, 2, 4),
-    'mlp_ratio': 2,
-    'layer_scale_init_value': 0.5,
-}
+from nano import NANO
 
 
 @pytest.fixture
 def nano():
     """A very small arch with every kind of part in it, and one stage without a global block."""
     return dict(NANO)
+
+
+# These files share session fixtures that train; one process runs them all.
+LAUNCHING = {f'tests/tools/test_{name}.py' for name in ('launching', 'fsdp_launching', 'slurm')}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With ``--dist loadfile`` of pytest-xdist, schedule the files above as one."""
+    if config.getoption('dist') != 'loadfile':
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return 'launching' if file in LAUNCHING else file
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish():

@@ -6,6 +6,7 @@ few tests still start real commands.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import resource
@@ -120,8 +121,9 @@ def free_port():
 free_port.calls = 0
 
 
+@functools.cache
 def start_server():
-    """Start the process that imports what the forks need, unless it runs; return its context."""
+    """Start the process that is forked, wait for its imports, and return its context."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(IMPORTS)
     # the server keeps the environment that it starts in, and reads no other path
@@ -135,6 +137,10 @@ def start_server():
                 del os.environ[name]
             else:
                 os.environ[name] = value
+    first = context.Process(target=int)
+    first.start()
+    first.join()
+    assert first.exitcode == 0
     return context
 
 

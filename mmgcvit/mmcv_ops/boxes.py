@@ -84,7 +84,7 @@ def softnms(
         Indices of the boxes that are left, as many as there are rows in ``dets``.
     """
     boxes, scores = at_least_float32(boxes, scores)
-    left = torch.arange(len(boxes))
+    left = torch.arange(len(boxes), device=boxes.device)
     order = []
     # one turn for every box that is left: each score depends on the choices before
     while len(left):

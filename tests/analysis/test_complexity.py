@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.fileio import load
+from tiers import only_quick
 from torch import nn
 
 from mmgcvit import GCViT
@@ -31,7 +32,11 @@ class Alone(nn.Module):
 
 @pytest.mark.parametrize(
     ('arch', 'linear', 'products'),
-    [('tiny', 107.54, 181.01), ('small', 204.85, 315.05), ('base', 363.68, 510.62)],
+    [
+        ('tiny', 107.54, 181.01),
+        pytest.param('small', 204.85, 315.05, marks=pytest.mark.slow),
+        pytest.param('base', 363.68, 510.62, marks=pytest.mark.slow),
+    ],
 )
 def test_backbone_agrees_with_a_count_by_hand(arch, linear, products):
     found = count_complexity(Alone(arch), (800, 1280))
@@ -67,7 +72,7 @@ def test_parts_of_a_detector_add_up():
     assert whole - without_masks == 100 * mask_head
 
 
-@pytest.mark.parametrize('name', PUBLISHED)
+@pytest.mark.parametrize('name', only_quick(PUBLISHED, ['mask_rcnn_gcvit_t', 'upernet_gcvit_t']))
 def test_published_networks_have_the_papers_size_and_the_metafiles_counts(name):
     model = MODELS[name]
     cfg = load_config(ROOT / model['Config'])

@@ -174,7 +174,8 @@ def test_tool_measures_both_phases_in_processes_of_their_own(
     monkeypatch.setattr(tool, 'get_context', get_context)
     arguments = ['--shape', '96', '128', '--runs', '2', '--warm-up', '1']
     tool.main([MASK_RCNN, *arguments, '--json', str(tmp_path / 'speed.json')])
-    printed = capsys.readouterr().out.splitlines()
+    operators, *printed = capsys.readouterr().out.splitlines()
+    assert operators.startswith("mmcv's operators: ")
     assert printed[0].startswith('2 images of 128×96 a step; float32; 2 steps after 1 to warm up')
     written = json.loads((tmp_path / 'speed.json').read_text())
     for line, phase in zip(printed[2:4], written['phases'], strict=True):

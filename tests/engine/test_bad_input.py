@@ -43,7 +43,7 @@ def detection_options(root):
 
 def train(tmp_path, options):
     """Run tools/train.py and return the error that it ends with, within 30 seconds."""
-    forks.start_server()  # which imports for all tests
+    forks.start_server()  # its imports do not count
     begun = time.monotonic()
     code, printed = forks.run(
         *('tools/train.py', SHAPES, '--work-dir', tmp_path / 'work', '--cfg-options'),

@@ -120,8 +120,15 @@ def check_kills(command, work_dirs, loop, seed, name, **settings):
     assert_same_training(killed, whole, name)
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-@pytest.mark.parametrize('loop', ['iter', 'epoch'])
+@pytest.mark.parametrize(
+    ('loop', 'workers'),
+    [
+        ('iter', 2),
+        ('epoch', 0),
+        pytest.param('iter', 0, marks=pytest.mark.slow),
+        pytest.param('epoch', 2, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_three_times_it_ends_with_the_same_weights(images, tmp_path, loop, workers):
     path = tiny_training.config(images, tmp_path / f'{loop}{workers}', loop, workers)
     check_kills(
@@ -134,7 +141,11 @@ def test_killed_three_times_it_ends_with_the_same_weights(images, tmp_path, loop
 
 
 @pytest.mark.parametrize(
-    ('processes', 'seed'), [(2, {'seed': 3}), (3, {'seed': 3, 'diff_rank_seed': True})]
+    ('processes', 'seed'),
+    [
+        (2, {'seed': 3}),
+        pytest.param(3, {'seed': 3, 'diff_rank_seed': True}, marks=pytest.mark.slow),
+    ],
 )
 def test_several_processes_end_with_the_same_weights(images, tmp_path, processes, seed):
     path = tiny_training.config(images, tmp_path / 'several', 'iter', 1, randomness=seed)
@@ -148,6 +159,7 @@ def test_several_processes_end_with_the_same_weights(images, tmp_path, processes
     )
 
 
+@pytest.mark.slow
 def test_the_quickstarts_mask_rcnn_ends_with_the_same_weights(tmp_path):
     """mmdet's dataset, random flips, batch sampler and random sampling of boxes, 2 workers."""
     draw_shapes(tmp_path / 'shapes', num_train=8, num_val=2, progress=False)

@@ -2,22 +2,21 @@
 
 import subprocess
 import sys
-import textwrap
 
 import pytest
 
 from mmgcvit.engine import run_tool
 
-# Pairs of processes, one after the other; the parent imports torch for all of them.
+# Pairs of processes, one after the other; the parent imports torch for all of them. They exit
+# through the interpreter, unlike the processes of forks.py.
 PAIRS = """
 import os, sys
 import torch
 import torch.distributed as dist
 from mmgcvit.engine import ToolError, run_tool
 
-folder, kind, pairs = sys.argv[1:]
-codes = []
-for pair in range(int(pairs)):
+folder, *kinds = sys.argv[1:]
+for pair, kind in enumerate(kinds):
     children = []
     for rank in range(2):
         children.append(os.fork())
@@ -25,10 +24,13 @@ for pair in range(int(pairs)):
             break
     if children[-1] == 0:
         break
-    codes += [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(kind, *codes, flush=True)
 else:
-    print(codes)
     os._exit(0)
+
+file = os.open(f'{folder}/{kind}', os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+os.dup2(file, 2)
 
 def main():
     dist.init_process_group(
@@ -46,32 +48,45 @@ run_tool(main)
 """
 
 
-def codes_of_pairs(folder, kind, pairs):
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory):
+    """Exit codes of the pairs, and what they wrote to stderr; by the way in which they end."""
+    folder = tmp_path_factory.mktemp('pairs')
+    kinds = ['ours'] * 8 + ['other'] * 8 + ['well'] * 2
     done = subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(PAIRS), str(folder), kind, str(pairs)],
+        [sys.executable, '-c', PAIRS, str(folder), *kinds],
         capture_output=True,
         text=True,
         timeout=100,
         check=True,
     )
-    return done.stdout, done.stderr
+    assert done.stderr == ''
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [kind for kind, *_ in lines] == kinds
+    return {
+        kind: (
+            [int(code) for other, *codes in lines for code in codes if other == kind],
+            (folder / kind).read_text(),
+        )
+        for kind in kinds
+    }
 
 
-def test_processes_that_are_connected_end_with_an_error_and_no_abort(tmp_path):
-    codes, errors = codes_of_pairs(tmp_path, 'ours', 8)
-    assert codes == f'{[1] * 16}\n'
+def test_processes_that_are_connected_end_with_an_error_and_no_abort(pairs):
+    codes, errors = pairs['ours']
+    assert codes == [1] * 16
     assert errors.splitlines() == ['error: loss is NaN'] * 16
 
 
-def test_an_unexpected_error_is_told_in_full_and_does_not_abort_either(tmp_path):
-    codes, errors = codes_of_pairs(tmp_path, 'other', 8)
-    assert codes == f'{[1] * 16}\n'
+def test_an_unexpected_error_is_told_in_full_and_does_not_abort_either(pairs):
+    codes, errors = pairs['other']
+    assert codes == [1] * 16
     assert errors.count('Traceback') == errors.count('RuntimeError: peer left\n') == 16
 
 
-def test_processes_that_end_well_take_their_leave(tmp_path):
-    codes, errors = codes_of_pairs(tmp_path, 'well', 2)
-    assert codes == f'{[0] * 4}\n'
+def test_processes_that_end_well_take_their_leave(pairs):
+    codes, errors = pairs['well']
+    assert codes == [0] * 4
     assert errors == ''
 
 

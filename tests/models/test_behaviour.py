@@ -160,6 +160,7 @@ def test_other_precisions(model, dtype):
         assert float((a.float() - b).abs().max() / b.abs().max()) < tolerance
 
 
+@pytest.mark.slow
 def test_it_compiles_in_one_graph(nano):
     """Traced by Dynamo as a whole, padded or not; run without a compiler."""
     model = GCViT(nano, window_size=4, out_indices=(0,)).eval()

@@ -38,7 +38,10 @@ def assert_same_maps(compiled, model, images):
 
 
 # without dynamic=True PyTorch takes the first image's sides to be those of all
-@pytest.mark.parametrize(('dynamic', 'graphs'), [(True, [1, 1]), (None, [1, 2])])
+@pytest.mark.parametrize(
+    ('dynamic', 'graphs'),
+    [(True, [1, 1]), pytest.param(None, [1, 2], marks=pytest.mark.slow)],
+)
 def test_one_graph_for_images_of_many_sizes(nano, dynamic, graphs):
     model = build(nano, 2, 1).eval()
     backend = Counting()
@@ -50,7 +53,10 @@ def test_one_graph_for_images_of_many_sizes(nano, dynamic, graphs):
     assert backend.graphs == graphs[1]
 
 
-@pytest.mark.parametrize('dynamic', [(), (2, 3)], ids=['fixed', 'any sides'])
+@pytest.mark.parametrize(
+    'dynamic',
+    [pytest.param((), id='fixed', marks=pytest.mark.slow), pytest.param((2, 3), id='any sides')],
+)
 def test_training_step(nano, dynamic):
     model = build(nano, 2)
     compiled = torch.compile(model, backend='aot_eager', fullgraph=True)

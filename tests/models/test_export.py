@@ -7,9 +7,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from conftest import NANO
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nano import NANO
 
 import mmgcvit
 from mmgcvit import GCViT

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from tiers import only_quick
 
 from mmgcvit import GCViT
 from mmgcvit.models.arch import ARCHS
@@ -42,7 +43,8 @@ CLASSIFIER = {'head.fc.weight': (10, 64), 'head.fc.bias': (10,)}
 DETECTOR = {'neck.conv.weight': (3, 2), 'roi_head.bbox_head.0.fc.weight': (2,), 'head.fc.x': (1,)}
 
 
-@pytest.mark.parametrize('arch', ARCHS)
+# without and with layer scale
+@pytest.mark.parametrize('arch', only_quick(ARCHS, ['xxtiny', 'small2']))
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_round_trips_are_the_identity(arch, layout):
     backbone = network(arch, norms=(3,))

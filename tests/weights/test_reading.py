@@ -139,7 +139,7 @@ def test_nothing_in_a_tar_of_the_first_format_runs(tmp_path, canary, member):
 def test_the_name_of_a_file_makes_it_no_safer(tmp_path, canary, name, inside):
     crafted.zip_file(tmp_path / name, crafted.payloads(canary)['os.system'], *inside)
     with pytest.raises(
-        WeightsError, match=r'it names os\.system' if inside[0] == 'archive' else ''
+        WeightsError, match=r'it names os\.system' if inside[0] == 'archive' else None
     ):
         read_checkpoint(tmp_path / name)
 
@@ -193,10 +193,10 @@ def test_numpy_is_told_no_lies(tmp_path, kind):
 @pytest.mark.parametrize('name', crafted.bombs())
 def test_small_files_take_no_time_and_memory(tmp_path, name):
     crafted.zip_file(tmp_path / 'w.pth', crafted.bombs()[name])
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(WeightsError) as error:
         read_checkpoint(tmp_path / 'w.pth')
-    assert time.monotonic() - began < 5 and len(str(error.value)) < 1000
+    assert time.process_time() - began < 5 and len(str(error.value)) < 1000
 
 
 @pytest.fixture

@@ -1,1 +1,0 @@
-"""What tools/setup_env.sh does, in the standard library alone."""
