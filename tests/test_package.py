@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from tiers import only_quick
 
 import mmgcvit
 
@@ -68,7 +69,7 @@ def test_importing_changes_nothing_of_mmengine_and_torch():
     assert found.returncode == 0, found.stderr
 
 
-@pytest.mark.parametrize('library', ['mmdet', 'mmseg', 'mmpretrain'])
+@pytest.mark.parametrize('library', only_quick(['mmdet', 'mmseg', 'mmpretrain'], ['mmdet']))
 def test_other_libraries_build_it_without_importing_us(library):
     found = run_python(
         f'import torch\n'
