@@ -51,8 +51,8 @@ EXTRAS = {
     # of hf:// and timm:// addresses and safetensors files
     'hub': ['huggingface_hub', 'safetensors'],
     'openmmlab': [*OPENMMLAB, 'mmcv-lite>=2.1,<2.2'],
-    # for a compiled mmcv that is installed already, whose files mmcv-lite would overwrite
-    'openmmlab-compiled': [*OPENMMLAB, 'mmcv>=2.1,<2.2'],
+    # for a compiled mmcv that is installed already, as mmcv-lite would overwrite its files
+    'openmmlab-compiled': [*OPENMMLAB, 'mmcv>=2.0.0rc4,<2.2'],
     'onedl': [
         'onedl-mmengine>=0.10.12,<1',
         'onedl-mmcv>=2.3.6,<3',

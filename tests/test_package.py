@@ -174,6 +174,6 @@ def test_plain_pip_in_an_empty_environment_without_a_compiler(tmp_path, extra):
     run('pip', 'install', f'.[{extra}]')
     assert 'No broken requirements found' in run('pip', 'check')
     printed = run('python', 'tools/check_env.py')
-    assert 'of torchvision' in printed and printed.endswith('no problems found\n')
+    assert 'torchvision 0.' in printed and printed.endswith('no problems found\n')
     run('pip', 'uninstall', '--yes', 'mmgcvit')
     assert not list(folder.parent.rglob('*mmgcvit*'))

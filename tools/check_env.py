@@ -40,8 +40,7 @@ MODULES = {
     'mmseg': ['mmsegmentation', 'onedl-mmsegmentation'],
     'mmpretrain': ['mmpretrain', 'onedl-mmpretrain'],
 }
-WITH_APIS = ('mmdet', 'mmseg', 'mmpretrain')  # which need more than the modules themselves
-INSTALL = "pip install 'mmgcvit[openmmlab]' (or 'mmgcvit[onedl]', never both)"
+LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')  # one of them is enough; their .apis need more
 MISSING = 'not installed'
 # Words of an import's error, and what to do.
 REMEDIES = {
@@ -86,7 +85,7 @@ def main() -> int:
     report = check_environment()
     print(report)
     if report.problems:
-        print(f'error: {len(report.problems)} to put right, listed above', file=sys.stderr)
+        print('error: problems found, see the numbered lines above', file=sys.stderr)
         return 1
     print('no problems found')
     return 0
@@ -103,28 +102,44 @@ def check_environment() -> Report:
         report.problems.append(
             f'Python {platform.python_version()} was not tried: use 3.10 to 3.13'
         )
-    report.problems += conflicts(versions_of([name for names in STACKS.values() for name in names]))
+    names = [*MODULES['cv2'], *(name for stack in STACKS.values() for name in stack)]
+    report.problems += conflicts(versions_of(names))
     report.problems += mismatches(versions_of(['torch', 'torchvision', 'numpy', 'setuptools']))
-    failures: dict[str, str] = {}
-    missing = []
+    failed: list[str] = []
+    missing: list[str] = []
     for module, distributions in MODULES.items():
-        found = ' and '.join(f'{n} {v}' for n, v in versions_of(distributions).items())
-        failure = import_failure(module)
+        versions = versions_of(distributions)
+        found = ' and '.join(v if n == module else f'{n} {v}' for n, v in versions.items())
+        if module in LIBRARIES and 'mmcv' in failed:  # which they need
+            failure = needs('mmcv') if versions else MISSING
+        else:
+            failure = import_failure(module)
         if failure is None:
             report.rows.append((module, found or 'imported from a checkout'))
             continue
         report.rows.append((module, f'{found}: cannot be imported' if found else MISSING))
         if failure == MISSING:
             missing.append(module)
-        elif failure not in (*failures.values(), *(needs(other) for other in missing)):
-            # otherwise it only needs one that failed before
+        elif failure not in [needs(other) for other in failed]:
             report.problems.append(f'{module} cannot be imported: {failure}')
-        failures[module] = failure
+        failed.append(module)
+    if not set(LIBRARIES) <= set(missing):  # nobody needs all of them
+        missing = [module for module in missing if module not in LIBRARIES]
     if missing:
-        report.problems.append(f'{MISSING}: {", ".join(missing)}: {INSTALL}')
-    if not {'torch', 'mmgcvit', 'mmcv'} & failures.keys():
+        report.problems.append(f'{MISSING}: {", ".join(missing)}: {install_command()}')
+    if not {'torch', 'mmgcvit', 'mmcv'} & set(failed):
         check_operators(report)
     return report
+
+
+def install_command() -> str:
+    """Return how to install what is missing beside what is there."""
+    extra = "'.[openmmlab]' (or '.[onedl]', never both)"
+    if versions_of(['mmcv']):
+        extra = "'.[openmmlab-compiled]'"
+    elif any(versions_of(STACKS['onedl'])):
+        extra = "'.[onedl]'"
+    return f'from a checkout of mmgcvit: pip install {extra}'
 
 
 def import_failure(module: str) -> str | None:
@@ -136,9 +151,9 @@ def import_failure(module: str) -> str | None:
             try:
                 require_operators()
             except MmcvError as error:
-                return str(error)
+                return str(error) if versions_of(MODULES['mmcv']) else MISSING
         else:
-            importlib.import_module(f'{module}.apis' if module in WITH_APIS else module)
+            importlib.import_module(f'{module}.apis' if module in LIBRARIES else module)
     except Exception as error:
         text = f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
         if isinstance(error, ModuleNotFoundError) and error.name in MODULES:
@@ -170,10 +185,17 @@ def check_operators(report: Report) -> None:
     elif torch.version.cuda:
         report.notes.append(f'torch was built for CUDA {torch.version.cuda} and sees no GPU')
     for device, name in devices:
-        failures = {
-            str(dtype).removeprefix('torch.'): operator_failure(device, dtype)
-            for dtype in (torch.float32, torch.float16, torch.bfloat16)
-        }
+        try:
+            failures = {
+                str(dtype).removeprefix('torch.'): operator_failure(device, dtype)
+                for dtype in (torch.float32, torch.float16, torch.bfloat16)
+            }
+        except RuntimeError as error:
+            report.problems.append(
+                f'{device} does not work ({" ".join(str(error).split())[:300]}): see what runs on '
+                'it (nvidia-smi)'
+            )
+            continue
         runs = ', '.join(dtype for dtype, failure in failures.items() if failure is None)
         report.rows.append((f'on {device}', f'{name}: {runs or "nothing runs"}'))
         if failures['float32']:
@@ -206,7 +228,12 @@ def conflicts(versions: dict[str, str]) -> Iterator[str]:
         both = ', '.join(name for names in installed.values() for name in names)
         yield (
             f'both stacks are installed, which overwrite each other ({both}): make a new '
-            f'environment, then {INSTALL}'
+            f'environment, then {install_command()}'
+        )
+    if {'opencv-python', 'opencv-python-headless'} <= versions.keys():
+        yield (
+            'opencv-python and opencv-python-headless are both installed and overwrite each other: '
+            'uninstall both, then install one of them'
         )
     if {'mmcv', 'mmcv-lite'} <= versions.keys():
         yield (

@@ -133,7 +133,7 @@ clock() { printf '%d:%02d' $((SECONDS / 60)) $((SECONDS % 60)); }
 # What a command says, what it means, what to do. The first match counts: a full disk and an index
 # out of reach cause the later ones too.
 causes=(
-    'to put right, listed above' 'the environment has problems'
+    'problems found, see the numbered lines above' 'the environment has problems'
     "do what the numbered lines say; for a broken mmcv also: pip cache remove 'onedl_mmcv*'"
     'No space left on device|Disk quota exceeded' 'the disk is full'
     "make room (about 10 GB), or $elsewhere; PIP_CACHE_DIR moves pip's downloads"
@@ -228,7 +228,9 @@ fi
 
 [[ -d $records || -z $(ls -A "$venv" 2>/dev/null) ]] ||
     fail "$venv is not empty and was not made by this script" "$elsewhere; or delete that one"
-[[ -n $stack ]] || stack=$(grep -som1 'openmmlab\|onedl' "$records/env.json") || stack=openmmlab
+there=$(grep -som1 'openmmlab\|onedl' "$records/env.json") || there=${stack:-openmmlab}
+[[ ${stack:=$there} == "$there" || ! -e $stamp ]] ||
+    fail "$venv has the $there stack" "$elsewhere; or delete that one"
 if [[ -z ${PYTHON:-} && -x $venv/bin/python ]]; then
     version=$(sed -n 's/^version = //p' "$venv/pyvenv.cfg") || true # faster than asking it
     exit_if_up_to_date

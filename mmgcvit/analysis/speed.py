@@ -22,7 +22,6 @@ from torch import nn
 from ..engine import ToolError, load_config
 from ..engine.amp import ONLY_AMP, in_mixed_precision, mixed_parts
 from ..engine.device import choose_device
-from ..mmcv_ops import operator_failure
 from ..weights import register_checkpoint_loaders
 from .samples import random_batch
 from .task import SEGMENTATION, task_of
@@ -153,13 +152,11 @@ def build_model(cfg: Config, settings: Settings) -> nn.Module:
             ) from error
     dtype = getattr(torch, settings.dtype)
     if dtype is not torch.float32:
-        detects = task_of(cfg) is not SEGMENTATION
-        if detects and dtype is torch.bfloat16:  # as BFloat16OptimWrapper does
+        if task_of(cfg) is SEGMENTATION or dtype is torch.float16:
+            model.forward = in_mixed_precision(model, dtype, to_float32=False)
+        else:  # as BFloat16OptimWrapper does
             for part in mixed_parts(model):
                 part.forward = in_mixed_precision(part, dtype)
-        # detectors alone use mmcv's operators
-        if not (detects and operator_failure(choose_device(), dtype)):
-            model.forward = in_mixed_precision(model, dtype, to_float32=False)
     if settings.compile:
         model.backbone = torch.compile(model.backbone)
     return model

@@ -1,7 +1,8 @@
 """Mixed precision where torch's usual kind does not work: on a CPU, and in bfloat16 for detectors.
 
-mmengine's ``AmpOptimWrapper`` refuses a CPU. Detectors round their boxes to the features' type, and
-bfloat16 has steps of 4 pixels at 1000: features are handed to the heads in float32.
+mmengine's ``AmpOptimWrapper`` refuses a CPU. On a GPU it puts a whole model under autocast, where
+mmdet computes boxes in the type of the layers' outputs. bfloat16 has steps of 4 pixels at 1000, so
+here only layers compute in it: anchors, boxes, NMS, RoIAlign and losses stay in float32.
 """
 
 import functools
@@ -17,36 +18,31 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..mmcv_ops import operator_failure
 from ..registry import OPTIM_WRAPPERS
 from .config import is_segmentor
 from .tool import ToolError
 
-PARTS = ('backbone', 'neck')
 ONLY_AMP = ('loss_scale', 'dtype', 'use_fsdp')  # arguments that AmpOptimWrapper adds
 
 
 @OPTIM_WRAPPERS.register_module()
 class BFloat16OptimWrapper(OptimWrapper):
-    """Computes in bfloat16 during training, by autocast; heads get their features in float32.
+    """Computes layers in bfloat16 during training, and everything else in float32.
 
-    Heads compute in float32 if mmcv's operators do not run in bfloat16, as compiled ones on a CPU.
-    Weights, gradients and the optimizer's state stay float32. bfloat16 has float32's range, so
-    that the loss needs no scaling. Arguments: as of mmengine's ``OptimWrapper``.
+    These are the layers of backbone and neck, and in two-stage detectors those of the heads too.
+    Other heads compute coordinates between their layers and stay in float32. Weights, gradients
+    and the optimizer's state are float32. The loss is not scaled, as bfloat16 has float32's range.
+    Arguments: those of mmengine's ``OptimWrapper``.
     """
 
     def __init__(
         self, optimizer: Optimizer, accumulative_counts: int = 1, clip_grad: dict | None = None
     ) -> None:
         super().__init__(optimizer, accumulative_counts, clip_grad)
-        self._device = optimizer.param_groups[0]['params'][0].device
-        failure = operator_failure(str(self._device), torch.bfloat16)
-        self._heads_too = failure is None
-        heads = (
-            'heads too' if self._heads_too else f"heads in float32 (mmcv's operators: {failure})"
-        )
         print_log(
-            f'mixed precision: backbone and neck compute in bfloat16, {heads}', logger='current'
+            'mixed precision: layers of backbone, neck and two-stage heads in bfloat16, everything '
+            'else in float32',
+            logger='current',
         )
 
     @contextmanager
@@ -54,9 +50,8 @@ class BFloat16OptimWrapper(OptimWrapper):
         parts = mixed_parts(model.module if is_model_wrapper(model) else model)
         for part in parts:
             part.forward = in_mixed_precision(part, torch.bfloat16)
-        autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=self._heads_too)
         try:
-            with autocast, super().optim_context(model):
+            with super().optim_context(model):
                 yield
         finally:
             for part in parts:
@@ -64,14 +59,17 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 
 def mixed_parts(model: nn.Module) -> list[nn.Module]:
-    """Return backbone and neck of a model, as far as it has them."""
-    parts = [getattr(model, name) for name in PARTS if getattr(model, name, None) is not None]
-    if not parts:
+    """Return the parts of a model whose layers compute in bfloat16, as far as it has them."""
+    if getattr(model, 'backbone', None) is None:
         raise ToolError(
             f'mixed precision in bfloat16 is for models with a backbone, {type(model).__name__} '
             'has none: train without --amp, with optim_wrapper.type=OptimWrapper'
         )
-    return parts
+    roi_head = getattr(model, 'roi_head', None)
+    parts = [getattr(model, name, None) for name in ('backbone', 'neck', 'rpn_head')]
+    parts += [getattr(roi_head, name, None) for name in ('bbox_head', 'mask_head')]
+    stages = [part if isinstance(part, nn.ModuleList) else [part] for part in parts]
+    return [part for stage in stages for part in stage if part is not None]
 
 
 def in_mixed_precision(
@@ -96,7 +94,9 @@ def _device_of(part: nn.Module) -> str:
 def _as_float32(outputs: Any) -> Any:
     if isinstance(outputs, Tensor):
         return outputs.float()
-    return type(outputs)(_as_float32(output) for output in outputs)
+    if isinstance(outputs, list | tuple):
+        return type(outputs)(_as_float32(output) for output in outputs)
+    return outputs  # None of a head without regression
 
 
 def request_amp(cfg: Config) -> None:

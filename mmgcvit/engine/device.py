@@ -12,30 +12,41 @@ from mmengine.registry import MODEL_WRAPPERS
 from torch.nn.parallel import DistributedDataParallel
 
 from ..mmcv_ops import operator_failure, require_operators
+from .tool import ToolError
 
 SYNC_BN = ('SyncBN', 'MMSyncBN')
 
 
 def choose_device() -> str:
-    """Settle mmengine's device for this process, such as 'cuda' or 'cpu', and return it.
+    """Choose the device of this process, such as 'cuda' or 'cpu', for mmengine too.
 
     A GPU that mmcv's operators do not run on is not used.
 
     Raises:
         MmcvError: If mmcv is missing or broken.
+        ToolError: If the GPU does not work.
     """
     require_operators()
-    if utils.DEVICE != 'cpu' and operator_failure(_device_of_process(), torch.float32):
+    if utils.DEVICE != 'cpu' and _gpu_failure():
         # what mmengine.device.get_device() returns from now on; it has no setter
         utils.DEVICE = 'cpu'
     return utils.DEVICE
 
 
-def _device_of_process() -> str:
-    if not torch.cuda.is_available():
-        return utils.DEVICE
-    # the GPU that this process will train on: others would get a context of it
-    return f'cuda:{int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()}'
+def _gpu_failure() -> str | None:
+    """Return why mmcv's operators do not run on the GPU of this process, or None."""
+    device = utils.DEVICE
+    if torch.cuda.is_available():
+        rank = os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID', '0'))
+        device = f'cuda:{int(rank) % torch.cuda.device_count()}'
+    try:
+        return operator_failure(device, torch.float32)
+    except RuntimeError as error:
+        reason = ' '.join(str(error).split())[:300]
+        raise ToolError(
+            f'{device} does not work ({reason}): see what runs on it (nvidia-smi), choose another '
+            'GPU by CUDA_VISIBLE_DEVICES, or set that to -1 to use the CPU'
+        ) from error
 
 
 def fit_to_cpu(cfg: Config, processes: int) -> None:
@@ -50,10 +61,12 @@ def fit_to_cpu(cfg: Config, processes: int) -> None:
     """
     told = ['running on the CPU']
     if torch.cuda.is_available():
-        failure = operator_failure(_device_of_process(), torch.float32)
+        remedy = 'install torchvision for CUDA, from where torch came'
+        if require_operators().compiled:
+            remedy = 'replace mmcv by mmcv-lite to use those of torchvision'
         told = [
-            f"running on the CPU, though there is a GPU: mmcv's operators do not run on it "
-            f'({failure}). Replace mmcv by mmcv-lite to use those of torchvision'
+            "running on the CPU, though there is a GPU: mmcv's operators do not run on it "
+            f'({_gpu_failure()}); {remedy}'
         ]
     if cfg.get('launcher', 'none') != 'none':
         told.append(f'{processes} process{"es" * (processes > 1)} connected by gloo')

@@ -19,24 +19,33 @@ def bbox_overlaps(
 ) -> None:
     """Write the overlaps of boxes (N, 4) and (M, 4) into ``ious``.
 
-    That is (N, M), or with ``aligned`` (N), where N = M. Two boxes without area have no overlap
-    with ``offset`` 0: the result is NaN there, as it is in mmcv.
+    That is (N, M), or with ``aligned`` (N), where N = M. Areas count as ``offset`` at least, as in
+    mmcv's CUDA operator: with ``offset`` 0, two boxes without area give NaN.
     """
     first, second = at_least_float32(bboxes1, bboxes2)
     if not aligned:
         first = first[:, None]
-    ious.copy_(overlaps(first, second, mode, offset))
+    intersection, area = _overlaps(first, second, mode, offset)
+    ious.copy_(intersection / area.clamp(min=offset))
 
 
-def overlaps(first: Tensor, second: Tensor, mode: int, offset: int) -> Tensor:
-    """Return the overlaps of boxes (..., 4) and (..., 4), whose other dimensions broadcast."""
+def _iou(first: Tensor, second: Tensor, offset: int) -> Tensor:
+    intersection, area = _overlaps(first, second, IOU, offset)
+    return intersection / area
+
+
+def _overlaps(first: Tensor, second: Tensor, mode: int, offset: int) -> tuple[Tensor, Tensor]:
+    """Return the intersections of boxes (..., 4) and (..., 4), and the areas to divide them by.
+
+    Dimensions before the last one broadcast.
+    """
     corner1 = torch.maximum(first[..., :2], second[..., :2])
     corner2 = torch.minimum(first[..., 2:], second[..., 2:])
     intersection = (corner2 - corner1 + offset).clamp(min=0).prod(-1)
     area = _area(first, offset)
     if mode == IOU:
         area = area + _area(second, offset) - intersection
-    return intersection / area
+    return intersection, area
 
 
 def _area(boxes: Tensor, offset: int) -> Tensor:
@@ -94,14 +103,14 @@ def softnms(
         dets[len(order), 4] = scores[index]
         order.append(index)
         left = torch.cat((left[:best], left[best + 1 :]))
-        overlap = overlaps(boxes[index], boxes[left], IOU, offset)
+        overlap = _iou(boxes[index], boxes[left], offset)
         if method == 2:
             factor = torch.exp(-(overlap * overlap) / sigma)
         else:
             lowered = torch.zeros_like(overlap) if method == 0 else 1 - overlap
             factor = torch.where(overlap >= iou_threshold, lowered, torch.ones_like(overlap))
         scores = scores.index_copy(0, left, scores[left] * factor)
-        left = left[scores[left] >= min_score]
+        left = left[~(scores[left] < min_score)]  # mmcv keeps NaN
     return torch.stack(order) if order else left
 
 
@@ -113,7 +122,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     groups = []
     while len(left):
         best, others = left[0], left[1:]
-        suppressed = overlaps(boxes[best], boxes[others], IOU, 0) >= iou_threshold
+        suppressed = _iou(boxes[best], boxes[others], 0) >= iou_threshold
         groups.append([best.item(), *others[suppressed].tolist()])
         left = others[~suppressed]
     return groups

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import torch
 from .site._mmgcvit_mmcv_ops import enable
 
 DISTRIBUTIONS = ('mmcv', 'mmcv-lite', 'onedl-mmcv', 'mmcv-full')
-INSTALL = "pip install 'mmgcvit[openmmlab]' (or 'mmgcvit[onedl]', never both)"
+INSTALL = "from a checkout of mmgcvit: pip install '.[openmmlab]' (or '.[onedl]', never both)"
+
+
+FOLDER = Path(__file__).parent
 
 
 class MmcvError(Exception):
@@ -34,10 +38,10 @@ class Operators:
 
     def __str__(self) -> str:
         if self.compiled:
-            return f'compiled, of {self.mmcv}'
+            return f'compiled, from {self.mmcv}'
         import torchvision
 
-        return f'of torchvision {torchvision.__version__}, as {self.mmcv} has no compiled ones'
+        return f'torchvision {torchvision.__version__} ({self.mmcv} has no compiled operators)'
 
 
 def installed_mmcv() -> dict[str, str]:
@@ -75,13 +79,8 @@ def require_operators() -> Operators:
     mmcv = mmcv or f'mmcv {package.__version__}'
     try:
         extension = importlib.import_module('mmcv._ext')
-    except ImportError as error:
-        raise MmcvError(
-            f'the compiled operators of {mmcv} cannot be loaded ({_line(error)}); most often they '
-            f'were compiled for another PyTorch than the installed {torch.__version__}: build or '
-            'install mmcv for this one, or replace it by mmcv-lite, which needs no compiler (pip '
-            'uninstall mmcv, then pip install mmcv-lite==2.1.0)'
-        ) from error
+    except Exception as error:
+        raise MmcvError(_no_extension(mmcv, error)) from error
     try:
         importlib.import_module('mmcv.ops')
     except Exception as error:
@@ -89,16 +88,31 @@ def require_operators() -> Operators:
     for library in ('mmdet', 'mmseg'):  # which refuse versions of mmcv when they are imported
         try:
             importlib.import_module(library)
-        except ModuleNotFoundError as error:
-            if error.name != library:
-                raise
         except AssertionError as error:
             raise MmcvError(
                 f'{library} refuses {mmcv} ({_line(error)}): install a version that it takes, for '
                 "example pip install --no-deps 'mmcv-lite>=2.1,<2.2'"
             ) from error
+        except Exception:
+            continue  # it is not installed, or fails where it is used
     file = Path(extension.__file__)
-    return Operators(mmcv, file.parent != Path(__file__).parent, file)
+    return Operators(mmcv, file.parent != FOLDER, file)
+
+
+def _no_extension(mmcv: str, error: Exception) -> str:
+    """Return why ``mmcv._ext`` cannot be imported: mmcv's own, or the one here."""
+    spec = importlib.util.find_spec('mmcv._ext')
+    if spec is not None and Path(spec.origin).parent != FOLDER:
+        return (
+            f'the compiled operators of {mmcv} cannot be loaded ({_line(error)}); most often they '
+            f'were compiled for another PyTorch than the installed {torch.__version__}: build or '
+            'install mmcv for this one, or replace it by mmcv-lite, which needs no compiler (pip '
+            'uninstall mmcv, then pip install mmcv-lite==2.1.0)'
+        )
+    return (
+        f"torchvision, which computes mmcv's operators here, cannot be used ({_line(error)}): "
+        f'install the torchvision that belongs to torch {torch.__version__}, from where torch came'
+    )
 
 
 def _broken(mmcv: str, error: Exception) -> str:
@@ -115,12 +129,17 @@ def _line(error: Exception) -> str:
 
 @functools.cache
 def operator_failure(device: str, dtype: torch.dtype) -> str | None:
-    """Run NMS and RoIAlign once, and return why they do not work on a device in a type, or None."""
+    """Run NMS and RoIAlign once, and return why they do not work on a device in a type, or None.
+
+    Raises:
+        RuntimeError: If the device itself does not work: its memory is full, for example.
+    """
     from mmcv.ops import nms, roi_align
 
     boxes = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [20.0, 20.0, 30.0, 30.0]]
+    # outside: a device that does nothing at all is not the operators' failure
+    boxes = torch.tensor(boxes, device=device, dtype=dtype) + 0
     try:
-        boxes = torch.tensor(boxes, device=device, dtype=dtype)
         scores = torch.tensor([0.5, 0.75, 0.25], device=device, dtype=dtype)
         kept = nms(boxes, scores, iou_threshold=0.5)[1].tolist()
         features = torch.ones(1, 1, 4, 4, device=device, dtype=dtype, requires_grad=True)

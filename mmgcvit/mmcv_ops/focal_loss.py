@@ -25,31 +25,31 @@ def sigmoid_focal_loss_forward(
         gamma: How much less samples count that are classified well.
         alpha: Weight of the positive class; the others have 1 - alpha.
     """
-    (logits,) = at_least_float32(input)
-    p, q, log_p, log_q, positive = _sigmoid_terms(logits, target)
-    loss = torch.where(positive, -alpha * q**gamma * log_p, -(1 - alpha) * p**gamma * log_q)
-    output.copy_(loss * _class_weight(weight, target, logits)[:, None])
+    _, q, log_p, alphas, _ = _sigmoid_terms(input, target, alpha)
+    loss = -alphas * q**gamma * log_p
+    output.copy_(loss * _class_weight(weight, target, loss)[:, None])
 
 
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
     """Write the derivative of each loss by its logit into ``grad_input`` (N, C)."""
+    p, q, log_p, alphas, sign = _sigmoid_terms(input, target, alpha)
+    grad = -sign * alphas * q**gamma * (q - gamma * p * log_p)
+    grad_input.copy_(grad * _class_weight(weight, target, grad)[:, None])
+
+
+def _sigmoid_terms(input: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, ...]:
+    """Return p, 1 - p, log p, alpha and the sign of the logit in p, each (N, C).
+
+    p is the probability of what is right: of the positive class, and that it is none of the others.
+    """
     (logits,) = at_least_float32(input)
-    p, q, log_p, log_q, positive = _sigmoid_terms(logits, target)
-    grad = torch.where(
-        positive,
-        -alpha * q**gamma * (q - gamma * p * log_p),
-        -(1 - alpha) * p**gamma * (gamma * q * log_q - p),
-    )
-    grad_input.copy_(grad * _class_weight(weight, target, logits)[:, None])
-
-
-def _sigmoid_terms(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-    """Return p, q = 1 - p, their logarithms, and where the positive class is, each (N, C)."""
     positive = target[:, None] == torch.arange(logits.shape[1], device=logits.device)
-    log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
-    return logits.sigmoid(), (-logits).sigmoid(), log_p, log_q, positive
+    sign = positive.to(logits.dtype) * 2 - 1
+    logits = logits * sign
+    alphas = torch.where(positive, alpha, 1 - alpha).to(logits.dtype)
+    return logits.sigmoid(), (-logits).sigmoid(), F.logsigmoid(logits), alphas, sign
 
 
 def softmax_focal_loss_forward(

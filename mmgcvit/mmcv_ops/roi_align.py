@@ -47,6 +47,8 @@ def roi_align_forward(
     """
     bins = (aligned_height, aligned_width)
     features, rois = at_least_float32(input, rois)
+    if rois.device.type == 'cpu' and not rois.isfinite().all():
+        raise ValueError('rois of RoIAlign have to be finite, got NaN or infinity')
     if pool_mode != MAXIMUM:
         align = torch.ops.torchvision.roi_align
         output.copy_(align(features, rois, spatial_scale, *bins, sampling_ratio, aligned))
@@ -125,7 +127,8 @@ def _sampling_points(
         size = size.clamp(min=1)
     size = size / size.new_tensor(bins[::-1])  # of a bin
     grids = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.ceil()
-    for grid in grids.unique(dim=0):
+    # all have the same one with a ratio: the GPU need not be asked which there are
+    for grid in grids[:1] if sampling_ratio > 0 else grids.unique(dim=0):
         columns, rows = grid.long().tolist()
         if rows <= 0 or columns <= 0:
             continue
@@ -162,7 +165,7 @@ def _corners(y: Tensor, x: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tens
 def _neighbours(coordinate: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the two pixels beside a coordinate and their weights, 0 off the map."""
     on_map = (coordinate >= -1) & (coordinate <= size)
-    coordinate = coordinate.clamp(0, size - 1)
+    coordinate = torch.where(on_map, coordinate, 0).clamp(0, size - 1)
     low = coordinate.long()
     part = coordinate - low
     yield low, (1 - part) * on_map

@@ -5,6 +5,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device, utils
 
+from mmgcvit.engine import ToolError
 from mmgcvit.engine import device as device_module
 from mmgcvit.engine.device import choose_device, fit_to_cpu
 
@@ -42,15 +43,28 @@ def test_a_gpu_is_used_if_mmcvs_operators_run_on_it(monkeypatch, operators, foun
     assert get_device() == used
 
 
-def test_each_process_tries_the_gpu_that_it_will_use(monkeypatch, operators):
+@pytest.mark.parametrize('variable', ['LOCAL_RANK', 'SLURM_LOCALID'])
+def test_each_process_tries_the_gpu_that_it_will_use(monkeypatch, operators, variable):
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
     devices = operators(None)
     monkeypatch.setattr(utils, 'DEVICE', 'cuda')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     for rank in ('0', '3', '5'):  # the last one has none, which the launch reports
-        monkeypatch.setenv('LOCAL_RANK', rank)
+        monkeypatch.setenv(variable, rank)
         choose_device()
     assert devices == ['cuda:0', 'cuda:3', 'cuda:1']
+
+
+def test_a_gpu_that_does_not_work_ends_in_one_line(monkeypatch):
+    def fail(device, dtype):
+        raise RuntimeError('CUDA error: out of memory\nmore')
+
+    monkeypatch.setattr(utils, 'DEVICE', 'cuda')
+    monkeypatch.setattr(device_module, 'operator_failure', fail)
+    with pytest.raises(ToolError, match=r'CUDA error: out of memory more\): see what runs on it'):
+        choose_device()
+    assert get_device() == 'cuda'  # it does not train on the CPU instead
 
 
 @pytest.mark.parametrize('there_is_a_gpu', [False, True])
@@ -60,7 +74,7 @@ def test_one_line_says_that_and_why_the_cpu_is_used(monkeypatch, log, operators,
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     fit_to_cpu(Config(dict(model=dict(type='M'))), 1)
     assert len(log) == 1 and 'running on the CPU' in log[0]
-    assert ('do not run on it (no kernel)' in log[0]) == there_is_a_gpu
+    assert ('do not run on it (no kernel); ' in log[0]) == there_is_a_gpu
 
 
 def test_what_a_cpu_lacks_is_replaced(log):

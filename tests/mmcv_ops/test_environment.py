@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 
 import mmcv
+import mmdet
 import pytest
 import torch
 
@@ -162,6 +163,8 @@ def files_of(folder):
 
 @pytest.mark.parametrize('spoil', BROKEN, ids=lambda spoil: spoil.__name__)
 def test_a_broken_mmcv_is_one_line(ends, spoil):
+    if spoil is another_version and not hasattr(mmdet, 'mmcv_maximum_version'):
+        pytest.skip('the mmdet of the onedl stack takes any mmcv')
     code, error, folder, files = ends[spoil]
     assert code == '1', error
     assert error.startswith('error: ') and error.count('\n') == 1, error
@@ -181,7 +184,9 @@ def test_what_an_uninstallation_has_left(tmp_path, monkeypatch):
 
 def test_no_mmcv(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmcv', None)
-    with pytest.raises(MmcvError, match=r"^mmcv is not installed: pip install 'mmgcvit"):
+    with pytest.raises(
+        MmcvError, match=r"^mmcv is not installed: .* pip install '\.\[openmmlab\]'"
+    ):
         require_operators()
 
 

@@ -84,6 +84,11 @@ class TestNms:
         assert kept.tolist() == [0, 1]
         assert dets[1, 4].item() == pytest.approx(0.8 * (1 - 0.9))
 
+    def test_soft_nms_keeps_boxes_without_area(self):
+        boxes = torch.tensor([[0.0, 0, 9, 9], [5, 5, 5, 5], [5, 5, 5, 5]])
+        kept = mmcv.ops.soft_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), method='gaussian')[1]
+        assert kept.tolist() == [0, 1, 2]
+
 
 @pytest.mark.parametrize(
     'mode, aligned, offset', list(itertools.product(['iou', 'iof'], [False, True], [0, 1]))
@@ -103,6 +108,13 @@ def test_bbox_overlaps(mode, aligned, offset):
     found = mmcv.ops.bbox_overlaps(first, second, mode, aligned, offset)
     assert found.shape == ((7,) if aligned else (7, 7))
     torch.testing.assert_close(found.flatten(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(('offset', 'expected'), [(0, math.nan), (1, 0.0)])
+def test_overlaps_of_boxes_without_area(offset, expected):
+    box = torch.tensor([[5.0, 5, 5 - offset, 5 - offset]])
+    found = mmcv.ops.bbox_overlaps(box, box, offset=offset)
+    torch.testing.assert_close(found, torch.tensor([[expected]]), equal_nan=True)
 
 
 class TestRoiAlign:
@@ -142,6 +154,14 @@ class TestRoiAlign:
         monkeypatch.setattr(roi_align_module, 'SAMPLES_AT_ONCE', 1)
         for found, whole in zip(run(), expected, strict=True):
             torch.testing.assert_close(found, whole)
+
+    @pytest.mark.parametrize('mode', ['avg', 'max'])
+    @pytest.mark.parametrize('value', [math.nan, math.inf])
+    def test_regions_that_are_not_finite(self, mode, value):
+        """torchvision reads anywhere in memory for them."""
+        rois = torch.tensor([[0, value, 0, 5, 5]])
+        with pytest.raises(ValueError, match='have to be finite'):
+            mmcv.ops.roi_align(torch.rand(1, 2, 8, 8), rois, 2, 1.0, 2, mode, True)
 
     @HALF
     @pytest.mark.parametrize('mode', ['avg', 'max'])

@@ -35,6 +35,22 @@ def test_a_good_environment(run):
     assert 'float32' in printed.partition('on cpu')[2]
 
 
+@pytest.fixture
+def failing(tool, monkeypatch):
+    """Let the import of a module fail, in the tool alone: mmengine imports them as well."""
+
+    def fail(module, error):
+        def import_module(name):
+            if name.partition('.')[0] == module:
+                raise error
+            return importlib.import_module(name)
+
+        importing = SimpleNamespace(import_module=import_module, metadata=importlib.metadata)
+        monkeypatch.setattr(tool, 'importlib', importing)
+
+    return fail
+
+
 BEFORE = dict(mmengine='0.10.7', mmdet='3.3.0')
 
 
@@ -89,24 +105,40 @@ def test_pkg_resources_is_missed_by_openmmlabs_mmengine_alone(tool, monkeypatch)
         ),
         ('mmdet', AssertionError('MMCV==2.2.0 is used but incompatible'), 'mmcv-lite>=2.1,<2.2'),
         ('mmseg', ModuleNotFoundError("No module named 'ftfy'", name='ftfy'), 'install ftfy regex'),
-        ('mmpretrain', ModuleNotFoundError('no such', name='mmpretrain'), 'not installed: mmpre'),
+        ('cv2', ModuleNotFoundError('no such', name='cv2'), 'not installed: cv2: from a checkout'),
     ],
 )
-def test_an_import_that_fails(run, tool, monkeypatch, module, error, words):
-
-    def fail(name):
-        if name.partition('.')[0] == module:
-            raise error
-        return importlib.import_module(name)
-
-    # the tool's alone: mmengine imports these modules as well when it looks for a class
-    importing = SimpleNamespace(import_module=fail, metadata=importlib.metadata)
-    monkeypatch.setattr(tool, 'importlib', importing)
+def test_an_import_that_fails(run, failing, module, error, words):
+    failing(module, error)
     code, printed = run()
     assert code == 1
     (line,) = [line for line in printed.splitlines() if line.startswith('1. ')]
     assert words in line and module in line
     assert '\n2. ' not in printed
+
+
+def test_one_library_is_enough(run, failing):
+    failing('mmpretrain', ModuleNotFoundError('no such', name='mmpretrain'))
+    code, printed = run()
+    assert code == 0, printed
+    assert '\nmmpretrain ' in printed
+
+
+@pytest.mark.parametrize(
+    ('installed', 'extra'),
+    [
+        ({}, "'.[openmmlab]' (or '.[onedl]', never both)"),
+        ({'mmcv-lite': '2.1.0'}, "'.[openmmlab]' (or '.[onedl]', never both)"),
+        ({'mmcv': '2.1.0'}, "'.[openmmlab-compiled]'"),
+        ({'onedl-mmengine': '0.10.12'}, "'.[onedl]'"),
+    ],
+)
+def test_what_to_install_overwrites_nothing(tool, monkeypatch, installed, extra):
+    def found(names):
+        return {name: version for name, version in installed.items() if name in names}
+
+    monkeypatch.setattr(tool, 'versions_of', found)
+    assert tool.install_command().endswith(f'pip install {extra}')
 
 
 def test_operators_that_do_not_run(run, monkeypatch):

@@ -19,10 +19,12 @@ class MmcvExtFinder:
         from importlib.util import find_spec, spec_from_file_location
 
         package = find_spec('mmgcvit')
-        if package is None:
-            return None
-        folder = package.submodule_search_locations[0]
-        return spec_from_file_location(name, os.path.join(folder, 'mmcv_ops', '_ext.py'))
+        # a folder of that name may have been found instead of the package
+        for folder in package.submodule_search_locations if package else ():
+            file = os.path.join(folder, 'mmcv_ops', '_ext.py')
+            if os.path.isfile(file):
+                return spec_from_file_location(name, file)
+        return None
 
 
 def enable():

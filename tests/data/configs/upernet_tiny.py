@@ -18,7 +18,12 @@ model = dict(
         ),
         window_size=8,
     ),
-    decode_head=dict(in_channels=[8, 16, 32, 64], channels=16),
+    decode_head=dict(
+        in_channels=[8, 16, 32, 64],
+        channels=16,
+        # for so short a training to predict more than the first class, the background
+        loss_decode=dict(class_weight=[0.3] + [1.0] * 149),
+    ),
     auxiliary_head=dict(in_channels=32, channels=16),
 )
 
