@@ -18,12 +18,7 @@ model = dict(
         ),
         window_size=8,
     ),
-    decode_head=dict(
-        in_channels=[8, 16, 32, 64],
-        channels=16,
-        # for so short a training to predict more than the first class, the background
-        loss_decode=dict(class_weight=[0.3] + [1.0] * 149),
-    ),
+    decode_head=dict(in_channels=[8, 16, 32, 64], channels=16),
     auxiliary_head=dict(in_channels=32, channels=16),
 )
 
@@ -47,6 +42,6 @@ tta_pipeline[1].transforms[0] = [
 max_iters = 24
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4)]
-optim_wrapper = dict(optimizer=dict(lr=4e-3))
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
 randomness = dict(seed=0)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_best=None, interval=max_iters))
