@@ -12,8 +12,10 @@ from pathlib import Path
 
 import forks
 import pytest
+import torch
 
 from mmgcvit.datasets import draw_shapes
+from mmgcvit.engine.brief_runner import BriefRunner
 from mmgcvit.visualization import read_training_log
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,10 @@ def options(shapes, max_epochs):
     """The quickstart's own config on fewer and smaller images."""
     settings = {
         'train_cfg.max_epochs': max_epochs,
+        'train_cfg.val_interval': 1,
+        'train_dataloader.batch_size': 2,
+        # after so short a training, metrics of whatever is found
+        'model.test_cfg.rcnn.score_thr': 0.0,
         'param_scheduler.0.end': 4,
         'param_scheduler.1.end': max_epochs,
         'default_hooks.logger.interval': 1,
@@ -88,6 +94,8 @@ def test_training_lowers_its_loss_and_resumes_where_it_was_interrupted(shapes, t
     printed = (tmp_path / 'out.txt').read_text()
     assert printed.strip().endswith('interrupted')
     assert 'Traceback' not in printed
+    # tools/train.py prints what mmengine does, unless it is told otherwise
+    assert 'System environment' in printed and "type='MaskRCNN'" in printed
 
     code, log = forks.run('tools/train.py', *arguments, out=tmp_path / 'resumed.txt')
     assert code == 0, log[-3000:]
@@ -99,6 +107,62 @@ def test_training_lowers_its_loss_and_resumes_where_it_was_interrupted(shapes, t
     assert len(losses) == 32
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
     assert set(training.metrics['coco/segm_mAP_50']) == {8, 16, 24, 32}
+
+
+DUMPS = (
+    *('System environment', 'Hooks will be executed', "type='MaskRCNN'", 'Average Precision'),
+    *('index created', 'Evaluating segm', 'deprecated'),
+)
+
+
+def test_brief_runner_shows_progress_and_logs_the_rest(shapes, tmp_path):
+    arguments = (CONFIG, '--work-dir', tmp_path, *options(shapes, 2))
+    brief = 'runner_type=mmgcvit.BriefRunner'
+    code, screen = forks.run('tools/train.py', *arguments, brief, out=tmp_path / 'out.txt')
+    assert code == 0, screen[-3000:]
+    assert not [dump for dump in DUMPS if dump in screen]
+    for epoch in (1, 2):
+        for iteration in range(1, 9):
+            place = rf'Epoch\(train\) \[{epoch}\]\[{iteration}/8\]'
+            assert len(re.findall(place + r'  loss: \d+\.\d+  eta: \d:\d\d:\d\d\n', screen)) == 1
+    box_and_mask = r'box AP (\d\.\d+), AP50 \d\.\d+; mask AP (\d\.\d+), AP50 \d\.\d+\n'
+    shown = re.findall(rf'8/8\].*\nvalidation  {box_and_mask}', screen)
+    metrics = read_training_log(tmp_path).metrics
+    boxes, masks = (metrics[f'coco/{kind}_mAP'].values() for kind in ('bbox', 'segm'))
+    assert shown == [(f'{box:.3f}', f'{mask:.3f}') for box, mask in zip(boxes, masks, strict=True)]
+    assert len(shown) == 2
+    assert len(screen.splitlines()) < 30
+
+    log = Path(re.search(r'details: (\S+\.log)', screen)[1]).read_text()
+    assert not [dump for dump in DUMPS if dump not in log]
+    assert 'Epoch(train) [2][8/8]' in log and 'loss_mask' in log
+
+
+def test_warnings_reach_the_screen_and_other_metrics_are_shown_by_name(tmp_path, capsys):
+    runner = BriefRunner(torch.nn.Linear(1, 1), str(tmp_path), experiment_name=tmp_path.name)
+    runner.logger.info('a detail')
+    runner.logger.warning('take care')
+    assert [line.rpartition(' - ')[2] for line in capsys.readouterr().out.splitlines()] == [
+        'take care'
+    ]
+    (hook,) = (hook for hook in runner.hooks if type(hook).__name__ == 'ProgressHook')
+    hook.after_val_epoch(runner, {'mIoU': 41.25, 'aAcc': 80.0})
+    coco = {
+        'bbox_mAP': 0.4,
+        'bbox_mAP_50': 0.5,
+        'segm_mAP': 0.6,
+        'segm_mAP_50': 0.7,
+        'segm_mAP_s': -1,
+    }
+    hook.after_val_epoch(runner, {f'coco/{name}': value for name, value in coco.items()})
+    hook.after_val_epoch(runner, {})
+    assert capsys.readouterr().out.splitlines() == [
+        'validation  mIoU: 41.250  aAcc: 80.000',
+        'validation  box AP 0.400, AP50 0.500; mask AP 0.600, AP50 0.700',
+        'validation  nothing found yet',
+    ]
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'a detail' in log.read_text() and 'take care' in log.read_text()
 
 
 def test_a_config_that_does_not_exist_is_one_line_and_exit_code_1():
@@ -113,9 +177,9 @@ def test_second_quickstart_reuses_what_is_done_and_fresh_starts_over(tmp_path):
     """tools/quickstart.py and its config, shrunk, in a copy of the checkout's layout."""
     shrunk = {
         CONFIG: {
-            'scale = (320, 256)': 'scale = (160, 128)',
-            'max_epochs = 3': 'max_epochs = 1',
-            'interval=20': 'interval=2',
+            'scale = (160, 128)': 'scale = (120, 96)',
+            'max_epochs = 14': 'max_epochs = 1',
+            'interval=25': 'interval=1',
         },
         'tools/quickstart.py': {'draw_shapes(DATA,': 'draw_shapes(DATA, 16, 4,'},
     }
@@ -139,6 +203,7 @@ def test_second_quickstart_reuses_what_is_done_and_fresh_starts_over(tmp_path):
     work_dir = tmp_path / 'work_dirs' / 'quickstart'
     metrics = json.loads((work_dir / 'metrics.json').read_text())
     assert f'{metrics["coco/segm_mAP_50"]:8.3f}' in first.stdout
+    assert not [dump for dump in DUMPS if dump in first.stdout]
     for name in ('epoch_1.pth', 'curves.png', 'predictions.png'):
         assert (work_dir / name).stat().st_size > 1000
         assert str(Path('work_dirs/quickstart') / name) in first.stdout

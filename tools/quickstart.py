@@ -21,6 +21,7 @@ from mmgcvit.visualization import draw_predictions, plot_training_curves
 CONFIG = Path('configs/detection/mask_rcnn_gcvit_shapes.py')
 DATA = Path('data/shapes')
 WORK_DIR = Path('work_dirs/quickstart')
+RUNNER = 'mmgcvit.BriefRunner'  # progress on screen, everything else in the log file
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
 
     heading(1, f'data: drawn shapes in COCO and ADE20K layout, {DATA}')
     draw_data(fresh=args.fresh)
-    heading(2, f'training: {CONFIG}, a few minutes; each line tells the time left as "eta"')
+    heading(2, f'training: {CONFIG}, a few minutes; "eta" is the time left')
     checkpoint = train()
     heading(3, 'evaluation on the validation images with COCO metrics')
     metrics = evaluate(checkpoint)
@@ -66,11 +67,12 @@ def train() -> Path:
     checkpoint = final_checkpoint()
     latest = find_checkpoint(WORK_DIR)
     if latest and latest.name == checkpoint.name:
-        print(f'done before: {checkpoint} is used (--fresh trains anew)')
+        print(f'done before: {checkpoint} is used (--fresh starts over)')
         return checkpoint
     if latest:
         print(f'a training was interrupted: going on from {latest} (--fresh starts over)')
     command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', WORK_DIR, '--resume']
+    command += ['--cfg-options', f'runner_type={RUNNER}']
     training = subprocess.Popen([str(part) for part in command])
     try:
         code = training.wait()
@@ -81,7 +83,7 @@ def train() -> Path:
     if code:
         raise ToolError(
             f'training ended with exit code {code}: the reason is above; '
-            'run this again to go on from the last checkpoint'
+            'run this again to go on from the last checkpoint, or with --fresh to start over'
         )
     return checkpoint
 
@@ -93,7 +95,8 @@ def evaluate(checkpoint: Path) -> dict[str, float]:
     if all(f.exists() and f.stat().st_mtime > made for f in (metrics_file, pictures)):
         print(f'done before: {metrics_file} and {pictures} are used')
         return load(metrics_file)
-    cfg = load_config(CONFIG, WORK_DIR / 'evaluation', {'load_from': str(checkpoint)})
+    options = {'load_from': str(checkpoint), 'runner_type': RUNNER}
+    cfg = load_config(CONFIG, WORK_DIR / 'evaluation', options)
     runner = build_runner(cfg)
     metrics = {name: round(float(value), 4) for name, value in runner.test().items()}
     draw_predictions(runner.model, runner.test_dataloader.dataset, pictures)

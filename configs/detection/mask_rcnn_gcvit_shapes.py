@@ -5,7 +5,7 @@
 #           python tools/train.py configs/detection/mask_rcnn_gcvit_shapes.py
 # Hardware: 2 CPU cores and 3 GB of memory, or any GPU
 # Source:   ours; the architecture is GC ViT's, size and schedule are made for a few minutes
-# Result:   paper: none; ours: mask AP50 0.92 after 5 minutes on 2 CPU cores
+# Result:   paper: none; ours: mask AP 0.90, mask AP50 0.98 after about 7 minutes on 2 CPU cores
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py',
@@ -15,7 +15,7 @@ _base_ = [
 classes = ('circle', 'rectangle', 'triangle')
 num_classes = len(classes)
 channels = 64
-roi_strides = [8, 16, 32]
+roi_strides = [4, 8, 16]
 norm_cfg = dict(type='GN', num_groups=8)
 
 # every module of the published networks, at a fraction of their size; trained from scratch
@@ -31,33 +31,39 @@ model = dict(
             layer_scale_init_value=0.5,
         ),
         window_size=8,
-        # no shape is so small that it needs stride 4; without, a step is faster and teaches more
-        out_indices=(1, 2, 3),
+        # images are small: the third stage sees them whole, the fourth is not needed
+        out_indices=(0, 1, 2),
     ),
     # normalized, as nothing is pretrained
-    neck=dict(in_channels=[64, 128, 256], out_channels=channels, num_outs=4, norm_cfg=norm_cfg),
+    neck=dict(in_channels=[32, 64, 128], out_channels=channels, num_outs=4, norm_cfg=norm_cfg),
     rpn_head=dict(
         in_channels=channels,
         feat_channels=channels,
-        anchor_generator=dict(scales=[4], strides=[8, 16, 32, 64]),
+        anchor_generator=dict(scales=[8], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
-        # images are small: shapes of more than 80 pixels are classified at stride 16 and above
+        # all shapes at stride 4: coarser maps blur the corners that tell a square from a circle
         bbox_roi_extractor=dict(
             out_channels=channels,
             featmap_strides=roi_strides,
-            finest_scale=40,
+            finest_scale=80,
             roi_layer=dict(sampling_ratio=2),
         ),
         bbox_head=dict(
+            type='ConvFCBBoxHead',
+            num_shared_convs=2,
+            num_shared_fcs=1,
             in_channels=channels,
-            fc_out_channels=256,
+            conv_out_channels=channels,
+            fc_out_channels=128,
+            norm_cfg=norm_cfg,
             num_classes=num_classes,
             reg_class_agnostic=True,
         ),
         mask_roi_extractor=dict(
             out_channels=channels,
             featmap_strides=roi_strides,
+            finest_scale=80,
             roi_layer=dict(sampling_ratio=1),
         ),
         mask_head=dict(
@@ -69,21 +75,35 @@ model = dict(
             norm_cfg=norm_cfg,
         ),
     ),
-    # a few hundred proposals are plenty for four shapes an image
+    # Proposals that fit badly do not show where a shape's corners are: with mmdet's defaults the
+    # head did not learn to tell rectangles from circles. Hence the RPN learns to refine anchors
+    # from an IoU of 0.5 (default 0.7), only its best 60 proposals are used (default 1000), and they
+    # are positive from an IoU of 0.6 (default 0.5).
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=64))
+        rpn=dict(assigner=dict(pos_iou_thr=0.5)),
+        rpn_proposal=dict(nms_pre=500, max_per_img=60),
+        rcnn=dict(assigner=dict(pos_iou_thr=0.6), sampler=dict(num=32)),
     ),
-    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=200), rcnn=dict(max_per_img=30)),
+    test_cfg=dict(
+        rpn=dict(nms_pre=300, max_per_img=60),
+        # suppression ignores class names, so that no shape is found twice; it is soft because the
+        # boxes of two overlapping shapes overlap, too
+        rcnn=dict(
+            nms=dict(type='soft_nms', iou_threshold=0.3, class_agnostic=True),
+            max_per_img=30,
+        ),
+    ),
 )
 
 data_root = 'data/shapes/coco/'
 metainfo = dict(classes=classes, palette=[(220, 20, 60), (0, 120, 220), (0, 160, 80)])
-scale = (320, 256)
+# small images and large batches: the names are learned faster, the more shapes per iteration
+scale = (160, 128)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
+    dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
@@ -96,7 +116,7 @@ test_pipeline = [
     ),
 ]
 train_dataloader = dict(
-    batch_size=2,
+    batch_size=8,
     num_workers=1,
     dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline),
 )
@@ -109,8 +129,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-max_epochs = 3
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
+max_epochs = 14
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
@@ -126,20 +146,16 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
-        custom_keys={
-            'relative_position_bias_table': dict(decay_mult=0.0),
-            # layers of 3136 inputs: at the full rate their outputs explode
-            'bbox_head': dict(lr_mult=0.3),
-        },
+        custom_keys={'relative_position_bias_table': dict(decay_mult=0.0)},
     ),
     clip_grad=dict(max_norm=10.0),
 )
 randomness = dict(seed=0)
 default_hooks = dict(
-    logger=dict(interval=20),
+    logger=dict(interval=25),
     checkpoint=dict(interval=1, max_keep_ckpts=2),
     # pictures are drawn once, after training, by tools/quickstart.sh
     visualization=dict(draw=False),

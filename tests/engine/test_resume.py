@@ -176,7 +176,8 @@ def test_the_quickstarts_mask_rcnn_ends_with_the_same_weights(tmp_path):
         'train_dataloader.dataset.pipeline.2.scale': '(96,64)',
         'val_dataloader.dataset.pipeline.1.scale': '(96,64)',
         'model.backbone.arch.embed_dims': 16,
-        'model.neck.in_channels': '[32,64,128]',
+        'model.neck.in_channels': '[16,32,64]',
+        'train_dataloader.batch_size': 2,
         'model.roi_head.bbox_head.fc_out_channels': 64,
     }
     config = tmp_path / 'config.py'
