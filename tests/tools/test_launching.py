@@ -196,7 +196,10 @@ def test_cascade_trains_in_two_processes_and_mixed_precision(run, tmp_path):
     assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
     line = 'running on the CPU, 2 processes connected by gloo, SyncBN replaced by BN\n'
     assert printed.count(line) == 1
-    assert printed.count('mixed precision: backbone and neck compute in bfloat16, heads') == 1
+    assert (
+        printed.count('mixed precision: layers of backbone, neck and two-stage heads in bfloat16')
+        == 1
+    )
 
 
 @pytest.mark.slow

@@ -42,6 +42,6 @@ tta_pipeline[1].transforms[0] = [
 max_iters = 24
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4)]
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
+optim_wrapper = dict(optimizer=dict(lr=4e-3))
 randomness = dict(seed=0)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_best=None, interval=max_iters))
