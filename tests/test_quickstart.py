@@ -94,7 +94,7 @@ def test_training_lowers_its_loss_and_resumes_where_it_was_interrupted(shapes, t
     printed = (tmp_path / 'out.txt').read_text()
     assert printed.strip().endswith('interrupted')
     assert 'Traceback' not in printed
-    # tools/train.py prints what mmengine does, unless it is told otherwise
+    # by default tools/train.py prints what mmengine does
     assert 'System environment' in printed and "type='MaskRCNN'" in printed
 
     code, log = forks.run('tools/train.py', *arguments, out=tmp_path / 'resumed.txt')

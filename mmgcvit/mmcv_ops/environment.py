@@ -13,8 +13,6 @@ from .site._mmgcvit_mmcv_ops import enable
 
 DISTRIBUTIONS = ('mmcv', 'mmcv-lite', 'onedl-mmcv', 'mmcv-full')
 INSTALL = "from a checkout of mmgcvit: pip install '.[openmmlab]' (or '.[onedl]', never both)"
-
-
 FOLDER = Path(__file__).parent
 
 
