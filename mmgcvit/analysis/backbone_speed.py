@@ -98,7 +98,8 @@ def _measure(settings: Settings) -> Measurement:
     found.forward_memory = _peak_memory(settings.device) - before
     model.train()
     found.training = _time(_training_step(network, images, settings), settings)
-    found.training_memory = _peak_memory(settings.device) - before
+    # a peak of the process, which systems report to within some pages, never falls
+    found.training_memory = max(_peak_memory(settings.device) - before, found.forward_memory)
     return found
 
 

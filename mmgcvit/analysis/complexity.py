@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..mmcv_ops import require_operators
-from ..models.attention import WindowAttention
+from ..models.gcvit import WindowAttention
 
 # Detection papers count so many proposals, and masks of so many of them, whatever is in an image.
 NUM_PROPOSALS = 1000
@@ -114,10 +114,10 @@ class _PaddingCounter:
         self, attention: WindowAttention, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
         self.computed += (self.counter.get_total_flops() - self._start) // 2
-        x, _, layout, _ = inputs
-        tokens = layout.num_padded_tokens
+        x, windows, _ = inputs
+        tokens = len(x) * windows.num_padded_tokens
         self.linear += tokens * (attention.qkv.weight.numel() + attention.proj.weight.numel())
-        self.products += 2 * tokens * layout.window_size**2 * x.shape[-1]
+        self.products += 2 * tokens * windows.window_size**2 * x.shape[-1]
 
     def remove(self) -> None:
         for handle in self._handles:

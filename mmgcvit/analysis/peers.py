@@ -1,17 +1,15 @@
 """GC ViT and the backbones that it is measured beside, each built from a short name."""
 
 import importlib
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from .. import reference
 from ..models import ARCHS, GCViT
 from ..weights import to_nvidia
 
-REFERENCE = Path(__file__).parents[2] / 'tests/reference.py'
 WINDOW_SIZE = (24,) * 4
 QUERY_DOWNSAMPLES = (3, 2, 1, 0)
 
@@ -28,32 +26,19 @@ class MissingPeer(Exception):
 
 
 class PlainReference(nn.Module):
-    """The network as the paper's equations have it, with random weights, for comparison.
-
-    It is the one that the tests compare outputs and gradients with: windows padded whole, their
-    scores computed in full. It costs what the published network costs.
-
-    Raises:
-        MissingPeer: If there is no checkout around the package.
-    """
+    """:mod:`mmgcvit.reference` with random weights: it costs what the published network costs."""
 
     def __init__(self, arch: str) -> None:
         super().__init__()
-        if not REFERENCE.is_file():
-            raise MissingPeer('it is a part of the tests: run the tool from a checkout')
-        spec = importlib.util.spec_from_file_location('reference', REFERENCE)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        self._run = module.gcvit
         self._num_heads = ARCHS[arch].num_heads
         state = to_nvidia(gcvit(arch).state_dict())
         self._names = list(state)
         self.weights = nn.ParameterList(nn.Parameter(x) for x in state.values())
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) → the four maps."""
+        """(B, 3, H, W) → the four feature maps."""
         weights = dict(zip(self._names, self.weights, strict=True))
-        return self._run(weights, images, self._num_heads, WINDOW_SIZE, QUERY_DOWNSAMPLES)
+        return reference.gcvit(weights, images, self._num_heads, WINDOW_SIZE, QUERY_DOWNSAMPLES)
 
 
 def gcvit(arch: str) -> nn.Module:

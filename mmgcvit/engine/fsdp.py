@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
-from ..models.stage import Block
+from ..models.gcvit import Block
 from ..registry import FUNCTIONS, STRATEGIES
 from .config import hook_class
 from .tool import ToolError

@@ -80,18 +80,15 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def _group(self, single: list[dict], model: nn.Module, backbone: GCViT) -> list[dict]:
         """Scale the learning rates of groups of one parameter, and put equal groups together."""
         names = {parameter: name for name, parameter in model.named_parameters()}
-        layers = _block_numbers(backbone)
-        last = 1 + sum(len(stage.blocks) for stage in backbone.stages)
+        _, num_layers = backbone.get_layer_depth('')
         groups = {}
         for settings in single:
             (parameter,) = settings.pop('params')
             name = names[parameter]
             # mmengine has applied these two already and only leaves them lying there
             settings = {k: v for k, v in settings.items() if k not in ('lr_mult', 'decay_mult')}
-            layer = last
-            if name.startswith('backbone.'):
-                layer = layer_of(name.removeprefix('backbone.'), layers)
-            scale = self.decay_rate ** (last - layer)
+            layer, _ = backbone.get_layer_depth(name, 'backbone.')
+            scale = self.decay_rate ** (num_layers - 1 - layer)
             settings['lr'] = scale * settings.get('lr', self.base_lr)
             if parameter.ndim <= 1 or name.endswith('relative_position_bias_table'):
                 settings['weight_decay'] = 0.0
@@ -99,36 +96,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 settings.setdefault('weight_decay', self.base_wd)
             key = layer, repr(sorted(settings.items()))
             groups.setdefault(key, {'params': [], **settings})['params'].append(parameter)
+        blocks = num_layers - 2
         print_log(
-            f'layer-wise learning-rate decay {self.decay_rate}: {last - 1} blocks, {len(groups)} '
-            f'parameter groups, stem at {self.decay_rate**last:.2g} of the rate of the heads',
+            f'layer-wise learning-rate decay {self.decay_rate}: {blocks} blocks, {len(groups)} '
+            f'parameter groups, stem at {self.decay_rate ** (blocks + 1):.2g} of the rate of the '
+            'heads',
             logger='current',
         )
         return [groups[key] for key in sorted(groups)]
-
-
-def _block_numbers(backbone: GCViT) -> list[range]:
-    """Return the layers of each stage's blocks, which are numbered from 1 through all stages."""
-    numbers, start = [], 1
-    for stage in backbone.stages:
-        numbers.append(range(start, start + len(stage.blocks)))
-        start += len(stage.blocks)
-    return numbers
-
-
-def layer_of(name: str, blocks: list[range]) -> int:
-    """Return the layer of a parameter of GC ViT.
-
-    Args:
-        name: As in the backbone's ``named_parameters``.
-        blocks: The layers of each stage's blocks.
-    """
-    part, *rest = name.split('.')
-    if part == 'stem':
-        return 0
-    if part.startswith('norm'):
-        return blocks[int(part.removeprefix('norm'))][-1]
-    stage, inner = blocks[int(rest[0])], rest[1]
-    if inner == 'blocks':
-        return stage[int(rest[2])]
-    return stage[0] if inner == 'query_generator' else stage[-1]

@@ -46,6 +46,33 @@ def one_per_stage(name: str, value: object, minimum: int) -> tuple[int, ...]:
     )
 
 
+def one_of(name: str, value: object, allowed: Sequence) -> object:
+    """Return ``value`` if it is one of the allowed values.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    # not `in`: 1 equals True
+    if any(type(value) is type(one) and value == one for one in allowed):
+        return value
+    raise ValueError(f'{name}={value!r} is not allowed: give {" or ".join(map(repr, allowed))}')
+
+
+def sequence_of(name: str, value: object, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Return ``value`` as a tuple if it is a sequence of one or more of the allowed values.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    # a string is a sequence, too, of letters
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    if is_sequence and all(isinstance(v, str) and v in allowed for v in value):
+        return tuple(value)
+    raise ValueError(
+        f'{name}={value!r} is not allowed: give a sequence of {" and ".join(map(repr, allowed))}'
+    )
+
+
 def rate(name: str, value: object) -> float:
     """Return ``value`` if it is a probability below 1.
 

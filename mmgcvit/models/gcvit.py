@@ -1,37 +1,352 @@
-"""The backbone: assembly, outputs, freezing, initial weights.
+"""GC ViT: stem, downsampler, query generator, attention, block, stage and backbone.
 
-B: batch size, H, W: sides of an image or a map, C_i: channels of stage i, counted from 0.
+Source: Hatamizadeh et al., `Global Context Vision Transformers
+<https://arxiv.org/abs/2206.09959>`_. Sections, equations and figures are numbered as in its first
+arXiv version, before ICML 2023.
+
+Read from top to bottom, this is the paper's figure 2. How attention is computed, and what is kept
+for the backward pass, is in :mod:`mmgcvit.ops`; :mod:`mmgcvit.reference` is the same network from
+plain operations.
+
+B: batch size, H, W: height and width of an image or of a feature map, C: channels, L: tokens of a
+feature map in the order of its windows, w: window size, h: heads.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit, initialize
 from torch import Tensor, nn
 
+from .. import ops
 from ..registry import MODELS
 from .arch import resolve_arch
-from .arguments import NUM_STAGES, integer, is_int, one_per_stage, rate
-from .conv import Stem
-from .stage import Stage
+from .arguments import NUM_STAGES, integer, is_int, one_of, one_per_stage, rate, sequence_of
+
+ATTENTION = ('local', 'global')
+
+
+class SqueezeExcitation(nn.Module):
+    """Scale each channel by a gate that is computed from the means of all (Hu et al., 2018)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, dim // 4, bias=False)
+        self.fc2 = nn.Linear(dim // 4, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        gate = self.fc2(F.gelu(self.fc1(x.mean((2, 3))))).sigmoid()
+        return x * gate[:, :, None, None]
+
+
+class FusedMBConv(nn.Module):
+    """Depthwise convolution, squeeze-excitation, pointwise convolution (section 2, equation 1)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        self.se = SqueezeExcitation(dim)
+        self.pwconv = nn.Conv2d(dim, dim, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        return x + self.pwconv(self.se(F.gelu(self.dwconv(x))))
+
+
+class Downsampler(nn.Module):
+    """Halve height and width of a feature map (section 2, figure 3).
+
+    As in the published network, a strided convolution takes the place of the paper's pooling.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(in_dim)
+        self.mbconv = FusedMBConv(in_dim)
+        self.reduction = nn.Conv2d(in_dim, out_dim, 3, stride=2, padding=1, bias=False)
+        self.norm2 = nn.LayerNorm(out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, in_dim) → (B, ⌈H/2⌉, ⌈W/2⌉, out_dim)."""
+        x = self.norm1(x).permute(0, 3, 1, 2)
+        x = self.reduction(self.mbconv(x))
+        return self.norm2(x.permute(0, 2, 3, 1))
+
+
+class Stem(nn.Module):
+    """Turn images into the feature map of the first stage (section 2)."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, dim, 3, stride=2, padding=1)
+        self.downsample = Downsampler(dim, dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, ⌈H/4⌉, ⌈W/4⌉, dim)."""
+        x = self.conv(ops.prepare_images(images))
+        return self.downsample(x.permute(0, 2, 3, 1))
+
+
+class QueryLayer(nn.Module):
+    """Fused MBConv, then a pooling that halves height and width where there is one (equation 2)."""
+
+    def __init__(self, dim: int, pool: bool) -> None:
+        super().__init__()
+        self.mbconv = FusedMBConv(dim)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1) if pool else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, ⌈H/2⌉, ⌈W/2⌉), or (B, C, H, W) without pooling."""
+        return self.pool(self.mbconv(x))
+
+
+class GlobalQueryGenerator(nn.Sequential):
+    """Condense the feature map of a stage into one window of queries (section 2.1, figure 5).
+
+    Args:
+        dim: Channels C.
+        window_size: w.
+        num_downsamples: How many times height and width are halved; with 0 there is one layer,
+            without pooling.
+    """
+
+    def __init__(self, dim: int, window_size: int, num_downsamples: int) -> None:
+        pool = num_downsamples > 0
+        super().__init__(*(QueryLayer(dim, pool) for _ in range(max(num_downsamples, 1))))
+        self.window_size = window_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) → (B, w², C)."""
+        query = super().forward(x.permute(0, 3, 1, 2))
+        size = (self.window_size, self.window_size)
+        # changes nothing where the size is right, and a graph for any size has to have it
+        query = F.interpolate(query, size, mode='bicubic', align_corners=False)
+        return query.flatten(2).transpose(1, 2)
+
+
+class WindowAttention(nn.Module):
+    """Local or global self-attention within windows (section 2.2, equations 3 to 6).
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads h, a divisor of C.
+        window_size: w.
+        is_global: Whether the queries of a window are the global query, and not its own tokens'.
+        attn_drop_rate: Dropout of the attention weights.
+        drop_rate: Dropout of the output.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: int,
+        is_global: bool,
+        attn_drop_rate: float = 0.0,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.is_global = is_global
+        self.attn_drop_rate = attn_drop_rate
+        # called qkv in global attention, too, where it gives k and v: existing weights are named so
+        self.qkv = nn.Linear(dim, (2 if is_global else 3) * dim)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty((2 * window_size - 1) ** 2, num_heads)
+        )
+        self.proj = nn.Linear(dim, dim)
+        self.drop = nn.Dropout(drop_rate)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def forward(
+        self, x: Tensor, windows: ops.Windows, global_query: Tensor | None = None
+    ) -> Tensor:
+        """Attend within each window.
+
+        Args:
+            x: (B, L, C).
+            windows: The order of the tokens.
+            global_query: (B, w², C), which local attention does not look at.
+
+        Returns:
+            (B, L, C).
+        """
+        dropout = self.attn_drop_rate if self.training else 0.0
+        x = ops.window_attention(*self._inputs(x, windows, global_query), dropout)
+        return self.drop(self.proj(x))
+
+    def attention_probabilities(
+        self, x: Tensor, windows: ops.Windows, global_query: Tensor | None = None
+    ) -> list[tuple[ops.Region, Tensor]]:
+        """Return the weights by which :meth:`forward` adds up values, for pictures.
+
+        See :func:`mmgcvit.ops.attention_probabilities`; a forward hook on this module gets the
+        arguments.
+        """
+        return ops.attention_probabilities(*self._inputs(x, windows, global_query))
+
+    def _inputs(self, x: Tensor, windows: ops.Windows, global_query: Tensor | None) -> tuple:
+        # windows at the edges of a feature map are padded with zeros after the norm
+        padding = ops.project_padding(self.qkv, x, windows)
+        table = self.relative_position_bias_table
+        return self.qkv(x), windows, table, global_query if self.is_global else None, padding
+
+
+class MLP(nn.Module):
+    """Two linear layers for each token."""
+
+    def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) → (..., C)."""
+        return self.drop(self.fc2(F.gelu(self.fc1(x))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., 2016): drop a residual branch for some of the images."""
+
+    def __init__(self, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.drop_rate = drop_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, C) → (B, L, C), scaled so that the mean stays."""
+        if not self.training or self.drop_rate == 0:
+            return x
+        keep_rate = 1 - self.drop_rate
+        return x * (x.new_empty(x.shape[0], 1, 1).bernoulli_(keep_rate) / keep_rate)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each with a norm before it and a residual connection (figure 6).
+
+    Args:
+        dim: Channels C.
+        attention: The attention over C channels.
+        mlp_ratio: Hidden channels of the MLP over C.
+        layer_scale_init_value: Initial scale of both branches, None for no scale.
+        drop_rate: Dropout after the MLP.
+        drop_path_rate: Stochastic depth of both branches.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attention: WindowAttention,
+        mlp_ratio: float,
+        layer_scale_init_value: float | None,
+        drop_rate: float,
+        drop_path_rate: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, int(dim * mlp_ratio), drop_rate)
+        self.drop_path = DropPath(drop_path_rate)
+        if layer_scale_init_value is None:
+            self.gamma1 = self.gamma2 = None
+        else:
+            self.gamma1 = nn.Parameter(torch.full((dim,), float(layer_scale_init_value)))
+            self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale_init_value)))
+
+    def forward(
+        self, x: Tensor, windows: ops.Windows, global_query: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, C), with a global query (B, w², C) for global attention → (B, L, C)."""
+        x = x + self.drop_path(scale(self.attn(self.norm1(x), windows, global_query), self.gamma1))
+        return x + self.drop_path(scale(self.mlp(self.norm2(x)), self.gamma2))
+
+
+def scale(x: Tensor, gamma: Tensor | None) -> Tensor:
+    """Scale the channels (layer scale, Touvron et al., 2021)."""
+    return x if gamma is None else x * gamma
+
+
+class Stage(nn.Module):
+    """Blocks on feature maps of one size, and the query generator of the global ones (figure 2).
+
+    Args:
+        dim: Channels C.
+        num_heads: Attention heads.
+        window_size: w.
+        attention: 'local' or 'global' for each block.
+        query_downsamples: How many times the query generator halves height and width.
+        mlp_ratio: Hidden channels of a block's MLP over C.
+        layer_scale_init_value: Initial scale of the blocks' branches, None for no scale.
+        drop_rate: Dropout after a block's projection and MLP.
+        attn_drop_rate: Dropout of the attention weights.
+        drop_path_rates: Stochastic depth of each block.
+        downsample: Whether there is a downsampler to 2·C channels, which the caller runs.
+        recompute: What is computed again in the backward pass, see :class:`GCViT`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: int,
+        attention: Sequence[str],
+        query_downsamples: int,
+        mlp_ratio: float,
+        layer_scale_init_value: float | None,
+        drop_rate: float,
+        attn_drop_rate: float,
+        drop_path_rates: Sequence[float],
+        downsample: bool,
+        recompute: str,
+    ) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.recompute = recompute
+        self.blocks = nn.ModuleList()
+        for kind, drop_path_rate in zip(attention, drop_path_rates, strict=True):
+            attn = WindowAttention(
+                dim, num_heads, window_size, kind == 'global', attn_drop_rate, drop_rate
+            )
+            block = Block(dim, attn, mlp_ratio, layer_scale_init_value, drop_rate, drop_path_rate)
+            self.blocks.append(block)
+        self.query_generator = None
+        if 'global' in attention:
+            self.query_generator = GlobalQueryGenerator(dim, window_size, query_downsamples)
+        self.downsample = Downsampler(dim, 2 * dim) if downsample else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) → (B, H, W, C), before the downsampler."""
+        global_query = None if self.query_generator is None else self.query_generator(x)
+        windows = ops.window_layout(x, self.window_size)
+        x = windows.partition(x)
+        for block in self.blocks:
+            x = ops.recompute(self.recompute, block, x, windows, global_query)
+        return windows.merge(x)
 
 
 @MODELS.register_module()
 class GCViT(BaseModule):
-    """GC ViT backbone with one map for each of the stages asked for.
+    """GC ViT backbone with one feature map for each of the stages asked for.
 
-    Source: Hatamizadeh et al., `Global Context Vision Transformers
-    <https://arxiv.org/abs/2206.09959>`_, ICML 2023. The defaults are those of the published
-    detection networks.
+    The defaults are those of the published detection networks.
 
     Args:
         arch: Size: xxtiny, xtiny, tiny, tiny2, small, small2, base or large; or a dict with
             ``embed_dims``, ``depths``, ``num_heads``, ``mlp_ratio`` and
             ``layer_scale_init_value`` (None for no layer scale).
         in_channels: Channels of the input images.
-        window_size: Side of the attention windows in tokens, one for all stages or one each.
-        query_downsamples: How many times each stage's global query generator halves the map.
-        out_indices: Stages, counted from 0, whose maps are returned, in rising order. Nothing
-            is built that none of them needs.
+        window_size: Height and width of the attention windows in tokens, one number for all
+            stages or one for each.
+        query_downsamples: How many times the global query generator of each stage halves the
+            feature map.
+        attention: Attention of the blocks of each stage, 'local' or 'global', repeated in this
+            order. ``('local',)`` is a network without global context, and without generators.
+        out_indices: Stages, counted from 0, whose feature maps are returned, in rising order.
+            Nothing is built that none of them needs.
         drop_path_rate: Stochastic depth, rising linearly from 0 in the first block to this in
             the last of all four stages. None for the size's own ImageNet value; 0 for a dict.
         drop_rate: Dropout after the stem, the attention's projection and the MLP.
@@ -39,7 +354,10 @@ class GCViT(BaseModule):
         frozen_stages: 0 freezes the stem, k the stem and the first k stages with their
             downsamplers: they get no gradients and stay in eval mode. -1 freezes nothing. Output
             norms are never frozen.
-        with_cp: Recompute blocks in the backward pass: less memory, more time.
+        recompute: What the backward pass computes again and so is not kept: ``'none'``,
+            ``'cheap'`` (the outputs of norms and GELU: little time for much memory) or
+            ``'block'`` (whole blocks: the least memory, about a third more time).
+        with_cp: True is ``recompute='block'``, as in other backbones of OpenMMLab.
         init_cfg: Initialization config. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``
             takes the published (NVIDIA) weights, timm's, or this class's own, from what
             :func:`mmgcvit.weights.fetch` takes. Optional: ``prefix`` names a part of a larger
@@ -73,6 +391,8 @@ class GCViT(BaseModule):
         frozen_stages: int = -1,
         with_cp: bool = False,
         init_cfg: dict | Sequence[dict] | None = None,
+        attention: Sequence[str] = ('local', 'global'),
+        recompute: str = 'cheap',
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         arch = resolve_arch(arch)
@@ -82,8 +402,10 @@ class GCViT(BaseModule):
         query_downsamples = one_per_stage('query_downsamples', query_downsamples, minimum=0)
         drop_rate = rate('drop_rate', drop_rate)
         attn_drop_rate = rate('attn_drop_rate', attn_drop_rate)
-        if not isinstance(with_cp, bool):
-            raise ValueError(f'with_cp={with_cp!r} is not allowed: give True or False')
+        recompute = one_of('recompute', recompute, ops.RECOMPUTE_POLICIES)
+        if one_of('with_cp', with_cp, (True, False)):
+            recompute = 'block'
+        attention = sequence_of('attention', attention, ATTENTION)
         self.in_channels = integer('in_channels', in_channels, minimum=1)
         self.out_indices = _stage_indices('out_indices', out_indices)
         num_stages = self.out_indices[-1] + 1
@@ -101,6 +423,7 @@ class GCViT(BaseModule):
                 arch.dims[i],
                 arch.num_heads[i],
                 window_sizes[i],
+                [attention[j % len(attention)] for j in range(arch.depths[i])],
                 query_downsamples[i],
                 arch.mlp_ratio,
                 arch.layer_scale_init_value,
@@ -108,17 +431,19 @@ class GCViT(BaseModule):
                 attn_drop_rate,
                 drop_path_rates[i],
                 downsample=i < num_stages - 1,
-                with_cp=with_cp,
+                recompute=recompute,
             )
             for i in range(num_stages)
         )
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(arch.dims[i]))
         self.apply(_reset_linear)
+        ops.prepare_parameters(self)
+        self._register_load_state_dict_pre_hook(_resize_bias_tables, with_module=True)
         self._freeze()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the maps of the stages in ``out_indices``.
+        """Compute the feature maps of the stages in ``out_indices``.
 
         Args:
             images: (B, in_channels, H, W), H and W at least 1.
@@ -130,8 +455,7 @@ class GCViT(BaseModule):
             ValueError: If the input is not 4-dimensional, is empty or has another number of
                 channels.
         """
-        self._check_images(images)
-        x = self.drop(self.stem(images))
+        x = self.drop(self.stem(_checked(images, self.in_channels)))
         outputs = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
@@ -181,13 +505,34 @@ class GCViT(BaseModule):
             load_pretrained(self, **arguments)
         self.is_init = True
 
-    def _check_images(self, images: Tensor) -> None:
-        if images.dim() != 4 or images.shape[1] != self.in_channels or 0 in images.shape[2:]:
-            raise ValueError(
-                f'images of shape {tuple(images.shape)} are not allowed: GCViT takes '
-                f'(B, {self.in_channels}, H, W) with H and W at least 1; for another number of '
-                'channels build it with in_channels'
-            )
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Return the layer of a parameter and the number of layers, for layer-wise decay.
+
+        The stem is layer 0; each block is a layer. A query generator belongs to the first block of
+        its stage, a downsampler and an output norm to the last. What is not in this backbone
+        belongs to the last layer.
+
+        Args:
+            param_name: Name of the parameter in the whole model.
+            prefix: What the names of this backbone's parameters begin with.
+        """
+        depths = [len(stage.blocks) for stage in self.stages]
+        num_layers = sum(depths) + 2
+        match = re.fullmatch(
+            re.escape(prefix) + r'(?:(stem)\..+|norm(\d)\..+|stages\.(\d)\.(\w+)\.(\d+\.)?.+)',
+            param_name,
+        )
+        if match is None:
+            return num_layers - 1, num_layers
+        stem, norm, stage, part, index = match.groups()
+        if stem:
+            return 0, num_layers
+        before = sum(depths[: int(norm or stage)])
+        if part == 'query_generator':
+            return before + 1, num_layers
+        if part == 'blocks':
+            return before + 1 + int(index.rstrip('.')), num_layers
+        return before + depths[int(norm or stage)], num_layers
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
@@ -198,6 +543,38 @@ class GCViT(BaseModule):
         for module in self._frozen_modules():
             module.eval()
             module.requires_grad_(False)
+
+
+@ops.fx_leaf
+def _checked(images: Tensor, in_channels: int) -> Tensor:
+    if images.dim() != 4 or images.shape[1] != in_channels or 0 in images.shape[2:]:
+        raise ValueError(
+            f'images of shape {tuple(images.shape)} are not allowed: GCViT takes '
+            f'(B, {in_channels}, H, W) with H and W at least 1; for another number of '
+            'channels build it with in_channels'
+        )
+    return images
+
+
+def _resize_bias_tables(model: GCViT, state: dict[str, Tensor], prefix: str, *args: object) -> None:
+    """Resize the position bias tables in a state dict to the windows of the model it is loaded in.
+
+    A table that belongs to no window is left for ``load_state_dict`` to refuse.
+    """
+    resized = 0
+    for name, parameter in model.named_parameters():
+        table = state.get(prefix + name)
+        if not name.endswith('relative_position_bias_table') or not isinstance(table, Tensor):
+            continue
+        if parameter.dim() != 2 or table.shape[1:] != parameter.shape[1:]:
+            continue
+        try:
+            state[prefix + name] = ops.resize_bias_table(table, len(parameter))
+        except ValueError:
+            continue
+        resized += len(table) != len(parameter)
+    if resized:
+        print_log(f'{resized} position bias tables were resized to other windows', logger='current')
 
 
 def _stage_indices(name: str, indices: Sequence[int]) -> tuple[int, ...]:
@@ -217,7 +594,7 @@ def _stage_indices(name: str, indices: Sequence[int]) -> tuple[int, ...]:
 
 
 def _rising_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
-    """Spread rates from 0 to ``last`` evenly over all blocks; one list a stage."""
+    """Return rates that rise evenly from 0 to ``last`` over all blocks, a list for each stage."""
     steps = max(sum(depths) - 1, 1)
     rates = iter(last * block / steps for block in range(sum(depths)))
     return [[next(rates) for _ in range(depth)] for depth in depths]

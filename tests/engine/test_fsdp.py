@@ -8,7 +8,7 @@ from torch import nn
 from mmgcvit import GCViT
 from mmgcvit.engine import ToolError, load_config, wrap_blocks
 from mmgcvit.engine.fsdp import settle_fsdp
-from mmgcvit.models.stage import Block
+from mmgcvit.models.gcvit import Block
 
 
 def config(**settings):

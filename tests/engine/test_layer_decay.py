@@ -69,6 +69,36 @@ def layers_of_nano():
     }
 
 
+@pytest.mark.parametrize('prefix', ['', 'backbone.', 'teacher.backbone.'])
+def test_depth_of_each_layer(nano, prefix):
+    """What constructors of other libraries ask a backbone for."""
+    model, used = GCViT(nano, window_size=3), set()
+    for name, _ in model.named_parameters():
+        (part,) = (part for part in layers_of_nano() if name.startswith(part))
+        used.add(part)
+        # the last of ten layers is that of what is outside
+        assert model.get_layer_depth(prefix + name, prefix) == (layers_of_nano()[part], 10), name
+    assert used == set(layers_of_nano())
+    outside = ['head.weight', 'neck.stem.conv.weight', 'norm0', 'stages.0', 'stemming.weight', '']
+    outside += ['norm.weight', 'stages.weight', 'backbones.stem.conv.weight']
+    for name in outside:
+        assert model.get_layer_depth(name, prefix) == (9, 10), name
+    if prefix:
+        # a name of the backbone without the prefix is another module's
+        assert model.get_layer_depth('stem.conv.weight', prefix) == (9, 10)
+        assert model.get_layer_depth('norm0.weight', prefix) == (9, 10)
+
+
+def test_depths_are_counted_in_the_blocks_and_stages_that_exist(nano):
+    model = GCViT(nano, window_size=3, out_indices=(0, 2))
+    assert model.get_layer_depth('norm2.bias') == (6, 8)
+    assert model.get_layer_depth('head.bias') == (7, 8)
+    with torch.device('meta'):
+        tiny = GCViT('tiny')
+    assert tiny.get_layer_depth('stages.2.blocks.10.mlp.fc1.weight') == (18, 33)
+    assert tiny.get_layer_depth('stages.3.query_generator.0.mbconv.pwconv.weight') == (27, 33)
+
+
 def check_every_parameter(model, found, last=9):
     layers = {f'backbone.{prefix}': layer for prefix, layer in layers_of_nano().items()}
     used = set()
@@ -158,19 +188,64 @@ def test_a_recipe_takes_it_by_the_two_documented_settings(path):
     assert len(groups) <= 2 * (blocks + 2) + extra
 
 
-def test_a_classifier_takes_it(nano):
+def classifier(arch):
     init_default_scope('mmpretrain')
-    model = MODELS.build(
+    return MODELS.build(
         dict(
             type='mmpretrain.ImageClassifier',
-            backbone=dict(type='mmgcvit.GCViT', arch=nano, window_size=3, out_indices=[3]),
+            backbone=dict(type='mmgcvit.GCViT', arch=arch, window_size=3, out_indices=[3]),
             neck=dict(type='mmpretrain.GlobalAveragePooling'),
             head=dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=64),
         )
     )
+
+
+def test_a_classifier_takes_it(nano):
+    model = classifier(nano)
     found, groups = settings_of(model, Config(dict(wrapper=optim_wrapper())).wrapper)
     check_every_parameter(model, found)
     assert len(groups) == 20
+
+
+def of_mmpretrain():
+    cfg = optim_wrapper()
+    cfg['constructor'] = 'mmpretrain.LearningRateDecayOptimWrapperConstructor'
+    cfg['paramwise_cfg'] = dict(layer_decay_rate=RATE, flat_decay_mult=0.0)
+    return cfg
+
+
+def test_mmpretrains_constructor_gives_a_classifier_the_same_rates(nano):
+    model = classifier(nano)
+    found, _ = settings_of(model, of_mmpretrain())
+    ours, _ = settings_of(model, optim_wrapper())
+    assert found.keys() == ours.keys() == dict(model.named_parameters()).keys()
+    for name, (rate, decay) in found.items():
+        # weight decay of tables is a difference: mmpretrain's takes custom_keys for it
+        wanted = WEIGHT_DECAY if name.endswith('relative_position_bias_table') else ours[name][1]
+        assert (rate, decay) == (pytest.approx(ours[name][0]), wanted), name
+
+
+@pytest.mark.parametrize(
+    ('path', 'constructor'),
+    [
+        ('detection/mask_rcnn_gcvit_shapes.py', 'mmdet.LearningRateDecayOptimizerConstructor'),
+        ('segmentation/upernet_gcvit_xxt.py', 'mmseg.LearningRateDecayOptimizerConstructor'),
+        (
+            'detection/mask_rcnn_gcvit_shapes.py',
+            'mmpretrain.LearningRateDecayOptimWrapperConstructor',
+        ),
+    ],
+)
+def test_detectors_and_segmentors_still_need_ours(path, constructor):
+    """Theirs know ConvNeXt and BEiT by name, and mmpretrain's asks the whole model for depths."""
+    cfg = load_config(ROOT / 'configs' / path)
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    theirs = optim_wrapper(num_layers=12, layer_decay_rate=RATE)
+    theirs['constructor'] = constructor
+    with pytest.raises(NotImplementedError):
+        build_optim_wrapper(model, theirs)
 
 
 def test_a_training_step_uses_the_rates(nano):

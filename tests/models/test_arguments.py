@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from mmgcvit import GCViT
+from mmgcvit import GCViT, reference
 from mmgcvit.models import ARCHS
-from mmgcvit.models.windows import WindowLayout
+from mmgcvit.weights import to_nvidia
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
@@ -60,7 +61,7 @@ def test_arch_by_name_is_the_row_of_the_table():
         model = GCViT('small2')
     assert model.out_channels == (96, 192, 384, 768)
     assert [len(stage.blocks) for stage in model.stages] == [3, 4, 23, 5]
-    assert model.stages[2].blocks[0].attn.num_heads == 12
+    assert model.stages[2].blocks[0].attn.relative_position_bias_table.shape == (47**2, 12)
     assert model.stages[2].blocks[0].mlp.fc1.out_features == 3 * 384
     assert model.stages[0].blocks[0].gamma1.shape == (96,)
     assert ARCHS['small2'].layer_scale_init_value == 1e-5
@@ -130,18 +131,16 @@ def test_drop_path_drops_branches_of_whole_samples_in_training(nano):
     torch.manual_seed(0)
     model = GCViT(nano, window_size=4, drop_path_rate=0.9)
     block = model.stages[3].blocks[-1].train()
-    # with windows of four sizes, among which each sample's tokens are spread
-    layout = WindowLayout.of_maps(200, 5, 6, 4)
-    x = torch.randn(200 * 30, 64)
+    x = torch.randn(200, 30, 64)
 
     def dropped_samples():
-        return layout.unpack(block.drop_path(x, layout) == 0).flatten(1)
+        return (block.drop_path(x) == 0).flatten(1)
 
     dropped = dropped_samples()
     assert 0.82 < dropped.all(1).float().mean() < 0.97
     assert torch.equal(dropped.all(1), dropped.any(1))
     assert not torch.equal(dropped_samples().all(1), dropped.all(1))
-    kept = block.drop_path(x, layout)
+    kept = block.drop_path(x)
     assert torch.allclose(kept[kept != 0], (x * 10)[kept != 0])
 
 
@@ -160,6 +159,116 @@ def test_drop_rate_follows_stem_projection_and_mlp(nano):
     assert {n.split('.')[-2] if '.' in n else n for n in rates} == {'drop', 'attn', 'mlp'}
 
 
+PATTERNS = {
+    ('local',): ['LL', 'L', 'LLL', 'LL'],
+    ('global',): ['GG', 'G', 'GGG', 'GG'],
+    ('local', 'global'): ['LG', 'L', 'LGL', 'LG'],
+    ('global', 'local'): ['GL', 'G', 'GLG', 'GL'],
+    ('local', 'local', 'global'): ['LL', 'L', 'LLG', 'LL'],
+    ('local', 'global', 'global', 'local'): ['LG', 'L', 'LGG', 'LG'],
+}
+
+
+def random_network(arch, **arguments):
+    """A network in which no weight is zero, and all branches count."""
+    torch.manual_seed(0)
+    model = GCViT(arch, window_size=4, **arguments).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def plain_outputs(model, kinds, num_heads, images):
+    """The reference's outputs for blocks of these kinds, one letter each."""
+    weights, outputs = to_nvidia(model.state_dict()), []
+    x = F.conv2d(images, *reference._layer(weights, 'patch_embed.proj'), stride=2, padding=1)
+    x = reference._downsample(weights, 'patch_embed.conv_down', x.permute(0, 2, 3, 1))
+    for i, stage in enumerate(kinds):
+        name = f'levels.{i}'
+        pools = (3, 2, 1, 0)[i]
+        query = reference._global_query(weights, f'{name}.q_global_gen', x, 4, pools)
+        for j, kind in enumerate(stage):
+            block = f'{name}.blocks.{j}'
+            block_query = query if kind == 'G' else None
+            x = reference._block(weights, block, x, num_heads[i], 4, block_query)
+        outputs.append(reference._norm(weights, f'norm{i}', x).permute(0, 3, 1, 2))
+        if i < 3:
+            x = reference._downsample(weights, f'{name}.downsample', x)
+    return outputs
+
+
+@pytest.mark.parametrize('attention', PATTERNS, ids='-'.join)
+def test_attention_is_the_pattern_of_each_stage(nano, attention):
+    model, kinds = random_network(nano, attention=attention), PATTERNS[attention]
+    for stage, letters in zip(model.stages, kinds, strict=True):
+        # a generator whose queries nobody takes would get no gradient
+        assert (stage.query_generator is not None) == ('G' in letters)
+        widths = [block.attn.qkv.out_features for block in stage.blocks]
+        dim = stage.blocks[0].norm1.normalized_shape[0]
+        assert widths == [dim * {'L': 3, 'G': 2}[letter] for letter in letters]
+    images = torch.randn(2, 3, 50, 70)
+    with torch.no_grad():
+        wanted = plain_outputs(model, kinds, nano['num_heads'], images)
+    for a, b in zip(outputs(model, images), wanted, strict=True):
+        assert float((a - b).abs().max() / b.abs().max()) < 2e-5
+    sum(out.square().mean() for out in model.train()(images)).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_attention_is_local_and_global_in_turn_by_default_and_may_be_a_list(nano):
+    default = random_network(nano)
+    for attention in (('local', 'global'), ['local', 'global'], ['local', 'global'] * 2):
+        model = random_network(nano, attention=attention)
+        assert model.state_dict().keys() == default.state_dict().keys()
+        assert not differs(outputs(model), outputs(default))
+    assert differs(outputs(random_network(nano, attention=('local',))), outputs(default))
+
+
+def step_of(nano, **arguments):
+    """Numbers kept for the backward pass, outputs and gradients of one training step."""
+    model = random_network(nano, drop_path_rate=0.3, drop_rate=0.2, **arguments).train()
+    images, kept = torch.randn(2, 3, 50, 70), []
+    torch.manual_seed(1)
+    pack = lambda t: kept.append(t.numel()) or t  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        found = model(images)
+    sum(out.square().mean() for out in found).backward()
+    return sum(kept), found, {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_recompute_changes_memory_only(nano):
+    steps = {policy: step_of(nano, recompute=policy) for policy in ('none', 'cheap', 'block')}
+    for _, found, gradients in steps.values():
+        assert all(torch.equal(a, b) for a, b in zip(found, steps['none'][1], strict=True))
+        for name, gradient in gradients.items():
+            assert torch.allclose(gradient, steps['none'][2][name]), name
+    none, cheap, block = (step[0] for step in steps.values())
+    assert block < 0.65 * cheap
+    # two norms of C and GELU's 2 C for each token of two images, in 2, 1, 3 and 2 blocks
+    tokens, dims = (13 * 18, 7 * 9, 4 * 5, 2 * 3), (8, 16, 32, 64)
+    of_stages = zip(nano['depths'], tokens, dims, strict=True)
+    outputs_of_cheap_layers = sum(2 * depth * n * 4 * dim for depth, n, dim in of_stages)
+    # where torch does not give the hooks that are active, nothing is left out
+    can = hasattr(torch._C._autograd, '_top_saved_tensors_default_hooks')
+    assert none - cheap == (outputs_of_cheap_layers if can else 0)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'same'),
+    [
+        ({}, 'cheap'),
+        ({'with_cp': False}, 'cheap'),
+        ({'with_cp': True}, 'block'),
+        ({'with_cp': True, 'recompute': 'none'}, 'block'),
+        ({'with_cp': False, 'recompute': 'none'}, 'none'),
+    ],
+)
+def test_with_cp_recomputes_whole_blocks(nano, arguments, same):
+    found, wanted = step_of(nano, **arguments), step_of(nano, recompute=same)
+    assert found[0] == wanted[0]
+
+
 BAD = {
     'arch': ['huge', 3, {}, {'embed_dims': 8}],
     'in_channels': [0, -1, 2.5, True],
@@ -170,7 +279,9 @@ BAD = {
     'drop_rate': [-0.1, 1.0, None],
     'attn_drop_rate': [-0.1, 1.0, None],
     'frozen_stages': [-2, 5, 1.5, None],
-    'with_cp': ['no', 1, None],
+    'with_cp': ['no', 1, 0, None],
+    'attention': ['x', '', [], (), 'local', 'global', None, 3, ('local', 'x'), (None,), {'local'}],
+    'recompute': ['all', '', 'Cheap', None, True, 0, ('cheap',)],
 }
 
 

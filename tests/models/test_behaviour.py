@@ -2,11 +2,15 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
+from nano import NANO
+from torch.nn.parallel import DistributedDataParallel
 
 from mmgcvit import GCViT
+from mmgcvit.weights import to_nvidia
 
 
 @pytest.fixture
@@ -203,3 +207,107 @@ def test_channels_are_last_in_memory_from_the_first_convolution(nano):
     network.stem.conv.register_forward_hook(lambda module, args, out: seen.append(out))
     network(torch.randn(1, 3, 40, 50))
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def as_built(model):
+    return model
+
+
+def loaded(model):
+    state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
+    other = GCViT(PAIRS_OF_HEADS, window_size=4)
+    other.load_state_dict(state)
+    return other
+
+
+def pretrained(model, path):
+    torch.save(to_nvidia(model.state_dict()), path)
+    init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    other = GCViT(PAIRS_OF_HEADS, window_size=4, init_cfg=init_cfg)
+    other.init_weights()
+    return other
+
+
+def through_half(model):
+    return model.half().float()
+
+
+def through_meta(model):
+    probe = torch.empty(2, 1, 3, 3, device='meta').to(memory_format=torch.channels_last)
+    if torch.empty_like(probe, device='cpu').stride() != probe.stride():
+        pytest.skip('to_empty of this torch forgets strides')
+    with torch.device('meta'):
+        other = GCViT(PAIRS_OF_HEADS, window_size=4)
+    other.to_empty(device='cpu').load_state_dict(model.state_dict())
+    return other
+
+
+PAIRS_OF_HEADS = {**NANO, 'num_heads': (2, 2, 4, 4)}
+
+
+def strides_of_gradients(model):
+    """Names of the parameters whose gradients have other strides, with both."""
+    # with several windows, some of them padded
+    gradients(model, torch.randn(2, 3, 50, 70))
+    strides = {name: (p.stride(), p.grad.stride()) for name, p in model.named_parameters()}
+    return {name: (a, b) for name, (a, b) in strides.items() if a != b}
+
+
+@pytest.mark.parametrize(
+    'way', [as_built, copy.deepcopy, loaded, pretrained, through_half, through_meta]
+)
+def test_gradients_have_the_strides_of_their_parameters(way, tmp_path):
+    """DistributedDataParallel compares them, also where they are no difference in memory."""
+    arguments = (tmp_path / 'file.pth',) if way is pretrained else ()
+    model = way(GCViT(PAIRS_OF_HEADS, window_size=4), *arguments)
+    assert strides_of_gradients(model) == {}
+
+
+@pytest.mark.parametrize('backend', ['plain', 'recomputed', 'fused'])
+@pytest.mark.parametrize('recompute', ['none', 'cheap', 'block'])
+@pytest.mark.parametrize('num_heads', [(1, 1, 1, 1), (2, 4, 8, 16)])
+def test_gradients_have_these_strides_whatever_computes_them(
+    monkeypatch, backend, recompute, num_heads
+):
+    monkeypatch.setattr('mmgcvit.ops.attention.forced_backend', backend)
+    model = GCViT({**NANO, 'num_heads': num_heads}, window_size=4, recompute=recompute)
+    assert strides_of_gradients(model) == {}
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group('gloo', f'file://{tmp_path}/store', rank=0, world_size=1)
+    # torch would warn in the first step of this process only
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+    torch.distributed.destroy_process_group()
+
+
+def train_in_ddp(model, gradient_as_bucket_view):
+    """Two steps, in which a warning of strides is an error."""
+    ddp = DistributedDataParallel(model, gradient_as_bucket_view=gradient_as_bucket_view)
+    optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', 'Grad strides do not match bucket view strides')
+        for _ in range(2):
+            optimizer.zero_grad()
+            sum(out.square().mean() for out in ddp(torch.randn(1, 3, 64, 96))).backward()
+            optimizer.step()
+
+
+@pytest.mark.parametrize('gradient_as_bucket_view', [False, True])
+@pytest.mark.parametrize('arch', ['nano', 'xxtiny'])
+def test_ddp_has_nothing_to_warn_of(process_group, nano, arch, gradient_as_bucket_view):
+    model = GCViT(nano, window_size=4) if arch == 'nano' else GCViT(arch)
+    train_in_ddp(model, gradient_as_bucket_view)
+
+
+@pytest.mark.parametrize('gradient_as_bucket_view', [False, True])
+def test_ddp_warns_of_parameters_that_are_not_prepared(
+    process_group, monkeypatch, gradient_as_bucket_view
+):
+    """Else the test before proves nothing."""
+    monkeypatch.setattr('mmgcvit.ops.prepare_parameters', lambda network: None)
+    with pytest.raises(UserWarning, match='Grad strides do not match'):
+        train_in_ddp(GCViT(PAIRS_OF_HEADS, window_size=4), gradient_as_bucket_view)

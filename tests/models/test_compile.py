@@ -2,22 +2,24 @@
 
 import pytest
 import torch
+from graphs import assert_same_gradients, gradients
 
 from mmgcvit import GCViT
 
-# with one window below another and one beside another in each map, padded or not
+# with one window below another and one beside another in each feature map, padded or not
 SIZES = [(75, 90), (107, 130), (64, 96), (128, 128), (67, 101)]
 
 
 class Counting:
     """A backend that compiles nothing."""
 
-    def __init__(self):
+    def __init__(self, backend=None):
         self.graphs = 0
+        self.backend = backend
 
     def __call__(self, graph, example_inputs):
         self.graphs += 1
-        return graph.forward
+        return self.backend(graph, example_inputs) if self.backend else graph.forward
 
 
 @pytest.fixture(autouse=True)
@@ -25,19 +27,33 @@ def nothing_compiled_before():
     torch.compiler.reset()
 
 
-def build(nano, *depths):
-    """Tracing takes seconds a block."""
+def build(nano, *depths, **arguments):
+    """Tracing takes seconds per block."""
     arch = {**nano, 'depths': (*depths, 1, 1, 1, 1)[:4]}
-    return GCViT(arch, window_size=4, out_indices=range(len(depths)))
+    return GCViT(arch, window_size=4, out_indices=range(len(depths)), **arguments)
 
 
-def assert_same_maps(compiled, model, images):
+def assert_same_outputs(compiled, model, images):
     with torch.no_grad():
         for a, b in zip(compiled(images), model(images), strict=True):
             assert torch.allclose(a, b, atol=1e-5)
 
 
-# without dynamic=True PyTorch takes the first image's sides to be those of all
+def bytes_kept(network, images):
+    """Return how much memory the backward pass needs of the forward pass."""
+    sizes = {}
+
+    def pack(tensor):
+        sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = network(images)
+    del outputs
+    return sum(sizes.values())
+
+
+# without dynamic=True PyTorch takes the first image's height and width to be those of all
 @pytest.mark.parametrize(
     ('dynamic', 'graphs'),
     [(True, [1, 1]), pytest.param(None, [1, 2], marks=pytest.mark.slow)],
@@ -46,28 +62,41 @@ def test_one_graph_for_images_of_many_sizes(nano, dynamic, graphs):
     model = build(nano, 2, 1).eval()
     backend = Counting()
     compiled = torch.compile(model, backend=backend, dynamic=dynamic, fullgraph=True)
-    assert_same_maps(compiled, model, torch.randn(2, 3, *SIZES[0]))
+    assert_same_outputs(compiled, model, torch.randn(2, 3, *SIZES[0]))
     assert backend.graphs == graphs[0]
     for size in SIZES[1:]:
-        assert_same_maps(compiled, model, torch.randn(2, 3, *size))
+        assert_same_outputs(compiled, model, torch.randn(2, 3, *size))
     assert backend.graphs == graphs[1]
 
 
+slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    'dynamic',
-    [pytest.param((), id='fixed', marks=pytest.mark.slow), pytest.param((2, 3), id='any sides')],
+    ('dynamic', 'recompute'),
+    [
+        pytest.param((), 'cheap', id='fixed-cheap'),
+        pytest.param((), 'none', id='fixed-none', marks=slow),
+        pytest.param((), 'block', id='fixed-block', marks=slow),
+        pytest.param((2, 3), 'cheap', id='any size-cheap', marks=slow),
+        pytest.param((2, 3), 'none', id='any size-none', marks=slow),
+        pytest.param((2, 3), 'block', id='any size-block', marks=slow),
+    ],
 )
-def test_training_step(nano, dynamic):
-    model = build(nano, 2)
-    compiled = torch.compile(model, backend='aot_eager', fullgraph=True)
-    images, target = torch.randn(2, 3, *SIZES[0]), torch.randn(2, 8, 19, 23)
+def test_training_step(nano, dynamic, recompute):
+    model = build(nano, 2, recompute=recompute)
+    backend = Counting(torch._dynamo.lookup_backend('aot_eager'))
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    images = torch.randn(2, 3, *SIZES[0])
     # marked ones that are recorded as constants are an error
     torch._dynamo.mark_dynamic(images, dynamic)
-    gradients = []
-    for network in (model, compiled):
-        model.zero_grad()
-        (network(images)[0] * target).sum().backward()
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
-    for name, expected in gradients[0].items():
-        difference = (gradients[1][name] - expected).abs().max()
-        assert difference <= 1e-4 * expected.abs().max(), name
+    expected = gradients(model, images)
+    assert_same_gradients(gradients(compiled, images, model), expected)
+    if dynamic:
+        others = torch.randn(2, 3, *SIZES[1])
+        expected = gradients(model, others)
+        assert_same_gradients(gradients(compiled, others, model), expected)
+    if recompute == 'block':
+        everything = bytes_kept(build(nano, 2, recompute='none'), images)
+        assert bytes_kept(compiled, images) < 0.7 * everything
+    assert backend.graphs == 1

@@ -1,18 +1,43 @@
-"""A plain GC ViT, to compare the package's with: functions over weights in the published layout.
+"""The network from plain operations, for reading and to compare :class:`mmgcvit.GCViT` with.
 
-Written from the paper's equations for reading, not for speed: windows are padded, the position
-bias goes through an index table, attention weights are computed in full. It shares no code with
-the package.
+Written from the paper's equations: windows are padded, the position bias goes through an index
+table, attention weights are computed in full. It shares no code with the rest of the package, and
+takes weights in the published (NVIDIA) layout. Sections and equations are numbered as in
+:mod:`mmgcvit.models.gcvit`.
+
+B: batch size, H, W: height and width of a feature map, C: channels, w: window size, N = w²: tokens
+of a window, h: heads.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+Weights = Mapping[str, Tensor]
 
 
-def gcvit(weights, images, num_heads, windows, pools):
-    """Return the four maps, each (B, C, H, W), of weights in the published layout."""
+def gcvit(
+    weights: Weights,
+    images: Tensor,
+    num_heads: Sequence[int],
+    windows: Sequence[int],
+    pools: Sequence[int],
+) -> list[Tensor]:
+    """Return the four feature maps of images (section 2, figure 2).
+
+    Args:
+        weights: Tensors in the published layout, with ``norm0`` to ``norm3``.
+        images: (B, 3, H, W).
+        num_heads: Heads of each stage.
+        windows: w of each stage.
+        pools: Poolings in the query generator of each stage.
+
+    Returns:
+        (B, C, H, W) of each stage.
+    """
     x = F.conv2d(images, *_layer(weights, 'patch_embed.proj'), stride=2, padding=1)
     x = _downsample(weights, 'patch_embed.conv_down', x.permute(0, 2, 3, 1))
     outputs = []
@@ -29,28 +54,31 @@ def gcvit(weights, images, num_heads, windows, pools):
     return outputs
 
 
-def _layer(weights, name):
+def _layer(weights: Weights, name: str) -> tuple[Tensor, Tensor | None]:
     return weights[f'{name}.weight'], weights.get(f'{name}.bias')
 
 
-def _norm(weights, name, x):
+def _norm(weights: Weights, name: str, x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], *_layer(weights, name), eps=1e-5)
 
 
-def _mbconv(weights, name, x):
+def _mbconv(weights: Weights, name: str, x: Tensor) -> Tensor:
+    """Equation 1: (B, C, H, W) → (B, C, H, W)."""
     y = F.gelu(F.conv2d(x, weights[f'{name}.conv.0.weight'], padding=1, groups=x.shape[1]))
     gate = F.gelu(y.mean((2, 3)) @ weights[f'{name}.conv.2.fc.0.weight'].t())
     gate = torch.sigmoid(gate @ weights[f'{name}.conv.2.fc.2.weight'].t())
     return x + F.conv2d(y * gate[:, :, None, None], weights[f'{name}.conv.3.weight'])
 
 
-def _downsample(weights, name, x):
+def _downsample(weights: Weights, name: str, x: Tensor) -> Tensor:
+    """Figure 3: (B, H, W, C) → (B, ⌈H/2⌉, ⌈W/2⌉, C')."""
     x = _mbconv(weights, name, _norm(weights, f'{name}.norm1', x).permute(0, 3, 1, 2))
     x = F.conv2d(x, weights[f'{name}.reduction.weight'], stride=2, padding=1)
     return _norm(weights, f'{name}.norm2', x.permute(0, 2, 3, 1))
 
 
-def _global_query(weights, name, x, window, pools):
+def _global_query(weights: Weights, name: str, x: Tensor, window: int, pools: int) -> Tensor | None:
+    """Section 2.1, equation 2: (B, H, W, C) → (B, N, C)."""
     if f'{name}.to_q_global.0.conv.0.weight' not in weights:
         return None
     x = x.permute(0, 3, 1, 2)
@@ -63,16 +91,23 @@ def _global_query(weights, name, x, window, pools):
     return x.flatten(2).transpose(1, 2)
 
 
-def _block(weights, name, x, heads, window, query):
-    attention = _attention(weights, f'{name}.attn', _norm(weights, f'{name}.norm1', x), heads,
-                           window, query)  # fmt: skip
+def _block(
+    weights: Weights, name: str, x: Tensor, heads: int, window: int, query: Tensor | None
+) -> Tensor:
+    """Figure 6: (B, H, W, C) → (B, H, W, C)."""
+    attention = _attention(
+        weights, f'{name}.attn', _norm(weights, f'{name}.norm1', x), heads, window, query
+    )
     x = x + weights.get(f'{name}.gamma1', 1) * attention
     hidden = F.linear(_norm(weights, f'{name}.norm2', x), *_layer(weights, f'{name}.mlp.fc1'))
     branch = F.linear(F.gelu(hidden), *_layer(weights, f'{name}.mlp.fc2'))
     return x + weights.get(f'{name}.gamma2', 1) * branch
 
 
-def _attention(weights, name, x, heads, window, query):
+def _attention(
+    weights: Weights, name: str, x: Tensor, heads: int, window: int, query: Tensor | None
+) -> Tensor:
+    """Section 2.2, equations 3 to 6: (B, H, W, C), query (B, N, C) or None → (B, H, W, C)."""
     B, H, W, C = x.shape
     rows, columns, N = math.ceil(H / window), math.ceil(W / window), window**2
     x = F.pad(x, (0, 0, 0, columns * window - W, 0, rows * window - H))
@@ -89,7 +124,8 @@ def _attention(weights, name, x, heads, window, query):
     return x.reshape(B, rows * window, columns * window, C)[:, :H, :W]
 
 
-def _position_bias(table, window):
+def _position_bias(table: Tensor, window: int) -> Tensor:
+    """Section 2.2: ((2w-1)², h) → (h, N, N), b of equation 6 for each query and key."""
     y, x = (t.flatten() for t in torch.meshgrid(*[torch.arange(window)] * 2, indexing='ij'))
     rows = y[:, None] - y[None, :] + window - 1
     columns = x[:, None] - x[None, :] + window - 1

@@ -1,0 +1,27 @@
+"""How the network is computed fast: the only part that knows devices, autograd and graph modes.
+
+Public are the functions listed here; :mod:`mmgcvit.reference` is the same network without them.
+"""
+
+from .attention import attention_probabilities, window_attention
+from .graph_mode import fx_leaf
+from .memory_format import prepare_images, prepare_parameters
+from .position_bias import resize_bias_table
+from .recomputation import POLICIES as RECOMPUTE_POLICIES
+from .recomputation import recompute
+from .windows import Region, Windows, project_padding, window_layout
+
+__all__ = [
+    'RECOMPUTE_POLICIES',
+    'Region',
+    'Windows',
+    'attention_probabilities',
+    'fx_leaf',
+    'prepare_images',
+    'prepare_parameters',
+    'project_padding',
+    'recompute',
+    'resize_bias_table',
+    'window_attention',
+    'window_layout',
+]

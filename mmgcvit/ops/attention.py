@@ -1,0 +1,146 @@
+"""Attention within windows: what the network calls, and the choice of how it is computed.
+
+Letters as in :mod:`.by_region`.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .by_region import Inputs, attend_by_region, attention_weights, fused, plain, split_regions
+from .cpu_attention import RecomputedAttention
+from .graph_mode import fx_leaf, is_recorded, is_transformed
+from .windows import Region, Windows
+
+SETTING = 'MMGCVIT_ATTENTION'
+# name of the backend that computes everything; None leaves the choice to the conditions
+forced_backend = os.environ.get(SETTING) or None
+
+
+@fx_leaf
+def window_attention(
+    qkv: Tensor,
+    windows: Windows,
+    bias_table: Tensor,
+    global_query: Tensor | None,
+    padding: Tensor | None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Return softmax(q kᵀ/√d + b) v of each window (paper, section 3.2 and equation 4).
+
+    Args:
+        qkv: (B, L, k·C), what the tokens are projected to.
+        windows: Their order, from :func:`.window_layout`.
+        bias_table: ((2w-1)², h), the position bias of each offset.
+        global_query: (B, w², C), queries of every window of an image in place of those of its
+            tokens; then k is 2. None for local attention, k is 3.
+        padding: (1, k·C), what a padded token is projected to, from :func:`.project_padding`.
+        dropout: Rate at which attention weights are dropped.
+
+    Returns:
+        (B, L, C).
+
+    Raises:
+        ValueError: If the setting ``MMGCVIT_ATTENTION`` names no backend, or one that cannot
+            compute this.
+    """
+    inputs = _inputs(qkv, windows, bias_table, global_query, padding, dropout)
+    return _choose(inputs).attend(inputs)
+
+
+def attention_probabilities(
+    qkv: Tensor,
+    windows: Windows,
+    bias_table: Tensor,
+    global_query: Tensor | None,
+    padding: Tensor | None,
+) -> list[tuple[Region, Tensor]]:
+    """Return the weights softmax(q kᵀ/√d + b), by which attention multiplies the values.
+
+    The arguments are those of :func:`window_attention`.
+
+    Returns:
+        For each region (B, nW, h, n, m): windows row by row, queries and keys row by row. Where
+        windows are padded, the last key stands for all padded tokens together.
+    """
+    inputs = _inputs(qkv, windows, bias_table, global_query, padding, dropout=0.0)
+    return [
+        (region, attention_weights(query, key, bias).unflatten(0, (-1, region.num_windows)))
+        for region, query, key, _, bias in split_regions(inputs)
+    ]
+
+
+def _inputs(
+    qkv: Tensor,
+    windows: Windows,
+    bias_table: Tensor,
+    global_query: Tensor | None,
+    padding: Tensor | None,
+    dropout: float,
+) -> Inputs:
+    if padding is not None:
+        padding = padding.to(qkv.dtype)
+        qkv = windows.fill_padding(qkv, padding)
+    if global_query is not None:
+        global_query = global_query.to(qkv.dtype)
+    if bias_table.shape[1] == 1:
+        # else autograd returns gradients of other strides, of which DistributedDataParallel warns
+        bias_table = bias_table.flatten()[:, None]
+    return Inputs(qkv, windows, bias_table, global_query, padding, dropout)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute attention.
+
+    Attributes:
+        attend: Takes the inputs, returns (B, L, C).
+        serves: Whether it can compute these inputs.
+        when: The same in words.
+    """
+
+    attend: Callable[[Inputs], Tensor]
+    serves: Callable[[Inputs], bool]
+    when: str
+
+
+def _is_eager_on_cpu(inputs: Inputs) -> bool:
+    is_plain = type(inputs.qkv) is Tensor and inputs.qkv.device.type == 'cpu'
+    return is_plain and inputs.dropout == 0 and not (is_recorded() or is_transformed())
+
+
+# The first that serves the inputs computes them. A kernel is one more entry.
+BACKENDS = {
+    'recomputed': Backend(
+        lambda inputs: RecomputedAttention.apply(*inputs[:-1]),
+        _is_eager_on_cpu,
+        'on a CPU without attn_drop_rate, outside graph modes and torch.func',
+    ),
+    'fused': Backend(
+        lambda inputs: attend_by_region(inputs, fused),
+        lambda inputs: not is_transformed(),
+        'outside torch.func and forward-mode differentiation',
+    ),
+    'plain': Backend(
+        lambda inputs: attend_by_region(inputs, plain), lambda inputs: True, 'everywhere'
+    ),
+}
+
+
+def _choose(inputs: Inputs) -> Backend:
+    if forced_backend is None:
+        return next(backend for backend in BACKENDS.values() if backend.serves(inputs))
+    if forced_backend not in BACKENDS:
+        raise ValueError(
+            f'{SETTING}={forced_backend} is not allowed: choose one of {", ".join(BACKENDS)}, or '
+            'leave it unset'
+        )
+    backend = BACKENDS[forced_backend]
+    if not backend.serves(inputs):
+        raise ValueError(
+            f'{SETTING}={forced_backend} cannot compute this attention: it works '
+            f'{backend.when}; leave {SETTING} unset'
+        )
+    return backend

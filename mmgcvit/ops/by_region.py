@@ -1,0 +1,106 @@
+"""Window attention region by region, from plain operations or by PyTorch's fused attention.
+
+B: batch size, L: tokens of a feature map in the order of its windows, C: channels, w: window size,
+h: heads, d = C/h: channels per head, k: 3 if query, key and value are projected from the tokens, 2
+if key and value are, nW: windows of a region in one feature map, n: tokens of a window, m: its
+keys: n or, with the key that stands for the padding, n + 1.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .graph_mode import is_exporting
+from .position_bias import position_biases
+from .windows import Region, Windows, join
+
+# from query, key, value (B·nW, h, n or m, d), bias (h, n, m) and dropout rate to (B·nW, h, n, d)
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+
+
+class Inputs(NamedTuple):
+    """What attention is computed from; see :func:`.window_attention`."""
+
+    qkv: Tensor
+    windows: Windows
+    bias_table: Tensor
+    global_query: Tensor | None
+    padding: Tensor | None
+    dropout: float = 0.0
+
+    @property
+    def by_head(self) -> tuple[int, int, int]:
+        """k, h and d."""
+        k, h = 3 if self.global_query is None else 2, self.bias_table.shape[1]
+        return k, h, self.qkv.shape[-1] // (k * h)
+
+
+def attend_by_region(inputs: Inputs, attend: Attend) -> Tensor:
+    """Return the attention of all regions: (B, L, C)."""
+    out = []
+    for region, *parts in split_regions(inputs):
+        attended = attend(*parts, inputs.dropout).transpose(1, 2)
+        if is_exporting():
+            # the exporter to ONNX lays out what its attention returns in another way than PyTorch
+            # does, and would find that the graph has a view of it where a copy is needed
+            attended = attended.clone(memory_format=torch.contiguous_format)
+        out.append(attended.flatten(2).unflatten(0, (-1, region.num_windows)).flatten(1, 2))
+    return join(out, 1)
+
+
+def split_regions(inputs: Inputs) -> Iterator[tuple[Region, Tensor, Tensor, Tensor, Tensor]]:
+    """Yield each region with its query, key, value and bias, as :data:`Attend` takes them."""
+    windows = inputs.windows
+    biases = position_biases(inputs.bias_table, windows)
+    parts = zip(windows.regions, windows.split(inputs.qkv), biases, strict=True)
+    for region, part, bias in parts:
+        query, key, value = (x.flatten(0, 1) for x in heads_of(part, region, inputs))
+        if windows.is_padded(region):
+            key, value = map(append_token, (key, value), padding_by_head(inputs))
+        yield region, query, key, value, bias.to(query.dtype)
+
+
+def heads_of(part: Tensor, region: Region, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return query, key and value of a region's tokens (B, nW·n, k·C) as views, (B, nW, h, n, d).
+
+    A global query is expanded over the windows.
+    """
+    part = part.unflatten(1, (region.num_windows, region.num_tokens)).unflatten(-1, inputs.by_head)
+    *query, key, value = part.permute(3, 0, 1, 4, 2, 5).unbind()
+    if query:
+        return query[0], key, value
+    w = inputs.windows.window_size
+    real = inputs.global_query.unflatten(1, (w, w))[:, : region.height, : region.width]
+    real = real.flatten(1, 2).unflatten(-1, inputs.by_head[1:]).transpose(1, 2)
+    return real[:, None].expand(-1, region.num_windows, -1, -1, -1), key, value
+
+
+def padding_by_head(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Return key and value of a padded token, (1, h, d) each."""
+    *_, key, value = inputs.padding.unflatten(-1, inputs.by_head).unbind(1)
+    return key, value
+
+
+def append_token(x: Tensor, token: Tensor) -> Tensor:
+    """Give each window one more token: (windows, h, n, d), (1, h, d) → (windows, h, n + 1, d)."""
+    return torch.cat([x, token.transpose(0, 1).expand(x.shape[0], -1, -1, -1)], 2)
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
+    """Attend by the fused kernel that PyTorch has for the device, if it has one."""
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias[None], dropout_p=dropout
+    )
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
+    """Attend by operations that have derivatives of every order."""
+    return F.dropout(attention_weights(query, key, bias), dropout) @ value
+
+
+def attention_weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
+    """Return softmax(q kᵀ/√d + b)."""
+    return ((query * query.shape[-1] ** -0.5) @ key.mT + bias).softmax(-1)

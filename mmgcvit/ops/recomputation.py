@@ -1,0 +1,141 @@
+"""Activation recomputation: what a block keeps for the backward pass and what it computes again."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.utils.checkpoint import checkpoint
+
+from .graph_mode import is_exporting, is_recorded, is_transformed
+
+POLICIES = ('none', 'cheap', 'block')
+# older versions of torch do not give the hooks that are active: there 'cheap' is 'none'
+_active_hooks = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)
+# between what a norm or an activation returns and what the layer after it keeps
+_VIEWS_AND_CASTS = {'ViewBackward0', 'UnsafeViewBackward0', 'ToCopyBackward0'}
+
+
+def recompute(policy: str, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+    """Return block(x, *args), keeping for the backward pass what a policy says.
+
+    What compiles, traces or transforms the network decides by itself what it keeps; only 'block'
+    is for torch.compile, too.
+
+    Args:
+        policy: 'none' keeps all that PyTorch keeps. 'cheap' does not keep the outputs of LayerNorm
+            and GELU, which take little time to compute again. 'block' keeps nothing but the
+            inputs and computes the block again.
+        block: The module.
+        x: Its first input.
+        args: Its other inputs.
+
+    Returns:
+        What the block returns.
+    """
+    if isinstance(x, Proxy) or not torch.is_grad_enabled() or is_transformed():
+        return block(x, *args)
+    if policy == 'block' and not torch.jit.is_tracing() and not is_exporting():
+        return checkpoint(block, x, *args, use_reentrant=False)
+    if policy == 'cheap' and not is_recorded() and _active_hooks is not None:
+        with _cheap_outputs_recomputed(block):
+            return block(x, *args)
+    return block(x, *args)
+
+
+@contextmanager
+def _cheap_outputs_recomputed(block: nn.Module) -> Iterator[None]:
+    """Let autograd keep instructions in place of the outputs of LayerNorm and GELU.
+
+    The linear layer after a norm keeps the norm's output, and the norm its own input, from which
+    the output can be computed again. Only autograd's graph is used for it, so that a block is
+    written, hooked and wrapped like any other module.
+    """
+    eps: dict[Any, float] = {}
+
+    def note_eps(norm: nn.Module, _: Any, out: Any) -> None:
+        # autograd keeps all that a norm computes from but this number
+        node = getattr(out, 'grad_fn', None)
+        # hooks or a replaced forward may have returned something else
+        if node is not None and node.name() == 'NativeLayerNormBackward0':
+            eps[node] = norm.eps
+
+    # a forward of the instance may compute with another number
+    norms = [m for m in block.modules() if type(m) is nn.LayerNorm and 'forward' not in vars(m)]
+    # before the norm's own hooks, which may return what another norm returned
+    handles = [norm.register_forward_hook(note_eps, prepend=True) for norm in norms]
+    # only the innermost hooks are called: from these, those around them, such as a checkpoint's
+    outer = _active_hooks(False)
+
+    def pack(tensor: Tensor) -> Any:
+        computation = _computation_of(tensor, eps)
+        if computation is not None:
+            return computation
+        # an operation that keeps what it returns, and so its own node, would never be freed
+        return tensor.detach() if outer is None else _Packed(outer[0](tensor))
+
+    def unpack(kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        if isinstance(kept, _Packed):
+            return kept.unpack(outer[1])
+        with torch.no_grad():
+            return kept()
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        # PyTorch keeps the hooks, which would keep the nodes of norms, which keep the hooks
+        eps.clear()
+
+
+class _Packed:
+    """What outer hooks made of a tensor, unpacked once.
+
+    A norm's input is read to compute its output again, and then by the norm itself. But some
+    hooks, such as a checkpoint's, can be asked for a tensor only once.
+    """
+
+    def __init__(self, packed: Any) -> None:
+        self.packed = packed
+        self.tensor: Tensor | None = None
+
+    def unpack(self, unpack: Callable[[Any], Tensor]) -> Tensor:
+        if self.tensor is None:
+            self.tensor = unpack(self.packed)
+        return self.tensor
+
+
+def _computation_of(tensor: Tensor, eps: dict[Any, float]) -> Callable[[], Tensor] | None:
+    """Return what computes a LayerNorm's or GELU's output again, None for other tensors."""
+    node, shape = tensor.grad_fn, tensor.shape
+    like = {'device': tensor.device, 'dtype': tensor.dtype}
+    casts = 0
+    while node is not None and node.name() in _VIEWS_AND_CASTS:
+        casts += node.name() == 'ToCopyBackward0'
+        node = node.next_functions[0][0]
+    if node is None or casts > 1:
+        # one cast is made again, but not a rounding between two
+        return None
+    if node in eps:
+        # not the dict: it would keep the nodes of later norms, which keep this one
+        norm_eps = eps[node]
+        return lambda: _norm_again(node, norm_eps).to(**like).view(shape)
+    if node.name() == 'GeluBackward0':
+        return lambda: _gelu_again(node).to(**like).view(shape)
+    return None
+
+
+def _norm_again(node: Any, eps: float) -> Tensor:
+    shape, weight, bias = node._saved_normalized_shape, node._saved_weight, node._saved_bias
+    return F.layer_norm(node._saved_input, shape, weight, bias, eps)
+
+
+def _gelu_again(node: Any) -> Tensor:
+    return F.gelu(node._saved_self, approximate=node._saved_approximate)

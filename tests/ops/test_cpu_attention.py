@@ -1,0 +1,213 @@
+"""Attention whose backward pass computes the scores again, against autograd's gradients."""
+
+import pytest
+import torch
+from definition import HEAD_DIM, HEADS, attention, random_inputs, tensors_of
+
+from mmgcvit import GCViT
+from mmgcvit.ops import cpu_attention
+from mmgcvit.ops.by_region import Inputs, attend_by_region, plain
+from mmgcvit.ops.cpu_attention import RecomputedAttention
+from mmgcvit.ops.windows import Windows
+
+CASES = pytest.mark.parametrize('is_global', [False, True])
+SIZES = pytest.mark.parametrize('size', [(6, 6), (7, 6), (6, 8), (7, 5), (2, 2)])
+
+
+@pytest.fixture(params=[1, 200, 2**20])
+def few_scores(request, monkeypatch):
+    """At a time: those of one head of one window, of some, all."""
+    monkeypatch.setattr(cpu_attention, 'SCORES_IN_BACKWARD', request.param)
+
+
+@SIZES
+@CASES
+def test_gradients_are_those_of_autograd(size, is_global, few_scores):
+    inputs = random_inputs(Windows(*size, 3), 2, is_global)
+    out, wanted = RecomputedAttention.apply(*inputs), attention(*inputs)
+    torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
+    cotangent = torch.randn_like(out)
+    found = torch.autograd.grad(out, tensors_of(inputs), cotangent)
+    expected = torch.autograd.grad(wanted, tensors_of(inputs), cotangent)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_tables_whose_entries_are_hundreds_apart(few_scores):
+    inputs = random_inputs(Windows(7, 5, 3), 2, is_global=False)
+    inputs[2] = (300 * inputs[2].detach().tanh()).requires_grad_()
+    out, wanted = RecomputedAttention.apply(*inputs), attention(*inputs)
+    torch.testing.assert_close(out, wanted, rtol=1e-10, atol=1e-10)
+    cotangent = torch.randn(out.shape, dtype=out.dtype)
+    found = torch.autograd.grad(out, tensors_of(inputs), cotangent)
+    expected = torch.autograd.grad(wanted, tensors_of(inputs), cotangent)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@CASES
+def test_gradcheck(is_global):
+    inputs = random_inputs(Windows(3, 5, 2), 2, is_global)
+    assert torch.autograd.gradcheck(RecomputedAttention.apply, inputs)
+
+
+@CASES
+def test_gradgradcheck(is_global):
+    inputs = random_inputs(Windows(2, 3, 2), 1, is_global)
+    assert torch.autograd.gradgradcheck(RecomputedAttention.apply, inputs)
+
+
+def first_and_second_derivatives(function, inputs):
+    """Return gradients of a function's output, and gradients of their product with some vectors."""
+    learning = [x for x in tensors_of(inputs) if x.requires_grad]
+    torch.manual_seed(1)
+    out = function(*inputs).sin()
+    grads = derivatives(out, learning, create_graph=True)
+    product = sum((grad * torch.randn(grad.shape)).sum() for grad in grads)
+    return [*grads, *derivatives(product, learning)]
+
+
+def derivatives(out, inputs, **kwargs):
+    cotangent = torch.randn(out.shape, dtype=out.dtype)
+    # the padding has no part in it where there is none
+    return torch.autograd.grad(out, inputs, cotangent, materialize_grads=True, **kwargs)
+
+
+@SIZES
+@CASES
+@pytest.mark.parametrize('learns', ['all', 'all but the table', 'the table'])
+def test_second_derivatives_are_those_of_autograd(size, is_global, learns):
+    inputs = random_inputs(Windows(*size, 3), 2, is_global)
+    for i, x in enumerate(inputs):
+        if isinstance(x, torch.Tensor):
+            x.requires_grad_({'all': True, 'the table': i == 2}.get(learns, i != 2))
+    found = first_and_second_derivatives(RecomputedAttention.apply, inputs)
+    wanted = first_and_second_derivatives(attention, inputs)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
+def test_derivatives_of_inputs_that_depend_on_each_other():
+    """Such as tokens that contain what the padding is."""
+    windows = Windows(4, 5, 3)
+    tokens, _, table, _, padding = random_inputs(windows, 2, is_global=False)
+
+    def gradients(function, create_graph):
+        out = function(tokens + padding, windows, table, None, padding)
+        learning = [tokens, table, padding]
+        return torch.autograd.grad(out.square().sum(), learning, create_graph=create_graph)
+
+    wanted = gradients(attention, create_graph=False)
+    for create_graph in (False, True):
+        found = gradients(RecomputedAttention.apply, create_graph)
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
+def test_a_backward_pass_can_be_repeated():
+    inputs = random_inputs(Windows(4, 5, 3), 2, is_global=True)
+    out = RecomputedAttention.apply(*inputs).sum()
+    first = torch.autograd.grad(out, tensors_of(inputs), retain_graph=True)
+    second = torch.autograd.grad(out, tensors_of(inputs))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def kept_by(network, *inputs):
+    """Numbers in each tensor that the forward pass keeps, parameters left out."""
+    kept = {}
+    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = network(*inputs)
+    return outputs, list(kept.values())
+
+
+def test_no_scores_are_kept(nano):
+    images = torch.randn(1, 3, 128, 128)
+    # 32² tokens of the first stage in 4 windows of 256
+    scores = 4 * 256**2
+    for rate, keeps_scores in ((0.0, False), (0.1, True)):
+        network = GCViT(nano, window_size=16, attn_drop_rate=rate)
+        outputs, kept = kept_by(network, images)
+        # with dropout it is PyTorch that differentiates
+        assert (max(kept) >= scores) == keeps_scores
+        del outputs
+
+
+def test_in_mixed_precision(nano):
+    torch.manual_seed(0)
+    network = GCViT(nano, window_size=4).train()
+    images = torch.randn(2, 3, 50, 70)
+    grads = []
+    for enabled in (False, True):
+        network.zero_grad()
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            outputs = network(images)
+        sum(out.float().square().mean() for out in outputs).backward()
+        grads.append([p.grad.clone() for p in network.parameters()])
+    for wanted, found in zip(*grads, strict=True):
+        assert found.dtype == torch.float32
+        # of 8 bits each
+        assert (found - wanted).norm() < 0.1 * wanted.norm() + 1e-4
+
+
+@CASES
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
+def test_gradients_have_the_inputs_types(dtype, is_global):
+    inputs = random_inputs(Windows(3, 3, 2), 1, is_global, dtype)
+    RecomputedAttention.apply(*inputs).sum().backward()
+    assert all(x.grad.dtype == dtype for x in tensors_of(inputs))
+    grads = derivatives(RecomputedAttention.apply(*inputs), tensors_of(inputs), create_graph=True)
+    assert all(grad.dtype == dtype for grad in grads)
+    second = derivatives(sum(grad.square().sum() for grad in grads), tensors_of(inputs))
+    assert all(grad.dtype == dtype for grad in second)
+
+
+def relative_error(found, wanted):
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@CASES
+def test_half_precision_is_as_exact_as_autograd(is_global):
+    windows = Windows(20, 15, 12)
+    exact = random_inputs(windows, 1, is_global)
+    cotangent = torch.randn(1, 300, HEADS * HEAD_DIM, dtype=torch.float64)
+    grads = []
+    for function, dtype in (
+        (attention, torch.float64),
+        (lambda *inputs: attend_by_region(Inputs(*inputs), plain), torch.bfloat16),
+        (RecomputedAttention.apply, torch.bfloat16),
+    ):
+        # large scores; the table learns in float32
+        inputs = [
+            (2 * x).to(torch.float32 if i == 2 else dtype).detach().requires_grad_()
+            if isinstance(x, torch.Tensor)
+            else x
+            for i, x in enumerate(exact)
+        ]
+        out = function(*inputs)
+        grads.append(torch.autograd.grad(out, tensors_of(inputs), cotangent.to(out.dtype)))
+    for wanted, plainly, found in zip(*grads, strict=True):
+        assert relative_error(found, wanted) < 1.5 * relative_error(plainly, wanted) + 1e-3
+
+
+def test_an_empty_batch(nano):
+    network = GCViT(nano, window_size=4)
+    outputs = network(torch.randn(0, 3, 50, 70))
+    sum(out.sum() for out in outputs).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in network.parameters())
+
+
+@pytest.mark.skipif(torch.__version__ < '2.2', reason='has no fused attention with a bias')
+def test_forward_pass_is_fused_on_a_cpu():
+    inputs = random_inputs(Windows(4, 4, 4), 1, is_global=False, dtype=torch.float32)
+    with torch.profiler.profile() as profile:
+        RecomputedAttention.apply(*inputs)
+    names = {event.key for event in profile.key_averages()}
+    assert any('flash_attention_for_cpu' in name for name in names), names

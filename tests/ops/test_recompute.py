@@ -1,0 +1,423 @@
+"""What blocks keep for the backward pass and compute again changes no number."""
+
+import contextlib
+import gc
+
+import pytest
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from torch.utils.checkpoint import checkpoint
+
+from mmgcvit import GCViT
+from mmgcvit.ops import RECOMPUTE_POLICIES, recompute
+from mmgcvit.ops.windows import Windows
+
+IMAGES = torch.linspace(-1, 1, 2 * 3 * 50 * 70).mul(40).sin().view(2, 3, 50, 70)
+POLICIES = pytest.mark.parametrize('policy', RECOMPUTE_POLICIES)
+# versions of torch that do not give the active hooks keep what 'none' keeps
+NEEDS_HOOKS = pytest.mark.skipif(
+    not hasattr(torch._C._autograd, '_top_saved_tensors_default_hooks'),
+    reason="'cheap' is 'none' here",
+)
+
+
+def set_policy(model, policy):
+    for stage in model.stages:
+        stage.recompute = policy
+    return model
+
+
+@pytest.fixture
+def model(nano):
+    """With everything that is random or optional in a block."""
+    arguments = dict(window_size=4, drop_path_rate=0.3, drop_rate=0.1, attn_drop_rate=0.1)
+    model = GCViT({**nano, 'layer_scale_init_value': 0.5}, **arguments).train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model
+
+
+def loss_of(outputs):
+    return sum(out.float().square().mean() for out in outputs)
+
+
+def outputs_and_gradients(model, forward=None, images=IMAGES):
+    torch.manual_seed(1)
+    model.zero_grad()
+    images = images.clone().requires_grad_()
+    outputs = (forward or model)(images)
+    loss_of(outputs).backward()
+    return [*outputs, images.grad, *(p.grad.clone() for p in model.parameters())]
+
+
+def assert_equal(found, wanted):
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('policy', ['cheap', 'block'])
+def test_outputs_and_gradients_are_the_same(model, policy, autocast):
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        wanted = outputs_and_gradients(set_policy(model, 'none'))
+        found = outputs_and_gradients(set_policy(model, policy))
+    assert_equal(found, wanted)
+
+
+def tensors_in(tree):
+    return [x for x in tree_flatten(tree)[0] if isinstance(x, torch.Tensor)]
+
+
+class Memory(TorchDispatchMode):
+    """Notes all memory that operations return, but for what they are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.noted = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        given = {x.untyped_storage()._cdata for x in tensors_in((args, kwargs))}
+        for x in tensors_in(out):
+            storage = x.untyped_storage()
+            if storage._cdata not in given:
+                self.noted[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return out
+
+    def in_use(self):
+        """Return the bytes that something still refers to."""
+        return sum(size for storage, size in self.noted.values() if not storage.expired())
+
+
+def kept_by(model, images=IMAGES):
+    """Return the outputs and the bytes kept for the backward pass, outputs included."""
+    # what is kept from one forward pass to the next is there before
+    loss_of(model(images)).backward()
+    gc.collect()
+    with Memory() as memory:
+        outputs = model(images)
+    return outputs, memory
+
+
+def test_memory_kept(nano):
+    model, kept = GCViT(nano, window_size=4, drop_path_rate=0.0).train(), {}
+    for policy in RECOMPUTE_POLICIES:
+        outputs, memory = kept_by(set_policy(model, policy))
+        kept[policy] = memory.in_use()
+        del outputs
+    assert kept['block'] < kept['cheap'] <= kept['none']
+    if hasattr(torch._C._autograd, '_top_saved_tensors_default_hooks'):
+        # of every block's tokens: C numbers for each of both norms and mlp_ratio·C for GELU
+        tokens = [13 * 18, 7 * 9, 4 * 5, 2 * 3]
+        numbers = sum(
+            len(IMAGES) * n * stage.blocks[0].norm1.weight.numel() * 4 * len(stage.blocks)
+            for n, stage in zip(tokens, model.stages, strict=True)
+        )
+        assert kept['none'] - kept['cheap'] == 4 * numbers
+
+
+@POLICIES
+def test_memory_is_freed_without_the_garbage_collector(model, policy):
+    set_policy(model, policy)
+    outputs, memory = kept_by(model)
+    gc.disable()
+    try:
+        assert memory.in_use() > 0
+        del outputs
+        assert memory.in_use() == 0
+        outputs, memory = kept_by(model)
+        loss = loss_of(outputs)
+        loss.backward()
+        del outputs, loss
+        assert memory.in_use() == 0
+    finally:
+        gc.enable()
+
+
+@NEEDS_HOOKS
+def test_norms_and_activations_are_not_kept(nano):
+    """Only what norms take, what attention takes and gives and the hidden channels, once."""
+    network = GCViT(nano, window_size=4).train()
+    block, tokens = network.stages[0].blocks[0], 4 * 4 * 9
+    windows = Windows(12, 12, 4)
+    C = nano['embed_dims']
+    x = torch.randn(1, tokens, C, requires_grad=True)
+    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = recompute('cheap', block, x, windows, None)
+    hidden = block.mlp.fc1.out_features
+    assert out.shape == (1, tokens, C)
+    big = sorted(size for size in kept.values() if size >= tokens * C)
+    # twice the input of a norm, attention's output, both branches for the gradient of their scale;
+    # query, key and value; the hidden channels
+    assert big == sorted([tokens * C] * 5 + [3 * tokens * C, tokens * hidden])
+
+
+@POLICIES
+@pytest.mark.parametrize('autocast', [False, True])
+def test_inside_another_checkpoint(model, policy, autocast):
+    def forward(images):
+        return checkpoint(model, images, use_reentrant=False)
+
+    set_policy(model, 'none')
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        wanted = outputs_and_gradients(model)
+        found = outputs_and_gradients(set_policy(model, policy), forward)
+    assert_equal(found, wanted)
+    with Memory() as memory:
+        outputs = forward(IMAGES.clone().requires_grad_())
+    # images, outputs and the state of the random numbers, but nothing of the network
+    kept = sum(out.nbytes for out in outputs) + IMAGES.nbytes
+    assert memory.in_use() <= kept + torch.get_rng_state().nbytes + 1000
+
+
+@POLICIES
+def test_other_derivatives_inside_another_checkpoint(model, policy):
+    def derivatives(policy, forward):
+        set_policy(model, policy)
+        torch.manual_seed(1)
+        images = IMAGES.clone().requires_grad_()
+        loss = loss_of(forward(images))
+        parameters = list(model.parameters())
+        some = torch.autograd.grad(loss, parameters[-20:], retain_graph=True)
+        every = torch.autograd.grad(loss, parameters, retain_graph=True)
+        (grad,) = torch.autograd.grad(loss, images, create_graph=True)
+        second = torch.autograd.grad(grad.square().sum(), parameters, materialize_grads=True)
+        return [*some, *every, grad, *second]
+
+    wanted = derivatives('none', model)
+    found = derivatives(policy, lambda images: checkpoint(model, images, use_reentrant=False))
+    assert_equal(found, wanted)
+
+
+@POLICIES
+def test_each_stage_inside_another_checkpoint(model, policy):
+    """As FSDP and mmengine's activation checkpointing wrap modules."""
+    set_policy(model, 'none')
+    wanted = outputs_and_gradients(model)
+    set_policy(model, policy)
+    for stage in model.stages:
+        original = stage.forward
+        stage.forward = lambda x, original=original: checkpoint(original, x, use_reentrant=False)
+    assert_equal(outputs_and_gradients(model), wanted)
+
+
+@POLICIES
+def test_inside_save_on_cpu(model, policy):
+    set_policy(model, 'none')
+    wanted = outputs_and_gradients(model)
+
+    def forward(images):
+        with torch.autograd.graph.save_on_cpu():
+            return model(images)
+
+    assert_equal(outputs_and_gradients(set_policy(model, policy), forward), wanted)
+
+
+@NEEDS_HOOKS
+def test_outer_hooks_see_what_cheap_keeps(nano):
+    model = GCViT(nano, window_size=4).train()
+    calls = {}
+    for policy in ('none', 'cheap'):
+        calls[policy] = packed, unpacked = [], []
+
+        def pack(tensor, packed=packed):
+            packed.append(tensor.nbytes)
+            return tensor, len(packed)
+
+        def unpack(kept, unpacked=unpacked):
+            unpacked.append(kept[0].nbytes)
+            return kept[0]
+
+        set_policy(model, policy)
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            outputs = model(IMAGES)
+        loss_of(outputs).backward()
+    blocks = sum(nano['depths'])
+    # the linear layers after both norms, and after GELU
+    assert len(calls['none'][0]) - len(calls['cheap'][0]) == 3 * blocks
+    # a norm's input, weight, bias, mean and deviation are asked for by the norm as well
+    assert len(calls['cheap'][1]) >= len(calls['cheap'][0])
+
+
+def hooks(model):
+    return [hook for module in model.modules() for hook in module._forward_hooks.values()]
+
+
+class Failing(nn.Module):
+    def forward(self, x):
+        raise FloatingPointError('here')
+
+
+@POLICIES
+def test_no_hooks_stay(model, policy):
+    set_policy(model, policy)
+    model(IMAGES)
+    assert not hooks(model)
+    model.stages[2].blocks[1].mlp = Failing()
+    with pytest.raises(FloatingPointError, match='here'):
+        model(IMAGES)
+    assert not hooks(model)
+    # saved tensors have none, either
+    x = torch.ones(2, requires_grad=True)
+    y = x.exp()
+    assert y.grad_fn._saved_result.data_ptr() == y.data_ptr()
+
+
+class OtherBlock(nn.Module):
+    """A block that someone else wrote: norms of several kinds, what comes between, and outputs."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.norms = nn.ModuleList(
+            [
+                nn.LayerNorm(dim, eps=1e-1),
+                nn.LayerNorm(dim, eps=1.0),
+                nn.LayerNorm(dim, elementwise_affine=False),
+                nn.LayerNorm((2, dim // 2), eps=1e-2),
+            ]
+        )
+        self.linears = nn.ModuleList(nn.Linear(dim, dim) for _ in self.norms)
+        self.gelus = nn.ModuleList([nn.GELU(), nn.GELU('tanh')])
+
+    def forward(self, x, windows, global_query=None):
+        first, second, third, fourth = self.linears
+        # what one norm returns goes in several directions, and through views
+        y = self.norms[0](x)
+        y = first(y) + second(y.view(-1, y.shape[-1])).view_as(y) + y.mT.contiguous().mT
+        y = self.gelus[0](y + self.norms[1](y).sin())
+        y = third(self.gelus[1](third(y))) + third(y)
+        y = self.norms[2](y) * self.norms[2](x)
+        y = self.norms[3](y.unflatten(-1, (2, -1))).flatten(-2)
+        return x + fourth(y)
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('policy', ['cheap', 'block'])
+def test_any_module_can_be_a_block(model, policy, autocast):
+    for stage in model.stages:
+        for i in range(len(stage.blocks)):
+            stage.blocks[i] = OtherBlock(stage.blocks[i].norm1.weight.numel())
+    model.zero_grad()
+    del model.stages[0].query_generator, model.stages[2].query_generator
+    del model.stages[3].query_generator
+    for stage in model.stages:
+        stage.query_generator = None
+
+    def checkpointed(images):
+        return checkpoint(model, images, use_reentrant=False)
+
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        wanted = outputs_and_gradients(set_policy(model, 'none'))
+        for forward in (model, checkpointed):
+            assert_equal(outputs_and_gradients(set_policy(model, policy), forward), wanted)
+
+
+def doubled(norm, args, out):
+    return 2 * out
+
+
+@POLICIES
+def test_hooks_of_others(model, policy):
+    """That look at, or change, what modules return."""
+    seen = []
+    for stage in model.stages:
+        block = stage.blocks[-1]
+        block.norm1.register_forward_hook(doubled)
+        block.norm2.register_forward_pre_hook(lambda norm, args: args[0] + 1)
+        block.mlp.fc2.register_full_backward_hook(lambda *args: seen.append(args))
+    wanted = outputs_and_gradients(set_policy(model, 'none'))
+    number = len(seen)
+    assert_equal(outputs_and_gradients(set_policy(model, policy)), wanted)
+    assert len(seen) == 2 * number > 0
+
+
+@POLICIES
+def test_forward_methods_of_others(model, policy):
+    """Such as a faster norm, put in place of the method."""
+    for stage in model.stages:
+        norm = stage.blocks[-1].norm1
+        norm.forward = lambda x, norm=norm: x / x.square().mean(-1, True).sqrt() * norm.weight
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_('norm1.bias' not in name)
+    model.zero_grad()
+    grads = []
+    for each in ('none', policy):
+        torch.manual_seed(1)
+        loss = loss_of(set_policy(model, each)(IMAGES))
+        grads.append(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
+    assert_equal(grads[1], grads[0])
+
+
+@POLICIES
+def test_frozen_norms(model, policy):
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.requires_grad_(False)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    grads = []
+    for each in ('none', policy):
+        torch.manual_seed(1)
+        loss = loss_of(set_policy(model, each)(IMAGES))
+        grads.append(torch.autograd.grad(loss, learning))
+    assert_equal(grads[1], grads[0])
+
+
+@POLICIES
+def test_second_derivatives(model, policy):
+    found = []
+    for each in ('none', policy):
+        set_policy(model, each)
+        torch.manual_seed(1)
+        images = IMAGES.clone().requires_grad_()
+        loss = loss_of(model(images))
+        (grad,) = torch.autograd.grad(loss, images, create_graph=True)
+        penalty = grad.square().sum()
+        found.append(torch.autograd.grad(penalty, list(model.parameters()), materialize_grads=True))
+    assert any(grad.any() for grad in found[0])
+    assert_equal(found[1], found[0])
+
+
+@POLICIES
+def test_backward_passes_can_be_repeated(model, policy):
+    set_policy(model, policy)
+    parameters = list(model.parameters())
+    loss = loss_of(model(IMAGES))
+    first = torch.autograd.grad(loss, parameters, retain_graph=True)
+    second = torch.autograd.grad(loss, parameters)
+    assert_equal(second, first)
+    with pytest.raises(RuntimeError, match=r'second time|already been freed'):
+        torch.autograd.grad(loss, parameters)
+
+
+@POLICIES
+def test_gradients_of_some_parameters(model, policy):
+    """Parts of the graph that are not run do not have to be there."""
+    learning = list(model.stages[2].blocks[1].parameters())
+    grads = []
+    for each in ('none', policy):
+        torch.manual_seed(1)
+        loss = loss_of(set_policy(model, each)(IMAGES))
+        grads.append(torch.autograd.grad(loss, learning))
+    assert_equal(grads[1], grads[0])
+
+
+@pytest.mark.parametrize('context', [torch.no_grad, torch.inference_mode, contextlib.nullcontext])
+@POLICIES
+def test_in_evaluation(model, policy, context):
+    model.eval()
+    wanted = set_policy(model, 'none')(IMAGES)
+    with context():
+        assert_equal(set_policy(model, policy)(IMAGES), wanted)
