@@ -1,7 +1,7 @@
 """The sizes of GC ViT: one table, one row each.
 
-Source: Hatamizadeh et al., Global Context Vision Transformers (ICML 2023), table of
-architecture configurations, and the published model tables.
+Source: Hatamizadeh et al., `Global Context Vision Transformers
+<https://arxiv.org/abs/2206.09959>`_, and NVIDIA's published model tables.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ class Arch:
 
     Attributes:
         embed_dims: Channels C₁ of the first stage; stage i has ``embed_dims * 2**i``.
-        depths: Blocks of each stage, local and global attention in turn.
+        depths: Blocks of each stage.
         num_heads: Attention heads of each stage; they divide the stage's channels.
         mlp_ratio: Hidden channels of a block's MLP over its channels.
         layer_scale_init_value: Initial value of the residual branches' scale, None for no scale.

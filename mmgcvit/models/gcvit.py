@@ -26,11 +26,11 @@ from ..registry import MODELS
 from .arch import resolve_arch
 from .arguments import NUM_STAGES, integer, is_int, one_of, one_per_stage, rate, sequence_of
 
-ATTENTION = ('local', 'global')
+ATTENTION_TYPES = ('local', 'global')
 
 
 class SqueezeExcitation(nn.Module):
-    """Scale each channel by a gate that is computed from the means of all (Hu et al., 2018)."""
+    """Scale each channel by a gate computed from the channel means (Hu et al., 2018)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -44,7 +44,10 @@ class SqueezeExcitation(nn.Module):
 
 
 class FusedMBConv(nn.Module):
-    """Depthwise convolution, squeeze-excitation, pointwise convolution (section 2, equation 1)."""
+    """Depthwise convolution, GELU, squeeze-excitation, pointwise convolution, and a residual.
+
+    Section 2, equation 1. Unlike EfficientNetV2's, it begins with a depthwise convolution.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -92,7 +95,7 @@ class Stem(nn.Module):
 
 
 class QueryLayer(nn.Module):
-    """Fused MBConv, then a pooling that halves height and width where there is one (equation 2)."""
+    """Fused MBConv, then max pooling to half the height and width if ``pool`` (equation 2)."""
 
     def __init__(self, dim: int, pool: bool) -> None:
         super().__init__()
@@ -123,7 +126,7 @@ class GlobalQueryGenerator(nn.Sequential):
         """(B, H, W, C) → (B, w², C)."""
         query = super().forward(x.permute(0, 3, 1, 2))
         size = (self.window_size, self.window_size)
-        # changes nothing where the size is right, and a graph for any size has to have it
+        # does nothing if the size matches, and a graph for any size cannot branch
         query = F.interpolate(query, size, mode='bicubic', align_corners=False)
         return query.flatten(2).transpose(1, 2)
 
@@ -135,7 +138,7 @@ class WindowAttention(nn.Module):
         dim: Channels C.
         num_heads: Heads h, a divisor of C.
         window_size: w.
-        is_global: Whether the queries of a window are the global query, and not its own tokens'.
+        is_global: Whether queries come from the global query instead of the window's tokens.
         attn_drop_rate: Dropout of the attention weights.
         drop_rate: Dropout of the output.
     """
@@ -169,27 +172,28 @@ class WindowAttention(nn.Module):
         Args:
             x: (B, L, C).
             windows: The order of the tokens.
-            global_query: (B, w², C), which local attention does not look at.
+            global_query: (B, w², C), ignored by local attention.
 
         Returns:
             (B, L, C).
         """
         dropout = self.attn_drop_rate if self.training else 0.0
-        x = ops.window_attention(*self._inputs(x, windows, global_query), dropout)
+        x = ops.window_attention(*self._project(x, windows, global_query), dropout)
         return self.drop(self.proj(x))
 
     def attention_probabilities(
         self, x: Tensor, windows: ops.Windows, global_query: Tensor | None = None
     ) -> list[tuple[ops.Region, Tensor]]:
-        """Return the weights by which :meth:`forward` adds up values, for pictures.
+        """Return the attention weights of :meth:`forward`, for visualization.
 
-        See :func:`mmgcvit.ops.attention_probabilities`; a forward hook on this module gets the
-        arguments.
+        A forward hook on this module can call it with the inputs that it gets. See
+        :func:`mmgcvit.ops.attention_probabilities`.
         """
-        return ops.attention_probabilities(*self._inputs(x, windows, global_query))
+        return ops.attention_probabilities(*self._project(x, windows, global_query))
 
-    def _inputs(self, x: Tensor, windows: ops.Windows, global_query: Tensor | None) -> tuple:
-        # windows at the edges of a feature map are padded with zeros after the norm
+    def _project(self, x: Tensor, windows: ops.Windows, global_query: Tensor | None) -> tuple:
+        # Feature maps are padded with zeros after the norm, so padded tokens are projected to the
+        # bias. The module is called for it: whatever adapts or replaces it takes part.
         padding = ops.project_padding(self.qkv, x, windows)
         table = self.relative_position_bias_table
         return self.qkv(x), windows, table, global_query if self.is_global else None, padding
@@ -261,30 +265,35 @@ class Block(nn.Module):
         self, x: Tensor, windows: ops.Windows, global_query: Tensor | None = None
     ) -> Tensor:
         """(B, L, C), with a global query (B, w², C) for global attention → (B, L, C)."""
-        x = x + self.drop_path(scale(self.attn(self.norm1(x), windows, global_query), self.gamma1))
-        return x + self.drop_path(scale(self.mlp(self.norm2(x)), self.gamma2))
+        x = x + self.drop_path(
+            layer_scale(self.attn(self.norm1(x), windows, global_query), self.gamma1)
+        )
+        return x + self.drop_path(layer_scale(self.mlp(self.norm2(x)), self.gamma2))
 
 
-def scale(x: Tensor, gamma: Tensor | None) -> Tensor:
-    """Scale the channels (layer scale, Touvron et al., 2021)."""
+def layer_scale(x: Tensor, gamma: Tensor | None) -> Tensor:
+    """Scale the channels of a branch (Touvron et al., 2021)."""
     return x if gamma is None else x * gamma
 
 
 class Stage(nn.Module):
     """Blocks on feature maps of one size, and the query generator of the global ones (figure 2).
 
+    The blocks get the tokens in the order of their windows, not row by row of the feature map.
+
     Args:
         dim: Channels C.
         num_heads: Attention heads.
         window_size: w.
-        attention: 'local' or 'global' for each block.
+        attention_types: 'local' or 'global' for each block.
         query_downsamples: How many times the query generator halves height and width.
         mlp_ratio: Hidden channels of a block's MLP over C.
         layer_scale_init_value: Initial scale of the blocks' branches, None for no scale.
         drop_rate: Dropout after a block's projection and MLP.
         attn_drop_rate: Dropout of the attention weights.
         drop_path_rates: Stochastic depth of each block.
-        downsample: Whether there is a downsampler to 2·C channels, which the caller runs.
+        downsample: Whether there is a downsampler to 2·C channels. The backbone runs it, after
+            it has taken the stage's output.
         recompute: What is computed again in the backward pass, see :class:`GCViT`.
     """
 
@@ -293,7 +302,7 @@ class Stage(nn.Module):
         dim: int,
         num_heads: int,
         window_size: int,
-        attention: Sequence[str],
+        attention_types: Sequence[str],
         query_downsamples: int,
         mlp_ratio: float,
         layer_scale_init_value: float | None,
@@ -307,14 +316,14 @@ class Stage(nn.Module):
         self.window_size = window_size
         self.recompute = recompute
         self.blocks = nn.ModuleList()
-        for kind, drop_path_rate in zip(attention, drop_path_rates, strict=True):
+        for attention_type, drop_path_rate in zip(attention_types, drop_path_rates, strict=True):
             attn = WindowAttention(
-                dim, num_heads, window_size, kind == 'global', attn_drop_rate, drop_rate
+                dim, num_heads, window_size, attention_type == 'global', attn_drop_rate, drop_rate
             )
             block = Block(dim, attn, mlp_ratio, layer_scale_init_value, drop_rate, drop_path_rate)
             self.blocks.append(block)
         self.query_generator = None
-        if 'global' in attention:
+        if 'global' in attention_types:
             self.query_generator = GlobalQueryGenerator(dim, window_size, query_downsamples)
         self.downsample = Downsampler(dim, 2 * dim) if downsample else None
 
@@ -343,10 +352,10 @@ class GCViT(BaseModule):
             stages or one for each.
         query_downsamples: How many times the global query generator of each stage halves the
             feature map.
-        attention: Attention of the blocks of each stage, 'local' or 'global', repeated in this
-            order. ``('local',)`` is a network without global context, and without generators.
+        attention_types: Attention of the blocks of each stage, 'local' or 'global', repeated in
+            this order. ``('local',)`` is a network without global context and query generators.
         out_indices: Stages, counted from 0, whose feature maps are returned, in rising order.
-            Nothing is built that none of them needs.
+            Later stages are not built.
         drop_path_rate: Stochastic depth, rising linearly from 0 in the first block to this in
             the last of all four stages. None for the size's own ImageNet value; 0 for a dict.
         drop_rate: Dropout after the stem, the attention's projection and the MLP.
@@ -354,18 +363,20 @@ class GCViT(BaseModule):
         frozen_stages: 0 freezes the stem, k the stem and the first k stages with their
             downsamplers: they get no gradients and stay in eval mode. -1 freezes nothing. Output
             norms are never frozen.
-        recompute: What the backward pass computes again and so is not kept: ``'none'``,
-            ``'cheap'`` (the outputs of norms and GELU: little time for much memory) or
-            ``'block'`` (whole blocks: the least memory, about a third more time).
-        with_cp: True is ``recompute='block'``, as in other backbones of OpenMMLab.
+        recompute: Activations of the blocks that the backward pass computes again, so that they
+            are not kept: ``'none'``, ``'cheap'`` (the outputs of norms and GELU: little time for
+            much memory) or ``'block'`` (whole blocks: the least memory, about a third more time).
+        with_cp: True is ``recompute='block'``, whatever ``recompute`` is, as in other backbones of
+            OpenMMLab.
         init_cfg: Initialization config. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``
-            takes the published (NVIDIA) weights, timm's, or this class's own, from what
-            :func:`mmgcvit.weights.fetch` takes. Optional: ``prefix`` names a part of a larger
-            model, ``ema=True`` takes averaged weights, ``sha256`` is compared with the file's.
+            takes the published (NVIDIA) weights, timm's, or this class's own;
+            :func:`mmgcvit.weights.fetch` says what ``checkpoint`` may be. Optional: ``prefix``
+            names a part of a larger model, ``ema=True`` takes averaged weights, ``sha256`` is
+            compared with the file's.
 
     Attributes:
         out_channels (tuple[int, ...]): Channels of each output.
-        strides (tuple[int, ...]): Pixels of the image for one step in each output.
+        strides (tuple[int, ...]): Stride of each output relative to the image.
 
     Raises:
         ValueError: If an argument has a value that no network can be built from.
@@ -391,7 +402,7 @@ class GCViT(BaseModule):
         frozen_stages: int = -1,
         with_cp: bool = False,
         init_cfg: dict | Sequence[dict] | None = None,
-        attention: Sequence[str] = ('local', 'global'),
+        attention_types: Sequence[str] = ('local', 'global'),
         recompute: str = 'cheap',
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -405,7 +416,7 @@ class GCViT(BaseModule):
         recompute = one_of('recompute', recompute, ops.RECOMPUTE_POLICIES)
         if one_of('with_cp', with_cp, (True, False)):
             recompute = 'block'
-        attention = sequence_of('attention', attention, ATTENTION)
+        attention_types = sequence_of('attention_types', attention_types, ATTENTION_TYPES)
         self.in_channels = integer('in_channels', in_channels, minimum=1)
         self.out_indices = _stage_indices('out_indices', out_indices)
         num_stages = self.out_indices[-1] + 1
@@ -417,13 +428,13 @@ class GCViT(BaseModule):
         self.drop = nn.Dropout(drop_rate)
         if drop_path_rate is None:
             drop_path_rate = arch.drop_path_rate
-        drop_path_rates = _rising_rates(rate('drop_path_rate', drop_path_rate), arch.depths)
+        drop_path_rates = _drop_path_rates(rate('drop_path_rate', drop_path_rate), arch.depths)
         self.stages = nn.ModuleList(
             Stage(
                 arch.dims[i],
                 arch.num_heads[i],
                 window_sizes[i],
-                [attention[j % len(attention)] for j in range(arch.depths[i])],
+                [attention_types[j % len(attention_types)] for j in range(arch.depths[i])],
                 query_downsamples[i],
                 arch.mlp_ratio,
                 arch.layer_scale_init_value,
@@ -437,9 +448,9 @@ class GCViT(BaseModule):
         )
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(arch.dims[i]))
-        self.apply(_reset_linear)
+        self.apply(_init_linear)
         ops.prepare_parameters(self)
-        self._register_load_state_dict_pre_hook(_resize_bias_tables, with_module=True)
+        self._register_load_state_dict_pre_hook(_resize_bias_tables_on_load, with_module=True)
         self._freeze()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -455,7 +466,7 @@ class GCViT(BaseModule):
             ValueError: If the input is not 4-dimensional, is empty or has another number of
                 channels.
         """
-        x = self.drop(self.stem(_checked(images, self.in_channels)))
+        x = self.drop(self.stem(_check_images(images, self.in_channels)))
         outputs = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
@@ -485,7 +496,7 @@ class GCViT(BaseModule):
         if not pretrained or self.is_init:
             super().init_weights()
             return
-        # only here does a model need to know of other layouts and of files
+        # imported here, since only pretrained weights need other layouts and files
         from ..weights import load_pretrained
 
         initialize(self, [c for c in configs if c not in pretrained])
@@ -546,7 +557,7 @@ class GCViT(BaseModule):
 
 
 @ops.fx_leaf
-def _checked(images: Tensor, in_channels: int) -> Tensor:
+def _check_images(images: Tensor, in_channels: int) -> Tensor:
     if images.dim() != 4 or images.shape[1] != in_channels or 0 in images.shape[2:]:
         raise ValueError(
             f'images of shape {tuple(images.shape)} are not allowed: GCViT takes '
@@ -556,7 +567,9 @@ def _checked(images: Tensor, in_channels: int) -> Tensor:
     return images
 
 
-def _resize_bias_tables(model: GCViT, state: dict[str, Tensor], prefix: str, *args: object) -> None:
+def _resize_bias_tables_on_load(
+    model: GCViT, state: dict[str, Tensor], prefix: str, *args: object
+) -> None:
     """Resize the position bias tables in a state dict to the windows of the model it is loaded in.
 
     A table that belongs to no window is left for ``load_state_dict`` to refuse.
@@ -593,14 +606,14 @@ def _stage_indices(name: str, indices: Sequence[int]) -> tuple[int, ...]:
     )
 
 
-def _rising_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+def _drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     """Return rates that rise evenly from 0 to ``last`` over all blocks, a list for each stage."""
     steps = max(sum(depths) - 1, 1)
     rates = iter(last * block / steps for block in range(sum(depths)))
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
-def _reset_linear(module: nn.Module) -> None:
+def _init_linear(module: nn.Module) -> None:
     """Initialize linear layers as published; other layers keep PyTorch's default."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -1,21 +1,26 @@
 """Attention within windows: what the network calls, and the choice of how it is computed.
 
-Letters as in :mod:`.by_region`.
+B: batch size, L: tokens of a feature map in the order of its windows, C: channels, w: window size,
+h: heads, d = C/h: channels per head, k: 3 if query, key and value are projected from the tokens, 2
+if key and value are, nW: windows of a region in one feature map, n: tokens of a window, m: its
+keys: n or, with the key that stands for the padding, n + 1.
 """
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from .bias_cache import cached_position_biases, forget_position_biases
 from .by_region import Inputs, attend_by_region, attention_weights, fused, plain, split_regions
-from .cpu_attention import RecomputedAttention
+from .cpu_attention import CPUAttention
 from .graph_mode import fx_leaf, is_recorded, is_transformed
 from .windows import Region, Windows
 
 SETTING = 'MMGCVIT_ATTENTION'
-# name of the backend that computes everything; None leaves the choice to the conditions
+# read once; the name of the backend that computes everything, None for the first that serves
 forced_backend = os.environ.get(SETTING) or None
 
 
@@ -85,9 +90,6 @@ def _inputs(
         qkv = windows.fill_padding(qkv, padding)
     if global_query is not None:
         global_query = global_query.to(qkv.dtype)
-    if bias_table.shape[1] == 1:
-        # else autograd returns gradients of other strides, of which DistributedDataParallel warns
-        bias_table = bias_table.flatten()[:, None]
     return Inputs(qkv, windows, bias_table, global_query, padding, dropout)
 
 
@@ -107,14 +109,22 @@ class Backend:
 
 
 def _is_eager_on_cpu(inputs: Inputs) -> bool:
-    is_plain = type(inputs.qkv) is Tensor and inputs.qkv.device.type == 'cpu'
-    return is_plain and inputs.dropout == 0 and not (is_recorded() or is_transformed())
+    is_on_cpu = type(inputs.qkv) is Tensor and inputs.qkv.device.type == 'cpu'
+    return is_on_cpu and inputs.dropout == 0 and not (is_recorded() or is_transformed())
 
 
-# The first that serves the inputs computes them. A kernel is one more entry.
+def _attend_on_cpu(inputs: Inputs) -> Tensor:
+    if torch.is_grad_enabled():
+        forget_position_biases(inputs.bias_table)
+        return CPUAttention.apply(*inputs[:-1])
+    biases = cached_position_biases(inputs.bias_table, inputs.windows, inputs.qkv.dtype)
+    return attend_by_region(inputs, fused, biases)
+
+
+# The first that serves the inputs computes them: a kernel is one more entry, before 'fused'.
 BACKENDS = {
-    'recomputed': Backend(
-        lambda inputs: RecomputedAttention.apply(*inputs[:-1]),
+    'cpu': Backend(
+        _attend_on_cpu,
         _is_eager_on_cpu,
         'on a CPU without attn_drop_rate, outside graph modes and torch.func',
     ),

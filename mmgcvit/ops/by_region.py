@@ -6,7 +6,7 @@ if key and value are, nW: windows of a region in one feature map, n: tokens of a
 keys: n or, with the key that stands for the padding, n + 1.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -32,16 +32,24 @@ class Inputs(NamedTuple):
     dropout: float = 0.0
 
     @property
-    def by_head(self) -> tuple[int, int, int]:
+    def qkv_dims(self) -> tuple[int, int, int]:
         """k, h and d."""
         k, h = 3 if self.global_query is None else 2, self.bias_table.shape[1]
         return k, h, self.qkv.shape[-1] // (k * h)
 
 
-def attend_by_region(inputs: Inputs, attend: Attend) -> Tensor:
-    """Return the attention of all regions: (B, L, C)."""
+def attend_by_region(
+    inputs: Inputs, attend: Attend, biases: Iterable[Tensor] | None = None
+) -> Tensor:
+    """Return the attention of all regions: (B, L, C).
+
+    Args:
+        inputs: What it is computed from.
+        attend: Computes the attention of windows.
+        biases: What :func:`.position_biases` yields, if it was computed before.
+    """
     out = []
-    for region, *parts in split_regions(inputs):
+    for region, *parts in split_regions(inputs, biases):
         attended = attend(*parts, inputs.dropout).transpose(1, 2)
         if is_exporting():
             # the exporter to ONNX lays out what its attention returns in another way than PyTorch
@@ -51,14 +59,17 @@ def attend_by_region(inputs: Inputs, attend: Attend) -> Tensor:
     return join(out, 1)
 
 
-def split_regions(inputs: Inputs) -> Iterator[tuple[Region, Tensor, Tensor, Tensor, Tensor]]:
+def split_regions(
+    inputs: Inputs, biases: Iterable[Tensor] | None = None
+) -> Iterator[tuple[Region, Tensor, Tensor, Tensor, Tensor]]:
     """Yield each region with its query, key, value and bias, as :data:`Attend` takes them."""
     windows = inputs.windows
-    biases = position_biases(inputs.bias_table, windows)
+    if biases is None:
+        biases = position_biases(inputs.bias_table, windows)
     parts = zip(windows.regions, windows.split(inputs.qkv), biases, strict=True)
     for region, part, bias in parts:
         query, key, value = (x.flatten(0, 1) for x in heads_of(part, region, inputs))
-        if windows.is_padded(region):
+        if windows.is_partial(region):
             key, value = map(append_token, (key, value), padding_by_head(inputs))
         yield region, query, key, value, bias.to(query.dtype)
 
@@ -68,19 +79,19 @@ def heads_of(part: Tensor, region: Region, inputs: Inputs) -> tuple[Tensor, Tens
 
     A global query is expanded over the windows.
     """
-    part = part.unflatten(1, (region.num_windows, region.num_tokens)).unflatten(-1, inputs.by_head)
+    part = part.unflatten(1, (region.num_windows, region.num_tokens)).unflatten(-1, inputs.qkv_dims)
     *query, key, value = part.permute(3, 0, 1, 4, 2, 5).unbind()
     if query:
         return query[0], key, value
     w = inputs.windows.window_size
     real = inputs.global_query.unflatten(1, (w, w))[:, : region.height, : region.width]
-    real = real.flatten(1, 2).unflatten(-1, inputs.by_head[1:]).transpose(1, 2)
+    real = real.flatten(1, 2).unflatten(-1, inputs.qkv_dims[1:]).transpose(1, 2)
     return real[:, None].expand(-1, region.num_windows, -1, -1, -1), key, value
 
 
 def padding_by_head(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Return key and value of a padded token, (1, h, d) each."""
-    *_, key, value = inputs.padding.unflatten(-1, inputs.by_head).unbind(1)
+    *_, key, value = inputs.padding.unflatten(-1, inputs.qkv_dims).unbind(1)
     return key, value
 
 

@@ -1,10 +1,13 @@
-"""Window attention for training on a CPU, its scores never all in memory.
+"""Window attention for training on a CPU, without materializing all scores.
 
-PyTorch's fused attention for CPUs gives the position bias no gradient: with one that learns,
+PyTorch's fused attention for CPUs has no gradient for the position bias: if the bias requires one,
 PyTorch keeps the scores of every block. Here the backward pass computes them again, for a few
 windows and heads at a time.
 
-Letters as in :mod:`.by_region`.
+B: batch size, L: tokens of a feature map in the order of its windows, C: channels, w: window size,
+h: heads, d = C/h: channels per head, k: 3 if query, key and value are projected from the tokens, 2
+if key and value are, nW: windows of a region in one feature map, n: tokens of a window, m: its
+keys: n or, with the key that stands for the padding, n + 1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +33,7 @@ from .windows import Windows
 SCORES_IN_BACKWARD = 4 * 24**4
 
 
-class RecomputedAttention(torch.autograd.Function):
+class CPUAttention(torch.autograd.Function):
     """:func:`.attend_by_region`, with scores that are computed again in the backward pass.
 
     Arguments of ``apply``: those of :class:`.Inputs` without dropout.
@@ -44,7 +47,7 @@ class RecomputedAttention(torch.autograd.Function):
         global_query: Tensor | None,
         padding: Tensor | None,
     ) -> Tensor:
-        # PyTorch chooses by what the bias says of itself, though nothing is recorded here
+        # PyTorch chooses the kernel by requires_grad of the bias, even where nothing is recorded
         inputs = Inputs(qkv, windows, bias_table.detach(), global_query, padding)
         return attend_by_region(inputs, fused)
 
@@ -68,40 +71,47 @@ def _differentiable_gradients(
     """Return gradients that have gradients, from plain operations."""
     # as views: where one input is computed from another, autograd adds up both gradients itself
     inputs = Inputs(*(x.view_as(x) if isinstance(x, Tensor) else x for x in inputs[:-1]))
-    wanted = [x for x, needs in zip(inputs[:-1], needed, strict=True) if needs]
-    found = iter(
+    learning = [x for x, needs in zip(inputs[:-1], needed, strict=True) if needs]
+    grads = iter(
         torch.autograd.grad(
-            attend_by_region(inputs, plain), wanted, grad_out, create_graph=True, allow_unused=True
+            attend_by_region(inputs, plain),
+            learning,
+            grad_out,
+            create_graph=True,
+            allow_unused=True,
         )
     )
-    return tuple(next(found) if needs else None for needs in needed)
+    return tuple(next(grads) if needs else None for needs in needed)
 
 
 def _gradients(inputs: Inputs, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradient of each input but the dropout rate."""
     qkv, windows, table, global_query, padding, _ = inputs
-    # In half precision differences of scores cancel, and CPUs multiply slowly: computed in single.
-    exact = torch.promote_types(torch.promote_types(qkv.dtype, table.dtype), torch.float32)
+    # In half precision, differences of scores cancel and CPUs multiply slowly.
+    accum_dtype = torch.promote_types(torch.promote_types(qkv.dtype, table.dtype), torch.float32)
     grads = Inputs(
         torch.empty_like(qkv),
         windows,
         table,
-        *(None if x is None else torch.zeros_like(x, dtype=exact) for x in (global_query, padding)),
+        *(
+            None if x is None else torch.zeros_like(x, dtype=accum_dtype)
+            for x in (global_query, padding)
+        ),
     )
-    biases, grad_biases = list(reversed_position_biases(table.to(exact), windows)), []
+    biases, grad_biases = list(reversed_position_biases(table.to(accum_dtype), windows)), []
     split = (windows.split(x) for x in (qkv, grads.qkv, grad_out))
     for region, bias, part, grad_part, grad in zip(windows.regions, biases, *split, strict=True):
         grad = grad.unflatten(1, (region.num_windows, region.num_tokens))
-        grad = grad.unflatten(-1, inputs.by_head[1:]).transpose(2, 3)
+        grad = grad.unflatten(-1, inputs.qkv_dims[1:]).transpose(2, 3)
         grad_query, *grad_key_value = heads_of(grad_part, region, grads)
         if global_query is not None:
             grad_query = grad_key_value[0].new_empty(grad_query.shape)
         grad_bias = _region_gradients(
             (*heads_of(part, region, inputs), grad),
-            padding_by_head(inputs) if windows.is_padded(region) else (),
+            padding_by_head(inputs) if windows.is_partial(region) else (),
             bias,
             (grad_query, *grad_key_value),
-            padding_by_head(grads) if windows.is_padded(region) else (),
+            padding_by_head(grads) if windows.is_partial(region) else (),
         )
         grad_biases.append(grad_bias)
         if global_query is not None:
@@ -137,38 +147,40 @@ def _region_gradients(
     bias, bias_of_padding = bias
     n, d = heads[0].shape[-2:]
     m = n if bias_of_padding is None else n + 1
-    exact, size = bias.dtype, bias.shape[1:3]
+    accum_dtype, size = bias.dtype, bias.shape[1:3]
     grad_bias = bias.new_empty(len(bias), n, m)
     if not len(heads[0]):
+        # an empty batch writes nothing below
         grad_bias.zero_()
     for part in _parts(heads[0].shape[:3], n * m):
         of_heads = part[-1]
-        query, key, value, grad_out = (x[part].to(exact).flatten(0, 1) for x in heads)
-        by_head = query.shape[:2]
+        query, key, value, grad_out = (x[part].to(accum_dtype).flatten(0, 1) for x in heads)
+        window_heads = query.shape[:2]
         query = torch.mul(query, d**-0.5, out=query.new_empty(query.shape))
         key, value = key.flip(2), value.flip(2)
         if m > n:
-            tokens = (token[:, of_heads].to(exact) for token in padding)
+            tokens = (token[:, of_heads].to(accum_dtype) for token in padding)
             key, value = map(append_token, (key, value), tokens)
         query, key, value, grad_out = (x.flatten(0, 1) for x in (query, key, value, grad_out))
-        scores, weights = scratch('scores', (2, len(query), n, m), exact)
-        by_window = torch.bmm(query, key.mT, out=scores).unflatten(0, by_head)
+        scores, weights = scratch('scores', (2, len(query), n, m), accum_dtype)
+        by_window = torch.bmm(query, key.mT, out=scores).unflatten(0, window_heads)
         by_window.unflatten(2, size)[..., :n] += bias[of_heads]
         if m > n:
             by_window[..., n] += bias_of_padding[of_heads]
         torch.softmax(scores, -1, out=weights)
         grad_value = torch.bmm(weights.mT, grad_out)
         torch.bmm(grad_out, value.mT, out=scores)
-        torch._softmax_backward_data(scores, weights, -1, exact, grad_input=scores)
+        torch._softmax_backward_data(scores, weights, -1, accum_dtype, grad_input=scores)
         grad_query = torch.bmm(scores, key).mul_(d**-0.5)
         grad_key = torch.bmm(scores.mT, query)
         for i, window in enumerate(by_window):
+            # the first window of the first image overwrites, others are added
             if i == part[0].start == part[1].start:
                 grad_bias[of_heads] = window
             else:
                 grad_bias[of_heads] += window
         grad_query, grad_key, grad_value = (
-            x.unflatten(0, by_head) for x in (grad_query, grad_key, grad_value)
+            x.unflatten(0, window_heads) for x in (grad_query, grad_key, grad_value)
         )
         if m > n:
             for into, grad in zip(grad_padding, (grad_key, grad_value), strict=True):

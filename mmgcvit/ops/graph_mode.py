@@ -1,4 +1,4 @@
-"""What a call becomes a part of: a graph that is recorded, or a transform of torch.func."""
+"""Which tracer, compiler or transform is active: see docs/graph_modes.md."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def is_exporting() -> bool:
 
 
 def is_compiling() -> bool:
-    """Whether torch.compile records a graph, or torch.export by its means."""
+    """Whether torch.compile records a graph, or torch.export through it."""
     # torch.compiler reports it from version 2.3 on
     compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
     return compiling()
@@ -27,9 +27,9 @@ def is_compiling() -> bool:
 def is_recorded() -> bool:
     """Whether torch.compile, torch.jit or an export records.
 
-    What it meets becomes constant, and it sees into plain operations only.
+    Python values become constants of the graph, and only tensor operations are recorded.
     """
-    return is_compiling() or torch.jit.is_tracing() or torch.jit.is_scripting() or is_exporting()
+    return is_compiling() or torch.jit.is_tracing() or is_exporting()
 
 
 def is_transformed() -> bool:

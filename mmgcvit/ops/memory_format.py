@@ -13,7 +13,7 @@ def prepare_images(images: Tensor) -> Tensor:
     the first convolution to the outputs.
     """
     if is_transformed():
-        # torch.func.vmap knows no order of memory
+        # torch.func.vmap does not support memory formats
         return images
     return images.contiguous(memory_format=torch.channels_last)
 

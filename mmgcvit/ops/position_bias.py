@@ -34,12 +34,15 @@ def position_biases(table: Tensor, windows: Windows) -> Iterator[Tensor]:
         (h, n, m), each to be used before the next. Rows begin at multiples of 8 elements, as fused
         attention on GPUs wants them.
     """
+    # A view whose gradient has the table's strides, as DistributedDataParallel wants them. With one
+    # head, the gradient of the transposes below has others.
+    table = table.flatten().view(table.shape)
     of_padding = _biases_of_padding(table, windows)
     for region in windows.regions:
         parts = [_bias_of_tokens(table, windows, region)]
-        if windows.is_padded(region):
+        if windows.is_partial(region):
             parts.append(next(of_padding).to(table.dtype)[..., None])
-        m = region.num_tokens + windows.is_padded(region)
+        m = region.num_tokens + windows.is_partial(region)
         if m % 8:
             parts.append(parts[0].new_zeros(*parts[0].shape[:2], -m % 8))
         yield join(parts, -1)[..., :m]
@@ -63,7 +66,7 @@ def reversed_position_biases(
         grid = grid[:, w - height :, w - width :][:, : 2 * height - 1, : 2 * width - 1]
         columns = grid.unfold(2, width, 1).transpose(1, 2).contiguous().flatten(2)
         patches = columns.unfold(2, height * width, width).transpose(1, 2)
-        yield patches, next(of_padding) if windows.is_padded(region) else None
+        yield patches, next(of_padding) if windows.is_partial(region) else None
 
 
 def position_biases_backward(
@@ -101,7 +104,9 @@ def position_biases_backward(
             grad_sum = (grad[..., n] * (highest - of_padding).exp()).unflatten(1, size)
             for of_rows, of_columns in _padding_bands(windows, region, exponentials):
                 grad_exponentials += of_rows.mT @ (grad_sum @ of_columns)
-    return grid.add_(grad_exponentials.mul_(exponentials)).flatten(1).t()
+    grad_table = grid.add_(grad_exponentials.mul_(exponentials)).flatten(1).t()
+    # with the table's strides, also of a single head
+    return grad_table.flatten().view(table.shape)
 
 
 def resize_bias_table(table: Tensor, num_offsets: int) -> Tensor:
@@ -150,10 +155,10 @@ def _bias_of_tokens(table: Tensor, windows: Windows, region: Region) -> Tensor:
 
 def _biases_of_padding(table: Tensor, windows: Windows) -> Iterator[Tensor]:
     """Yield the bias of each query against all padded tokens together: (h, n) if there are any."""
-    if not any(map(windows.is_padded, windows.regions)):
+    if not any(map(windows.is_partial, windows.regions)):
         return
     exponentials, highest = _exponentials(table, windows)
-    for region in filter(windows.is_padded, windows.regions):
+    for region in filter(windows.is_partial, windows.regions):
         sums = [
             rows @ (exponentials @ columns.mT)
             for rows, columns in _padding_bands(windows, region, exponentials)
@@ -165,10 +170,10 @@ def _biases_of_padding(table: Tensor, windows: Windows) -> Iterator[Tensor]:
 def _exponentials(table: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
     """Return exponentials of the table, (h, 2w-1, 2w-1), without the factor exp(highest), (h, 1).
 
-    In float64 where there is such, which holds those of a table whose values are hundreds apart.
+    In float64 where it is supported: it holds those of a table whose values are hundreds apart.
     """
-    exact = torch.float64 if table.device.type in ('cpu', 'cuda', 'meta') else torch.float32
-    grid = table.t().contiguous().to(exact)
+    dtype = torch.float64 if table.device.type in ('cpu', 'cuda', 'meta') else torch.float32
+    grid = table.t().contiguous().to(dtype)
     highest = grid.detach().amax(1, keepdim=True)
     size = 2 * windows.window_size - 1
     return (grid - highest).exp().unflatten(1, (size, size)), highest
@@ -197,7 +202,7 @@ def _band(windows: Windows, queries: int, keys: tuple[int, int], like: Tensor) -
     """Return which offsets lie between queries and keys in one dimension: (queries, 2w-1).
 
     Args:
-        windows: The windows.
+        windows: Keep the result.
         queries: Their number; they begin at 0.
         keys: First position, and the one after the last.
         like: A tensor of the type and device wanted.

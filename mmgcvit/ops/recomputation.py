@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from .graph_mode import is_exporting, is_recorded, is_transformed
 
 POLICIES = ('none', 'cheap', 'block')
-# older versions of torch do not give the hooks that are active: there 'cheap' is 'none'
+# None in older versions of torch
 _active_hooks = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)
 # between what a norm or an activation returns and what the layer after it keeps
 _VIEWS_AND_CASTS = {'ViewBackward0', 'UnsafeViewBackward0', 'ToCopyBackward0'}
@@ -22,19 +22,21 @@ _VIEWS_AND_CASTS = {'ViewBackward0', 'UnsafeViewBackward0', 'ToCopyBackward0'}
 def recompute(policy: str, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
     """Return block(x, *args), keeping for the backward pass what a policy says.
 
-    What compiles, traces or transforms the network decides by itself what it keeps; only 'block'
-    is for torch.compile, too.
+    Compilers, tracers and torch.func decide what they keep; only 'block' also applies under
+    torch.compile. Versions of torch that do not expose the active hooks on saved tensors, such as
+    2.1, have no 'cheap': it is 'none' there. Attention on a CPU computes its scores again with
+    every policy, see :mod:`.cpu_attention`.
 
     Args:
-        policy: 'none' keeps all that PyTorch keeps. 'cheap' does not keep the outputs of LayerNorm
+        policy: 'none' keeps what PyTorch keeps. 'cheap' does not keep the outputs of LayerNorm
             and GELU, which take little time to compute again. 'block' keeps nothing but the
             inputs and computes the block again.
-        block: The module.
-        x: Its first input.
-        args: Its other inputs.
+        block: A module that takes ``x`` and ``args``.
+        x: (B, L, C).
+        args: Other inputs.
 
     Returns:
-        What the block returns.
+        The block's output.
     """
     if isinstance(x, Proxy) or not torch.is_grad_enabled() or is_transformed():
         return block(x, *args)
@@ -77,13 +79,13 @@ def _cheap_outputs_recomputed(block: nn.Module) -> Iterator[None]:
         # an operation that keeps what it returns, and so its own node, would never be freed
         return tensor.detach() if outer is None else _Packed(outer[0](tensor))
 
-    def unpack(kept: Any) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
-        if isinstance(kept, _Packed):
-            return kept.unpack(outer[1])
+    def unpack(packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        if isinstance(packed, _Packed):
+            return packed.unpack(outer[1])
         with torch.no_grad():
-            return kept()
+            return packed()
 
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
@@ -91,7 +93,7 @@ def _cheap_outputs_recomputed(block: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        # PyTorch keeps the hooks, which would keep the nodes of norms, which keep the hooks
+        # PyTorch keeps the hooks alive, and through this dict the nodes: break the cycle
         eps.clear()
 
 

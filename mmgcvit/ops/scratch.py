@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from .graph_mode import is_recorded, is_transformed
 
 
-class _Kept(threading.local):
+class _Buffers(threading.local):
     def __init__(self) -> None:
         self.tensors: dict[tuple, Tensor] = {}
 
 
-_kept = _Kept()
+_buffers = _Buffers()
 
 
 def scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -24,15 +24,15 @@ def scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     Each thread has its own.
     """
     size = math.prod(shape)
-    found = _kept.tensors.get((name, dtype))
-    if found is None or len(found) < size:
+    buffer = _buffers.tensors.get((name, dtype))
+    if buffer is None or len(buffer) < size:
         # a tensor of inference mode cannot be written outside of it
         with torch.inference_mode(False):
-            found = _kept.tensors[name, dtype] = torch.empty(size, dtype=dtype)
-    return found[:size].view(shape)
+            buffer = _buffers.tensors[name, dtype] = torch.empty(size, dtype=dtype)
+    return buffer[:size].view(shape)
 
 
 def can_be_scratch(like: Tensor) -> bool:
     """Whether what is computed from a tensor may be written to memory that is used again."""
-    is_plain = type(like) in (Tensor, nn.Parameter) and like.device.type == 'cpu'
-    return is_plain and not (torch.is_grad_enabled() or is_recorded() or is_transformed())
+    is_on_cpu = type(like) in (Tensor, nn.Parameter) and like.device.type == 'cpu'
+    return is_on_cpu and not (torch.is_grad_enabled() or is_recorded() or is_transformed())

@@ -45,7 +45,7 @@ def project_padding(projection: nn.Module, x: Tensor, windows: 'Windows') -> Ten
         (1, C'); None where nothing is padded, and (0, C') there in a graph of torch.fx.
     """
     zeros = windows.padding(x)
-    # the graph cannot choose; else, hooks on the projection need not know of no tokens at all
+    # A graph cannot branch. Otherwise, hooks on the projection never see an empty tensor.
     return projection(zeros) if isinstance(zeros, Proxy) or zeros.shape[0] else None
 
 
@@ -71,12 +71,12 @@ class Region:
 
     @property
     def num_windows(self) -> int:
-        """Windows nW of one feature map."""
+        """nW."""
         return self.rows * self.columns
 
     @property
     def num_tokens(self) -> int:
-        """Tokens n of one window."""
+        """n."""
         return self.height * self.width
 
 
@@ -105,7 +105,7 @@ class Windows:
     def constant(self, name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return what depends on the windows alone, computed once for all blocks of a stage."""
         if is_compiling():
-            # which allows no side effects in a checkpointed block
+            # torch.compile allows no side effects in a checkpointed block
             return compute()
         if name not in self._constants:
             # a tensor of inference mode cannot be used in training
@@ -113,8 +113,8 @@ class Windows:
                 self._constants[name] = compute()
         return self._constants[name]
 
-    def is_padded(self, region: Region) -> bool:
-        """Whether the windows of a region lack tokens that the published network pads."""
+    def is_partial(self, region: Region) -> bool:
+        """Whether the windows of a region are smaller than w × w, to which others would pad."""
         return region.num_tokens < self.window_size**2
 
     def partition(self, x: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class Windows:
 
     def padding(self, tokens: Tensor) -> Tensor:
         """Return one padded token, which is zero: (B, L, C) → (1, C), or (0, C) without padding."""
-        return tokens.new_zeros(int(any(map(self.is_padded, self.regions))), tokens.shape[-1])
+        return tokens.new_zeros(int(any(map(self.is_partial, self.regions))), tokens.shape[-1])
 
     def fill_padding(self, tokens: Tensor, padding: Tensor) -> Tensor:
         """Give padded tokens a value; here there are none: (B, L, C), (1, C) → (B, L, C)."""
@@ -161,8 +161,8 @@ class PaddedWindows(Windows):
     """Windows of a feature map that is padded at the right and at the bottom, as published.
 
     It costs more than smaller windows, but its operations are the same for feature maps of any
-    size. Between :meth:`partition` and :meth:`merge` there are L = ⌈H/w⌉·⌈W/w⌉·w² tokens; those of
-    the padding have any values.
+    size. Between :meth:`partition` and :meth:`merge` there are L = ⌈H/w⌉·⌈W/w⌉·w² tokens;
+    padded ones have arbitrary values.
     """
 
     def partition(self, x: Tensor) -> Tensor:

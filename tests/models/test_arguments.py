@@ -200,7 +200,7 @@ def plain_outputs(model, kinds, num_heads, images):
 
 @pytest.mark.parametrize('attention', PATTERNS, ids='-'.join)
 def test_attention_is_the_pattern_of_each_stage(nano, attention):
-    model, kinds = random_network(nano, attention=attention), PATTERNS[attention]
+    model, kinds = random_network(nano, attention_types=attention), PATTERNS[attention]
     for stage, letters in zip(model.stages, kinds, strict=True):
         # a generator whose queries nobody takes would get no gradient
         assert (stage.query_generator is not None) == ('G' in letters)
@@ -219,10 +219,10 @@ def test_attention_is_the_pattern_of_each_stage(nano, attention):
 def test_attention_is_local_and_global_in_turn_by_default_and_may_be_a_list(nano):
     default = random_network(nano)
     for attention in (('local', 'global'), ['local', 'global'], ['local', 'global'] * 2):
-        model = random_network(nano, attention=attention)
+        model = random_network(nano, attention_types=attention)
         assert model.state_dict().keys() == default.state_dict().keys()
         assert not differs(outputs(model), outputs(default))
-    assert differs(outputs(random_network(nano, attention=('local',))), outputs(default))
+    assert differs(outputs(random_network(nano, attention_types=('local',))), outputs(default))
 
 
 def step_of(nano, **arguments):
@@ -280,7 +280,19 @@ BAD = {
     'attn_drop_rate': [-0.1, 1.0, None],
     'frozen_stages': [-2, 5, 1.5, None],
     'with_cp': ['no', 1, 0, None],
-    'attention': ['x', '', [], (), 'local', 'global', None, 3, ('local', 'x'), (None,), {'local'}],
+    'attention_types': [
+        'x',
+        '',
+        [],
+        (),
+        'local',
+        'global',
+        None,
+        3,
+        ('local', 'x'),
+        (None,),
+        {'local'},
+    ],
     'recompute': ['all', '', 'Cheap', None, True, 0, ('cheap',)],
 }
 

@@ -7,7 +7,7 @@ from definition import HEAD_DIM, HEADS, attention, random_inputs, tensors_of
 from mmgcvit import GCViT
 from mmgcvit.ops import cpu_attention
 from mmgcvit.ops.by_region import Inputs, attend_by_region, plain
-from mmgcvit.ops.cpu_attention import RecomputedAttention
+from mmgcvit.ops.cpu_attention import CPUAttention
 from mmgcvit.ops.windows import Windows
 
 CASES = pytest.mark.parametrize('is_global', [False, True])
@@ -24,7 +24,7 @@ def few_scores(request, monkeypatch):
 @CASES
 def test_gradients_are_those_of_autograd(size, is_global, few_scores):
     inputs = random_inputs(Windows(*size, 3), 2, is_global)
-    out, wanted = RecomputedAttention.apply(*inputs), attention(*inputs)
+    out, wanted = CPUAttention.apply(*inputs), attention(*inputs)
     torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
     cotangent = torch.randn_like(out)
     found = torch.autograd.grad(out, tensors_of(inputs), cotangent)
@@ -36,7 +36,7 @@ def test_gradients_are_those_of_autograd(size, is_global, few_scores):
 def test_tables_whose_entries_are_hundreds_apart(few_scores):
     inputs = random_inputs(Windows(7, 5, 3), 2, is_global=False)
     inputs[2] = (300 * inputs[2].detach().tanh()).requires_grad_()
-    out, wanted = RecomputedAttention.apply(*inputs), attention(*inputs)
+    out, wanted = CPUAttention.apply(*inputs), attention(*inputs)
     torch.testing.assert_close(out, wanted, rtol=1e-10, atol=1e-10)
     cotangent = torch.randn(out.shape, dtype=out.dtype)
     found = torch.autograd.grad(out, tensors_of(inputs), cotangent)
@@ -48,13 +48,13 @@ def test_tables_whose_entries_are_hundreds_apart(few_scores):
 @CASES
 def test_gradcheck(is_global):
     inputs = random_inputs(Windows(3, 5, 2), 2, is_global)
-    assert torch.autograd.gradcheck(RecomputedAttention.apply, inputs)
+    assert torch.autograd.gradcheck(CPUAttention.apply, inputs)
 
 
 @CASES
 def test_gradgradcheck(is_global):
     inputs = random_inputs(Windows(2, 3, 2), 1, is_global)
-    assert torch.autograd.gradgradcheck(RecomputedAttention.apply, inputs)
+    assert torch.autograd.gradgradcheck(CPUAttention.apply, inputs)
 
 
 def first_and_second_derivatives(function, inputs):
@@ -81,7 +81,7 @@ def test_second_derivatives_are_those_of_autograd(size, is_global, learns):
     for i, x in enumerate(inputs):
         if isinstance(x, torch.Tensor):
             x.requires_grad_({'all': True, 'the table': i == 2}.get(learns, i != 2))
-    found = first_and_second_derivatives(RecomputedAttention.apply, inputs)
+    found = first_and_second_derivatives(CPUAttention.apply, inputs)
     wanted = first_and_second_derivatives(attention, inputs)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
@@ -99,14 +99,14 @@ def test_derivatives_of_inputs_that_depend_on_each_other():
 
     wanted = gradients(attention, create_graph=False)
     for create_graph in (False, True):
-        found = gradients(RecomputedAttention.apply, create_graph)
+        found = gradients(CPUAttention.apply, create_graph)
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
 
 def test_a_backward_pass_can_be_repeated():
     inputs = random_inputs(Windows(4, 5, 3), 2, is_global=True)
-    out = RecomputedAttention.apply(*inputs).sum()
+    out = CPUAttention.apply(*inputs).sum()
     first = torch.autograd.grad(out, tensors_of(inputs), retain_graph=True)
     second = torch.autograd.grad(out, tensors_of(inputs))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -161,9 +161,9 @@ def test_in_mixed_precision(nano):
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
 def test_gradients_have_the_inputs_types(dtype, is_global):
     inputs = random_inputs(Windows(3, 3, 2), 1, is_global, dtype)
-    RecomputedAttention.apply(*inputs).sum().backward()
+    CPUAttention.apply(*inputs).sum().backward()
     assert all(x.grad.dtype == dtype for x in tensors_of(inputs))
-    grads = derivatives(RecomputedAttention.apply(*inputs), tensors_of(inputs), create_graph=True)
+    grads = derivatives(CPUAttention.apply(*inputs), tensors_of(inputs), create_graph=True)
     assert all(grad.dtype == dtype for grad in grads)
     second = derivatives(sum(grad.square().sum() for grad in grads), tensors_of(inputs))
     assert all(grad.dtype == dtype for grad in second)
@@ -182,7 +182,7 @@ def test_half_precision_is_as_exact_as_autograd(is_global):
     for function, dtype in (
         (attention, torch.float64),
         (lambda *inputs: attend_by_region(Inputs(*inputs), plain), torch.bfloat16),
-        (RecomputedAttention.apply, torch.bfloat16),
+        (CPUAttention.apply, torch.bfloat16),
     ):
         # large scores; the table learns in float32
         inputs = [
@@ -208,6 +208,6 @@ def test_an_empty_batch(nano):
 def test_forward_pass_is_fused_on_a_cpu():
     inputs = random_inputs(Windows(4, 4, 4), 1, is_global=False, dtype=torch.float32)
     with torch.profiler.profile() as profile:
-        RecomputedAttention.apply(*inputs)
+        CPUAttention.apply(*inputs)
     names = {event.key for event in profile.key_averages()}
     assert any('flash_attention_for_cpu' in name for name in names), names

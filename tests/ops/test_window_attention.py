@@ -78,7 +78,7 @@ def test_each_backend_computes_the_definition(
     with torch.no_grad():
         without_gradients = window_attention(*inputs)
     pairs = [(found, wanted), (without_gradients, wanted), *zip(*grads, strict=True)]
-    if not any(map(inputs[1].is_padded, inputs[1].regions)):
+    if not any(map(inputs[1].is_partial, inputs[1].regions)):
         # then no padding has to be given
         pairs.append((window_attention(*inputs[:-1], inputs[-1][:0]), wanted))
     for a, b in pairs:
@@ -90,7 +90,7 @@ def test_all_known_backends_work_here():
     """Otherwise the test above skips them."""
     inputs = MODULE.Inputs(*random_inputs(Windows(7, 5, 3), 1, is_global=False))
     serving = {name for name, backend in BACKENDS.items() if backend.serves(inputs)}
-    assert serving >= {'recomputed', 'fused', 'plain'}
+    assert serving >= {'cpu', 'fused', 'plain'}
 
 
 def on(device, inputs):
@@ -139,7 +139,7 @@ def differentiated_forward(inputs):
 @pytest.mark.parametrize(
     ('situation', 'name'),
     [
-        (trained_here, 'recomputed'),
+        (trained_here, 'cpu'),
         (with_dropout, 'fused'),
         (on_another_device, 'fused'),
         (tensor_subclass, 'fused'),
@@ -193,11 +193,11 @@ def test_an_unknown_backend_is_refused(force):
 @pytest.mark.parametrize(
     ('name', 'situation'),
     [
-        ('recomputed', with_dropout),
-        ('recomputed', on_another_device),
-        ('recomputed', tensor_subclass),
-        ('recomputed', vmapped),
-        ('recomputed', differentiated_forward),
+        ('cpu', with_dropout),
+        ('cpu', on_another_device),
+        ('cpu', tensor_subclass),
+        ('cpu', vmapped),
+        ('cpu', differentiated_forward),
         ('fused', vmapped),
         ('fused', differentiated_forward),
     ],
@@ -259,7 +259,7 @@ def test_probabilities(batch, size, is_global):
     assert [region for region, _ in found] == list(windows.regions)
     for r, probabilities in found:
         n = r.num_tokens
-        keys = n + windows.is_padded(r)
+        keys = n + windows.is_partial(r)
         assert probabilities.shape == (batch, r.num_windows, HEADS, n, keys)
         sums = probabilities.sum(-1)
         torch.testing.assert_close(sums, torch.ones_like(sums))
@@ -408,7 +408,7 @@ def gradient_penalty(outputs, images, parameters):
 
 
 # PyTorch's fused attention has no second derivatives
-@pytest.mark.parametrize('name', [None, 'recomputed', 'plain'])
+@pytest.mark.parametrize('name', [None, 'cpu', 'plain'])
 @pytest.mark.parametrize('tables_learn', [True, False])
 @pytest.mark.parametrize('recompute', ['none', 'cheap', 'block'])
 def test_second_derivatives(name, tables_learn, recompute, model, nano, force):

@@ -32,7 +32,7 @@ def test_tokens_of_each_window_are_in_a_row(batch, height, width, window):
         (batch, r.num_windows * r.num_tokens, 2) for r in windows.regions
     ]
     assert torch.equal(torch.cat(list(parts), 1), tokens)
-    is_padded = any(map(windows.is_padded, windows.regions))
+    is_padded = any(map(windows.is_partial, windows.regions))
     assert is_padded == (height % window > 0 or width % window > 0)
     assert torch.equal(windows.padding(tokens), torch.zeros(int(is_padded), 2))
     assert windows.fill_padding(tokens, torch.zeros(1, 2)) is tokens
@@ -53,7 +53,7 @@ def test_at_most_four_sizes_of_windows(height, width, sizes):
     windows = window_layout(torch.empty(2, height, width, 3), 4)
     assert type(windows) is Windows
     assert [(region.height, region.width) for region in windows.regions] == sizes
-    assert [windows.is_padded(region) for region in windows.regions] == [
+    assert [windows.is_partial(region) for region in windows.regions] == [
         size != (4, 4) for size in sizes
     ]
     assert sum(r.num_windows * r.num_tokens for r in windows.regions) == height * width
@@ -71,7 +71,7 @@ def test_padded_windows(batch, height, width, window):
     (only,) = windows.split(tokens)
     assert torch.equal(only, tokens)
     (region,) = windows.regions
-    assert not windows.is_padded(region)
+    assert not windows.is_partial(region)
     assert torch.equal(windows.padding(tokens), torch.zeros(1, 2))
     padding = torch.tensor([[-1.0, -2.0]])
     # whatever the padded tokens are before
