@@ -329,7 +329,9 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) → (B, H, W, C), before the downsampler."""
-        global_query = None if self.query_generator is None else self.query_generator(x)
+        global_query = None
+        if self.query_generator is not None:
+            global_query = ops.recompute(self.recompute, self.query_generator, x)
         windows = ops.window_layout(x, self.window_size)
         x = windows.partition(x)
         for block in self.blocks:
@@ -363,9 +365,10 @@ class GCViT(BaseModule):
         frozen_stages: 0 freezes the stem, k the stem and the first k stages with their
             downsamplers: they get no gradients and stay in eval mode. -1 freezes nothing. Output
             norms are never frozen.
-        recompute: Activations of the blocks that the backward pass computes again, so that they
-            are not kept: ``'none'``, ``'cheap'`` (the outputs of norms and GELU: little time for
-            much memory) or ``'block'`` (whole blocks: the least memory, about a third more time).
+        recompute: Activations that the backward pass computes again, so that they are not kept:
+            ``'none'``, ``'cheap'`` (the outputs of norms and GELU: little time for much memory) or
+            ``'block'`` (whole blocks, stem, downsamplers and query generators: the least memory,
+            about a third more time).
         with_cp: True is ``recompute='block'``, whatever ``recompute`` is, as in other backbones of
             OpenMMLab.
         init_cfg: Initialization config. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``
@@ -413,9 +416,9 @@ class GCViT(BaseModule):
         query_downsamples = one_per_stage('query_downsamples', query_downsamples, minimum=0)
         drop_rate = rate('drop_rate', drop_rate)
         attn_drop_rate = rate('attn_drop_rate', attn_drop_rate)
-        recompute = one_of('recompute', recompute, ops.RECOMPUTE_POLICIES)
+        self.recompute = one_of('recompute', recompute, ops.RECOMPUTE_POLICIES)
         if one_of('with_cp', with_cp, (True, False)):
-            recompute = 'block'
+            self.recompute = 'block'
         attention_types = sequence_of('attention_types', attention_types, ATTENTION_TYPES)
         self.in_channels = integer('in_channels', in_channels, minimum=1)
         self.out_indices = _stage_indices('out_indices', out_indices)
@@ -442,7 +445,7 @@ class GCViT(BaseModule):
                 attn_drop_rate,
                 drop_path_rates[i],
                 downsample=i < num_stages - 1,
-                recompute=recompute,
+                recompute=self.recompute,
             )
             for i in range(num_stages)
         )
@@ -466,7 +469,8 @@ class GCViT(BaseModule):
             ValueError: If the input is not 4-dimensional, is empty or has another number of
                 channels.
         """
-        x = self.drop(self.stem(_check_images(images, self.in_channels)))
+        images = _check_images(images, self.in_channels)
+        x = self.drop(ops.recompute(self.recompute, self.stem, images))
         outputs = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
@@ -474,7 +478,7 @@ class GCViT(BaseModule):
                 norm = self.get_submodule(f'norm{i}')
                 outputs.append(norm(x).permute(0, 3, 1, 2).contiguous())
             if stage.downsample is not None:
-                x = stage.downsample(x)
+                x = ops.recompute(self.recompute, stage.downsample, x)
         return tuple(outputs)
 
     def train(self, mode: bool = True) -> 'GCViT':
@@ -533,11 +537,11 @@ class GCViT(BaseModule):
             re.escape(prefix) + r'(?:(stem)\..+|norm(\d)\..+|stages\.(\d)\.(\w+)\.(\d+\.)?.+)',
             param_name,
         )
-        if match is None:
-            return num_layers - 1, num_layers
-        stem, norm, stage, part, index = match.groups()
+        stem, norm, stage, part, index = match.groups() if match else (None,) * 5
         if stem:
             return 0, num_layers
+        if match is None or int(norm or stage) >= len(depths):
+            return num_layers - 1, num_layers
         before = sum(depths[: int(norm or stage)])
         if part == 'query_generator':
             return before + 1, num_layers
@@ -574,15 +578,21 @@ def _resize_bias_tables_on_load(
 
     A table that belongs to no window is left for ``load_state_dict`` to refuse.
     """
+    # names as in a state dict: those of parameters may hold the names of wrappers
+    tables = {
+        f'{prefix}stages.{i}.blocks.{j}.attn.relative_position_bias_table': (
+            block.attn.relative_position_bias_table
+        )
+        for i, stage in enumerate(model.stages)
+        for j, block in enumerate(stage.blocks)
+    }
     resized = 0
-    for name, parameter in model.named_parameters():
-        table = state.get(prefix + name)
-        if not name.endswith('relative_position_bias_table') or not isinstance(table, Tensor):
-            continue
-        if parameter.dim() != 2 or table.shape[1:] != parameter.shape[1:]:
+    for name, parameter in tables.items():
+        table = state.get(name)
+        if not isinstance(table, Tensor) or table.shape[1:] != parameter.shape[1:]:
             continue
         try:
-            state[prefix + name] = ops.resize_bias_table(table, len(parameter))
+            state[name] = ops.resize_bias_table(table, len(parameter))
         except ValueError:
             continue
         resized += len(table) != len(parameter)

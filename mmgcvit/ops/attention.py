@@ -33,7 +33,7 @@ def window_attention(
     padding: Tensor | None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Return softmax(q kᵀ/√d + b) v of each window (paper, section 3.2 and equation 4).
+    """Return softmax(q kᵀ/√d + b) v of each window (paper, section 2.2 and equation 6).
 
     Args:
         qkv: (B, L, k·C), what the tokens are projected to.

@@ -65,13 +65,13 @@ def split_regions(
     """Yield each region with its query, key, value and bias, as :data:`Attend` takes them."""
     windows = inputs.windows
     if biases is None:
-        biases = position_biases(inputs.bias_table, windows)
+        biases = position_biases(inputs.bias_table, windows, inputs.qkv.dtype)
     parts = zip(windows.regions, windows.split(inputs.qkv), biases, strict=True)
     for region, part, bias in parts:
         query, key, value = (x.flatten(0, 1) for x in heads_of(part, region, inputs))
         if windows.is_partial(region):
             key, value = map(append_token, (key, value), padding_by_head(inputs))
-        yield region, query, key, value, bias.to(query.dtype)
+        yield region, query, key, value, bias
 
 
 def heads_of(part: Tensor, region: Region, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Relative position biases of the queries and keys of a window (paper, equation 4).
+"""Relative position biases of the queries and keys of a window (paper, section 2.2 and equation 6).
 
 w: window size, h: heads, n: tokens of a window, m: its keys: n or, with the key that stands for the
 padding, n + 1.
@@ -6,6 +6,7 @@ padding, n + 1.
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,13 @@ from .scratch import can_be_scratch, scratch
 from .windows import Region, Windows, join
 
 
-def position_biases(table: Tensor, windows: Windows) -> Iterator[Tensor]:
+def position_biases(
+    table: Tensor,
+    windows: Windows,
+    dtype: torch.dtype,
+    regions: Sequence[Region] | None = None,
+    is_kept: bool = False,
+) -> Iterator[Tensor]:
     """Yield the bias of each query (row) against each key, for the windows of each region.
 
     Query (y, x) and key (v, u) share the table's entry at their offset, row y-v+w-1 and column
@@ -29,19 +36,24 @@ def position_biases(table: Tensor, windows: Windows) -> Iterator[Tensor]:
     Args:
         table: ((2w-1)², h), a bias for each offset.
         windows: The windows of a feature map.
+        dtype: Type of the biases.
+        regions: Some of the regions of ``windows``; None for all.
+        is_kept: Whether a bias is used after the next one was asked for.
 
     Yields:
-        (h, n, m), each to be used before the next. Rows begin at multiples of 8 elements, as fused
+        (h, n, m). Rows begin at multiples of 8 elements, as fused
         attention on GPUs wants them.
     """
     # A view whose gradient has the table's strides, as DistributedDataParallel wants them. With one
     # head, the gradient of the transposes below has others.
     table = table.flatten().view(table.shape)
-    of_padding = _biases_of_padding(table, windows)
-    for region in windows.regions:
-        parts = [_bias_of_tokens(table, windows, region)]
+    regions = windows.regions if regions is None else regions
+    of_padding = _biases_of_padding(table, windows, regions)
+    for region in regions:
+        # cast before they are sliced: a cast of a slice has rows of another length
+        parts = [_bias_of_tokens(table, windows, region, is_kept).to(dtype)]
         if windows.is_partial(region):
-            parts.append(next(of_padding).to(table.dtype)[..., None])
+            parts.append(next(of_padding).to(dtype)[..., None])
         m = region.num_tokens + windows.is_partial(region)
         if m % 8:
             parts.append(parts[0].new_zeros(*parts[0].shape[:2], -m % 8))
@@ -59,7 +71,7 @@ def reversed_position_biases(
     Yields:
         (h, height, width, n), and the biases against the padding, (h, n) if there is any.
     """
-    of_padding = _biases_of_padding(table, windows)
+    of_padding = _biases_of_padding(table, windows, windows.regions)
     for region in windows.regions:
         w, height, width = windows.window_size, region.height, region.width
         grid = table.t().unflatten(1, (2 * w - 1, 2 * w - 1))
@@ -138,7 +150,7 @@ def resize_bias_table(table: Tensor, num_offsets: int) -> Tensor:
     return grid[0].flatten(1).t().to(table.dtype)
 
 
-def _bias_of_tokens(table: Tensor, windows: Windows, region: Region) -> Tensor:
+def _bias_of_tokens(table: Tensor, windows: Windows, region: Region, is_kept: bool) -> Tensor:
     """Return the biases among the tokens of a window: (h, n, n)."""
     # The biases of a query are a patch of the table, read backwards. With the table backwards they
     # are read forwards, and only the order of the queries is to be reversed.
@@ -148,21 +160,26 @@ def _bias_of_tokens(table: Tensor, windows: Windows, region: Region) -> Tensor:
     columns = _reversed(grid.unfold(2, width, 1), 2).transpose(1, 2).contiguous()
     rows = columns.unfold(2, height, 1).permute(0, 2, 1, 4, 3)
     memory = None
-    if can_be_scratch(table):
+    if not is_kept and can_be_scratch(table):
         memory = scratch('bias', rows.shape, rows.dtype)
     return _reversed(rows, 1, memory).flatten(3).flatten(1, 2)
 
 
-def _biases_of_padding(table: Tensor, windows: Windows) -> Iterator[Tensor]:
+def _biases_of_padding(
+    table: Tensor, windows: Windows, regions: Sequence[Region]
+) -> Iterator[Tensor]:
     """Yield the bias of each query against all padded tokens together: (h, n) if there are any."""
-    if not any(map(windows.is_partial, windows.regions)):
+    partial = [region for region in regions if windows.is_partial(region)]
+    if not partial:
         return
     exponentials, highest = _exponentials(table, windows)
-    for region in filter(windows.is_partial, windows.regions):
-        sums = [
-            rows @ (exponentials @ columns.mT)
-            for rows, columns in _padding_bands(windows, region, exponentials)
-        ]
+    for region in partial:
+        # mixed precision would multiply in half precision, other than in float64
+        with _full_precision(exponentials):
+            sums = [
+                rows @ (exponentials @ columns.mT)
+                for rows, columns in _padding_bands(windows, region, exponentials)
+            ]
         total = sums[0] if len(sums) == 1 else sums[0] + sums[1]
         yield total.flatten(1).log() + highest
 
@@ -177,6 +194,12 @@ def _exponentials(table: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
     highest = grid.detach().amax(1, keepdim=True)
     size = 2 * windows.window_size - 1
     return (grid - highest).exp().unflatten(1, (size, size)), highest
+
+
+def _full_precision(x: Tensor) -> AbstractContextManager:
+    if x.dtype == torch.float64:
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _padding_bands(

@@ -32,7 +32,7 @@ def recompute(policy: str, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
             and GELU, which take little time to compute again. 'block' keeps nothing but the
             inputs and computes the block again.
         block: A module that takes ``x`` and ``args``.
-        x: (B, L, C).
+        x: A tensor.
         args: Other inputs.
 
     Returns:
@@ -42,10 +42,14 @@ def recompute(policy: str, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
         return block(x, *args)
     if policy == 'block' and not torch.jit.is_tracing() and not is_exporting():
         return checkpoint(block, x, *args, use_reentrant=False)
-    if policy == 'cheap' and not is_recorded() and _active_hooks is not None:
+    if policy == 'cheap' and not is_recorded() and _can_hook():
         with _cheap_outputs_recomputed(block):
             return block(x, *args)
     return block(x, *args)
+
+
+def _can_hook() -> bool:
+    return _active_hooks is not None and torch._C._autograd._saved_tensors_hooks_is_enabled()
 
 
 @contextmanager
@@ -74,16 +78,11 @@ def _cheap_outputs_recomputed(block: nn.Module) -> Iterator[None]:
 
     def pack(tensor: Tensor) -> Any:
         computation = _computation_of(tensor, eps)
-        if computation is not None:
-            return computation
-        # an operation that keeps what it returns, and so its own node, would never be freed
-        return tensor.detach() if outer is None else _Packed(outer[0](tensor))
+        return _Kept(tensor, outer) if computation is None else computation
 
     def unpack(packed: Any) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        if isinstance(packed, _Packed):
-            return packed.unpack(outer[1])
+        if isinstance(packed, _Kept):
+            return packed.unpack()
         with torch.no_grad():
             return packed()
 
@@ -97,20 +96,28 @@ def _cheap_outputs_recomputed(block: nn.Module) -> Iterator[None]:
         eps.clear()
 
 
-class _Packed:
-    """What outer hooks made of a tensor, unpacked once.
+class _Kept:
+    """A tensor that autograd keeps, by the hooks around if there are any."""
 
-    A norm's input is read to compute its output again, and then by the norm itself. But some
-    hooks, such as a checkpoint's, can be asked for a tensor only once.
-    """
+    def __init__(self, tensor: Tensor, hooks: tuple[Callable, Callable] | None) -> None:
+        # detached: an operation that keeps its own output, and so its node, would never be freed
+        self.tensor = tensor.detach() if hooks is None else None
+        self.version = tensor._version
+        self.packed = None if hooks is None else hooks[0](tensor)
+        self.unpack_hook = None if hooks is None else hooks[1]
 
-    def __init__(self, packed: Any) -> None:
-        self.packed = packed
-        self.tensor: Tensor | None = None
-
-    def unpack(self, unpack: Callable[[Any], Tensor]) -> Tensor:
+    def unpack(self) -> Tensor:
         if self.tensor is None:
-            self.tensor = unpack(self.packed)
+            # Once only: a checkpoint's hooks can be asked only once, but a norm's input is read to
+            # compute its output again, and then by the norm.
+            self.tensor = self.unpack_hook(self.packed)
+        elif self.unpack_hook is None and self.tensor._version != self.version:
+            # PyTorch does not check it where there are hooks
+            raise RuntimeError(
+                'one of the variables needed for gradient computation has been modified by an '
+                f'inplace operation: a tensor of shape {tuple(self.tensor.shape)} in a block of '
+                f'GCViT is at version {self.tensor._version} instead of {self.version}'
+            )
         return self.tensor
 
 

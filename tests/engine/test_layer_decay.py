@@ -93,6 +93,7 @@ def test_depths_are_counted_in_the_blocks_and_stages_that_exist(nano):
     model = GCViT(nano, window_size=3, out_indices=(0, 2))
     assert model.get_layer_depth('norm2.bias') == (6, 8)
     assert model.get_layer_depth('head.bias') == (7, 8)
+    assert model.get_layer_depth('norm3.weight') == model.get_layer_depth('norm7.weight') == (7, 8)
     with torch.device('meta'):
         tiny = GCViT('tiny')
     assert tiny.get_layer_depth('stages.2.blocks.10.mlp.fc1.weight') == (18, 33)

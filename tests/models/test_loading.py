@@ -15,6 +15,7 @@ from torch import nn
 
 from mmgcvit import GCViT
 from mmgcvit.models import ARCHS
+from mmgcvit.models.gcvit import Block
 from mmgcvit.ops import resize_bias_table
 
 TABLE = 'relative_position_bias_table'
@@ -220,3 +221,18 @@ def test_names_shapes_and_order_are_those_of_version_0_1():
     assert len(lines) == 3838
     digest = '4a731473e29a874bc66a2f154d20f2f66c9e295b9fd6369622fbd65666fa36d9'
     assert hashlib.sha256('\n'.join(lines).encode()).hexdigest() == digest
+
+
+def test_tables_of_wrapped_blocks_are_resized(nano):
+    """Parameters of checkpointed blocks have other names than in a state dict."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+        apply_activation_checkpointing,
+    )
+
+    source, model = GCViT(nano, window_size=3), GCViT(nano, window_size=5)
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, Block))
+    assert any('_checkpoint_wrapped_module' in name for name, _ in model.named_parameters())
+    model.load_state_dict(source.state_dict())
+    table = 'stages.2.blocks.1.attn.relative_position_bias_table'
+    wanted = resize_bias_table(source.state_dict()[table], 81)
+    assert torch.equal(model.state_dict()[table], wanted)

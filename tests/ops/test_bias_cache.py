@@ -19,9 +19,9 @@ def computed(monkeypatch):
     """The tables whose biases were computed."""
     tables = []
 
-    def counting(table, windows):
+    def counting(table, *args, **kwargs):
         tables.append(table)
-        return compute(table, windows)
+        return compute(table, *args, **kwargs)
 
     compute = MODULE.position_biases
     monkeypatch.setattr(MODULE, 'position_biases', counting)
@@ -44,7 +44,9 @@ def tables_of(model):
 
 def bytes_kept(model):
     entries = [MODULE._cache[table] for table in tables_of(model)]
-    return sum(bias.untyped_storage().nbytes() for entry in entries for bias in entry.biases)
+    return sum(
+        bias.untyped_storage().nbytes() for entry in entries for bias in entry.biases.values()
+    )
 
 
 def test_biases_are_computed_once(model, computed):
@@ -67,12 +69,35 @@ def test_images_of_many_sizes_keep_the_last_ones_biases(model):
     assert bytes_kept(model) == alone
 
 
+def test_full_windows_are_kept_for_images_of_all_sizes(model, monkeypatch):
+    computed = []
+    compute = MODULE.position_biases
+    monkeypatch.setattr(
+        MODULE,
+        'position_biases',
+        lambda table, windows, dtype, regions, **kwargs: (
+            computed.extend((r.height, r.width) for r in regions)
+            or compute(table, windows, dtype, regions, **kwargs)
+        ),
+    )
+    sizes = [(80, 96), (84, 96), (80, 96), (96, 84)]
+    together = evaluate(model, *sizes)
+    # at most once for each table; the edges' are computed for each image
+    assert computed.count((4, 4)) <= 8 < len(computed)
+    for size, expected in zip(sizes, together, strict=True):
+        MODULE._cache.clear()
+        (alone,) = evaluate(model, size)
+        assert all(torch.equal(a, b) for a, b in zip(alone, expected, strict=True))
+
+
 def test_each_precision_has_its_own(model, computed):
     evaluate(model, (50, 70))
     with torch.autocast('cpu', torch.bfloat16):
         evaluate(model, (50, 70))
     assert len(computed) == 16
-    assert {bias.dtype for bias in MODULE._cache[tables_of(model)[0]].biases} == {torch.bfloat16}
+    assert {bias.dtype for bias in MODULE._cache[tables_of(model)[3]].biases.values()} >= {
+        torch.bfloat16
+    }
 
 
 def test_training_frees_them(model):

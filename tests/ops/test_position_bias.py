@@ -1,11 +1,13 @@
 """Position biases against an index table, and against explicit padding."""
 
+import importlib
 import itertools
 
 import pytest
 import torch
 from definition import position_bias
 
+from mmgcvit.ops.by_region import Inputs, split_regions
 from mmgcvit.ops.position_bias import (
     position_biases,
     position_biases_backward,
@@ -57,11 +59,11 @@ def test_values_and_gradients(window, scale):
 
 def check(table, windows):
     expected = expected_biases(table, windows)
-    found = list(position_biases(table, windows))
+    found = list(position_biases(table, windows, table.dtype))
     assert_close(found, expected)
     # without gradients one memory may be used for all
     with torch.no_grad():
-        for a, b in zip(position_biases(table, windows), found, strict=True):
+        for a, b in zip(position_biases(table, windows, table.dtype), found, strict=True):
             assert_close(a, b)
 
     cotangents = [torch.randn(bias.shape, dtype=bias.dtype) for bias in found]
@@ -100,13 +102,15 @@ def test_tables_in_lower_precision(dtype):
     windows, table = Windows(6, 7, 4), random_table(4, 30, dtype)
     expected = expected_biases(table.double(), windows)
     for a, b, region in zip(
-        position_biases(table, windows), expected, windows.regions, strict=True
+        position_biases(table, windows, table.dtype), expected, windows.regions, strict=True
     ):
         assert a.dtype == dtype
         n = region.num_tokens
         assert torch.equal(a[..., :n].double(), b[..., :n])
         assert torch.equal(a[..., n:], b[..., n:].to(dtype))
-    (grad,) = torch.autograd.grad(sum(b.sum() for b in position_biases(table, windows)), table)
+    (grad,) = torch.autograd.grad(
+        sum(b.sum() for b in position_biases(table, windows, table.dtype)), table
+    )
     assert grad.dtype == dtype
 
 
@@ -114,7 +118,31 @@ def test_tables_in_lower_precision(dtype):
 def test_rows_begin_at_multiples_of_eight(window):
     windows, table = Windows(2 * window - 1, 2 * window - 2, window), random_table(window, 1)
     assert len(windows.regions) == 4
-    for bias in position_biases(table, windows):
+    for bias in position_biases(table, windows, table.dtype):
         assert bias.stride(-1) == 1
         assert bias.stride(-2) % 8 == 0
         assert bias.stride(0) % 8 == 0
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_attention_gets_rows_at_multiples_of_eight_in_mixed_precision(dtype):
+    windows, table = Windows(6, 7, 4), torch.randn(49, HEADS, requires_grad=True)
+    qkv, padding = (torch.randn(*shape, 3 * HEADS * 2, dtype=dtype) for shape in ((1, 42), (1,)))
+    for *_, bias in split_regions(Inputs(qkv, windows, table, None, padding)):
+        assert bias.dtype == dtype
+        assert bias.stride(-1) == 1 and bias.stride(-2) % 8 == 0
+
+
+def test_padding_is_exact_in_mixed_precision_without_float64(monkeypatch):
+    """Simulated: devices without float64 multiply in float32, which autocast would make half."""
+    windows, table = Windows(6, 7, 4), random_table(4, 20, torch.float32)
+    exact = expected_biases(table.double(), windows)
+    position_bias = importlib.import_module('mmgcvit.ops.position_bias')
+    compute = position_bias._exponentials
+    monkeypatch.setattr(
+        position_bias, '_exponentials', lambda *args: [x.float() for x in compute(*args)]
+    )
+    with torch.autocast('cpu', torch.float16):
+        found = list(position_biases(table, windows, torch.float32))
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)

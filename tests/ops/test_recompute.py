@@ -5,6 +5,7 @@ import gc
 
 import pytest
 import torch
+from gelus import gelu_outputs
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +26,7 @@ NEEDS_HOOKS = pytest.mark.skipif(
 
 
 def set_policy(model, policy):
+    model.recompute = policy
     for stage in model.stages:
         stage.recompute = policy
     return model
@@ -117,6 +119,7 @@ def test_memory_kept(nano):
             len(IMAGES) * n * stage.blocks[0].norm1.weight.numel() * 4 * len(stage.blocks)
             for n, stage in zip(tokens, model.stages, strict=True)
         )
+        numbers += sum(gelu_outputs(model, IMAGES))
         assert kept['none'] - kept['cheap'] == 4 * numbers
 
 
@@ -246,8 +249,9 @@ def test_outer_hooks_see_what_cheap_keeps(nano):
             outputs = model(IMAGES)
         loss_of(outputs).backward()
     blocks = sum(nano['depths'])
-    # the linear layers after both norms, and after GELU
-    assert len(calls['none'][0]) - len(calls['cheap'][0]) == 3 * blocks
+    # the linear layers after both norms, and what follows each GELU
+    cheap = 3 * blocks + len(gelu_outputs(model, IMAGES))
+    assert len(calls['none'][0]) - len(calls['cheap'][0]) == cheap
     # a norm's input, weight, bias, mean and deviation are asked for by the norm as well
     assert len(calls['cheap'][1]) >= len(calls['cheap'][0])
 
@@ -421,3 +425,47 @@ def test_in_evaluation(model, policy, context):
     wanted = set_policy(model, 'none')(IMAGES)
     with context():
         assert_equal(set_policy(model, policy)(IMAGES), wanted)
+
+
+def scale_weight(network):
+    network.stages[0].blocks[1].attn.proj.weight.mul_(2)
+
+
+def scale_norm(network):
+    network.stages[2].blocks[0].norm1.weight.mul_(2)
+
+
+def scale_table(network):
+    network.stages[2].blocks[1].attn.relative_position_bias_table.mul_(2)
+
+
+@pytest.mark.parametrize('change', [scale_weight, scale_norm, scale_table])
+@pytest.mark.parametrize('policy', ['none', 'cheap'])
+def test_changes_in_place_before_the_backward_pass_are_refused(nano, policy, change):
+    network = set_policy(GCViT(nano, window_size=4), policy)
+    loss = loss_of(network(IMAGES))
+    with torch.no_grad():
+        change(network)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        loss.backward()
+
+
+@pytest.mark.parametrize('policy', ['none', 'cheap'])
+def test_a_hook_that_changes_what_a_layer_keeps_is_refused(nano, policy):
+    network = set_policy(GCViT(nano, window_size=4), policy)
+    proj = network.stages[0].blocks[0].attn.proj
+
+    def change(module, inputs, out):
+        inputs[0].detach().mul_(3)
+
+    proj.register_forward_hook(change)
+    loss = loss_of(network(IMAGES))
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        loss.backward()
+
+
+def test_where_hooks_are_disabled_all_is_kept(nano):
+    network = set_policy(GCViT(nano, window_size=4), 'cheap')
+    expected = outputs_and_gradients(network)
+    with torch.autograd.graph.disable_saved_tensors_hooks('not here'):
+        assert_equal(outputs_and_gradients(network), expected)
