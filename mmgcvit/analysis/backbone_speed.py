@@ -24,7 +24,7 @@ class Settings:
         name: A backbone, see :func:`.build_backbone`.
         arch: Size of GC ViT, and of what it is compared with.
         shape: H and W of the images.
-        batch_size: Images a step.
+        batch_size: Images per step.
         device: cpu or cuda.
         dtype: float32, or bfloat16 or float16 in mixed precision.
         compile: Whether it goes through torch.compile.

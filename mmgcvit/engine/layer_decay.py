@@ -21,7 +21,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     is not in the backbone is layer n + 1. A query generator belongs to its stage's first block, a
     downsampler and an output norm to its stage's last. A layer's learning rate is
     ``decay_rate ** (n + 1 - layer)`` times what it would be. One-dimensional tensors and position
-    bias tables get no weight decay. There is one parameter group a layer with weight decay and one
+    bias tables get no weight decay. Each layer has one parameter group with weight decay and one
     without, more only where ``custom_keys`` distinguish more.
 
     Args:
@@ -48,7 +48,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if not isinstance(rate, int | float) or not 0 < rate <= 1:
             raise ToolError(
                 f'optim_wrapper.paramwise_cfg.decay_rate={rate!r} is not allowed: give a number '
-                'above 0 and at most 1, as 0.8'
+                'above 0 and at most 1, for example 0.8'
             )
         if self.base_lr is None:
             raise ToolError('optim_wrapper.optimizer has no lr, which layer-wise decay scales')

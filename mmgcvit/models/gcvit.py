@@ -368,7 +368,8 @@ class GCViT(BaseModule):
         recompute: Activations that the backward pass computes again, so that they are not kept:
             ``'none'``, ``'cheap'`` (the outputs of norms and GELU: little time for much memory) or
             ``'block'`` (whole blocks, stem, downsamplers and query generators: the least memory,
-            about a third more time).
+            about a third more time). Old versions of torch, such as 2.1, cannot do ``'cheap'``: it
+            is ``'none'`` there.
         with_cp: True is ``recompute='block'``, whatever ``recompute`` is, as in other backbones of
             OpenMMLab.
         init_cfg: Initialization config. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``
@@ -493,7 +494,7 @@ class GCViT(BaseModule):
 
         Raises:
             ValueError: If a Pretrained ``init_cfg`` has a key that is not known.
-            mmgcvit.weights.WeightsError: If the file cannot be had, read or used.
+            mmgcvit.weights.WeightsError: If the file is not available, readable or suitable.
         """
         configs = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
         pretrained = [c for c in configs if c['type'] in ('Pretrained', PretrainedInit)]
@@ -514,7 +515,7 @@ class GCViT(BaseModule):
             ):
                 raise ValueError(
                     f'init_cfg={config!r} is not allowed: besides type=Pretrained, give '
-                    'checkpoint (a path or URL) and, if need be, prefix (of a backbone that is a '
+                    'checkpoint (a path or URL) and, where needed, prefix (of a backbone that is a '
                     'part of a larger model), ema=True and sha256'
                 )
             load_pretrained(self, **arguments)

@@ -203,7 +203,7 @@ def join(parts: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def _spans(size: int, window_size: int) -> list[tuple[int, int, int]]:
-    """Return start, number and size of the windows along one side: full ones, then the rest."""
+    """Return start, number and size of the windows in one dimension: full ones, then the rest."""
     full, rest = size // window_size, size % window_size
     spans = [(0, full, window_size), (full * window_size, 1, rest)]
     return [(start, count, length) for start, count, length in spans if count and length]

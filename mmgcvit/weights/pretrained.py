@@ -117,6 +117,8 @@ def _load(model: nn.Module, contents: Contents, source: str) -> LoadReport:
             continue
         if value.shape != target.shape:
             advice = 'in_channels' if name == 'stem.conv.weight' else 'the arch'
+            if '.attn.qkv.' in name:
+                advice = 'attention_types'
             raise WeightsError(
                 f'{source} does not fit the model: {name} has shape {tuple(value.shape)}, the '
                 f'model needs {tuple(target.shape)}; choose {advice} that the file was trained with'

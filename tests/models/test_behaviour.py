@@ -176,7 +176,6 @@ def test_it_compiles_in_one_graph(nano):
 
 
 def test_whatever_stands_for_the_pointwise_convolution_is_called(nano):
-    """Else it is folded into a product of matrices, with the same result."""
     network = GCViT(nano, window_size=4).eval()
     mbconv = network.stem.downsample.mbconv
     images = torch.randn(1, 3, 40, 50)

@@ -1,6 +1,6 @@
 """Window attention by its definition: windows are padded, all attention weights are computed.
 
-It shares no code with the package. Letters as in mmgcvit/ops/by_region.py.
+Only the order of the windows is the package's. Letters as in mmgcvit/ops/by_region.py.
 """
 
 import torch

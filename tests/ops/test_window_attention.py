@@ -18,7 +18,6 @@ from mmgcvit.ops.windows import Windows
 from mmgcvit.reference import gcvit
 from mmgcvit.weights import to_nvidia
 
-# mmgcvit.ops has a function of this name
 MODULE = importlib.import_module('mmgcvit.ops.attention')
 BACKENDS = MODULE.BACKENDS
 

@@ -334,3 +334,9 @@ def test_half_precision_files_are_cast(nano, source, save):
     model = load(path, nano)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert torch.equal(model.norm3.weight, source.norm3.weight.bfloat16().float())
+
+
+def test_other_types_of_attention_are_named(nano):
+    source, model = GCViT(nano), GCViT(nano, attention_types=('local',))
+    with pytest.raises(WeightsError, match='choose attention_types that the file was trained with'):
+        load_weights(model, source.state_dict(), 'file')
