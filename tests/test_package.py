@@ -1,5 +1,6 @@
 """Importing the package, and finding it from other libraries' configs."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from mmengine.config import Config
 from tiers import only_quick
 
 import mmgcvit
+from mmgcvit import ops
 
 ROOT = Path(__file__).parents[1]
 
@@ -177,3 +179,20 @@ def test_plain_pip_in_an_empty_environment_without_a_compiler(tmp_path, extra):
     assert 'torchvision 0.' in printed and printed.endswith('no problems found\n')
     run('pip', 'uninstall', '--yes', 'mmgcvit')
     assert not list(folder.parent.rglob('*mmgcvit*'))
+
+
+def test_of_the_network_one_file_uses_ops_and_others_its_public_functions():
+    package = Path(mmgcvit.__file__).parent
+    users = set()
+    for path in package.rglob('*.py'):
+        if path.parent.name == 'ops':
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and not (node.module or '').startswith('mmcv'):
+                # the package as a whole, no module or name within it
+                assert 'ops' not in (node.module or '').split('.'), path
+                if 'ops' in {alias.name for alias in node.names}:
+                    users.add(path.relative_to(package).as_posix())
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert node.value.id != 'ops' or node.attr in ops.__all__, path
+    assert users == {'models/gcvit.py', 'weights/tables.py'}
