@@ -142,7 +142,7 @@ def test_padding_is_exact_in_mixed_precision_without_float64(monkeypatch):
     monkeypatch.setattr(
         position_bias, '_exponentials', lambda *args: [x.float() for x in compute(*args)]
     )
-    with torch.autocast('cpu', torch.float16):
+    with torch.autocast('cpu', torch.bfloat16):
         found = list(position_biases(table, windows, torch.float32))
     for a, b in zip(found, exact, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
