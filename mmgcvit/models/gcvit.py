@@ -534,21 +534,25 @@ class GCViT(BaseModule):
         """
         depths = [len(stage.blocks) for stage in self.stages]
         num_layers = sum(depths) + 2
+        elsewhere = num_layers - 1, num_layers
         match = re.fullmatch(
             re.escape(prefix) + r'(?:(stem)\..+|norm(\d)\..+|stages\.(\d)\.(\w+)\.(\d+\.)?.+)',
             param_name,
         )
-        stem, norm, stage, part, index = match.groups() if match else (None,) * 5
+        if match is None:
+            return elsewhere
+        stem, norm, stage, part, index = match.groups()
         if stem:
             return 0, num_layers
-        if match is None or int(norm or stage) >= len(depths):
-            return num_layers - 1, num_layers
-        before = sum(depths[: int(norm or stage)])
+        i = int(norm or stage)
+        if i >= len(depths):
+            return elsewhere
+        before = sum(depths[:i])
         if part == 'query_generator':
             return before + 1, num_layers
         if part == 'blocks':
             return before + 1 + int(index.rstrip('.')), num_layers
-        return before + depths[int(norm or stage)], num_layers
+        return before + depths[i], num_layers
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:

@@ -16,7 +16,7 @@ from torch import Tensor
 from .bias_cache import cached_position_biases, forget_position_biases
 from .by_region import Inputs, attend_by_region, attention_weights, fused, plain, split_regions
 from .cpu_attention import CPUAttention
-from .graph_mode import fx_leaf, is_recorded, is_transformed
+from .graph_mode import fx_leaf, is_eager_on_cpu, is_transformed
 from .windows import Region, Windows
 
 SETTING = 'MMGCVIT_ATTENTION'
@@ -108,11 +108,6 @@ class Backend:
     when: str
 
 
-def _is_eager_on_cpu(inputs: Inputs) -> bool:
-    is_on_cpu = type(inputs.qkv) is Tensor and inputs.qkv.device.type == 'cpu'
-    return is_on_cpu and inputs.dropout == 0 and not (is_recorded() or is_transformed())
-
-
 def _attend_on_cpu(inputs: Inputs) -> Tensor:
     if torch.is_grad_enabled():
         forget_position_biases(inputs.bias_table)
@@ -125,7 +120,7 @@ def _attend_on_cpu(inputs: Inputs) -> Tensor:
 BACKENDS = {
     'cpu': Backend(
         _attend_on_cpu,
-        _is_eager_on_cpu,
+        lambda inputs: is_eager_on_cpu(inputs.qkv) and inputs.dropout == 0,
         'on a CPU without attn_drop_rate, outside graph modes and torch.func',
     ),
     'fused': Backend(

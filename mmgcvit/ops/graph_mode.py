@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx import Proxy
 from torch.fx.experimental import symbolic_shapes
@@ -36,6 +37,12 @@ def is_transformed() -> bool:
     """Whether torch.func transforms a function, or forward-mode derivatives are computed."""
     active = getattr(torch._C, '_are_functorch_transforms_active', lambda: False)
     return active() or forward_ad._current_level >= 0
+
+
+def is_eager_on_cpu(x: Tensor) -> bool:
+    """Whether a tensor of a CPU is computed with at once, and is of no subclass of its own."""
+    is_on_cpu = type(x) in (Tensor, nn.Parameter) and x.device.type == 'cpu'
+    return is_on_cpu and not (is_recorded() or is_transformed())
 
 
 def serves_other_sizes(height: int, width: int) -> bool:

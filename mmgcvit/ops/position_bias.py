@@ -73,11 +73,9 @@ def reversed_position_biases(
     """
     of_padding = _biases_of_padding(table, windows, windows.regions)
     for region in windows.regions:
-        w, height, width = windows.window_size, region.height, region.width
-        grid = table.t().unflatten(1, (2 * w - 1, 2 * w - 1))
-        grid = grid[:, w - height :, w - width :][:, : 2 * height - 1, : 2 * width - 1]
-        columns = grid.unfold(2, width, 1).transpose(1, 2).contiguous().flatten(2)
-        patches = columns.unfold(2, height * width, width).transpose(1, 2)
+        grid = _offsets_within(table, windows, region)
+        columns = grid.unfold(2, region.width, 1).transpose(1, 2).contiguous().flatten(2)
+        patches = columns.unfold(2, region.num_tokens, region.width).transpose(1, 2)
         yield patches, next(of_padding) if windows.is_partial(region) else None
 
 
@@ -100,23 +98,20 @@ def position_biases_backward(
     """
     w = windows.window_size
     grid = grads[0].new_zeros(table.shape[1], 2 * w - 1, 2 * w - 1)
-    exponentials, highest = _exponentials(table, windows)
-    grad_exponentials = torch.zeros_like(exponentials)
-    for grad, (_, of_padding), region in zip(grads, biases, windows.regions, strict=True):
-        size, n = (region.height, region.width), region.num_tokens
-        patches = grad[..., :n].unflatten(-1, size).unflatten(1, size).transpose(2, 3)
+    for grad, region in zip(grads, windows.regions, strict=True):
+        size = region.height, region.width
+        patches = (
+            grad[..., : region.num_tokens].unflatten(-1, size).unflatten(1, size).transpose(2, 3)
+        )
         # the biases of query (y, x) begin in row w-height+y and column w-width+x of the table
         rows = grad.new_zeros(len(grad), 2 * w - 1, region.width, region.width)
         for y, patch in enumerate(patches.unbind(1)):
             rows.narrow(1, w - region.height + y, region.height).add_(patch)
         for x, row in enumerate(rows.unbind(2)):
             grid.narrow(2, w - region.width + x, region.width).add_(row)
-        if of_padding is not None:
-            # of the logarithm of a sum
-            grad_sum = (grad[..., n] * (highest - of_padding).exp()).unflatten(1, size)
-            for of_rows, of_columns in _padding_bands(windows, region, exponentials):
-                grad_exponentials += of_rows.mT @ (grad_sum @ of_columns)
-    grad_table = grid.add_(grad_exponentials.mul_(exponentials)).flatten(1).t()
+    if any(map(windows.is_partial, windows.regions)):
+        grid += _padding_backward(grads, biases, table, windows)
+    grad_table = grid.flatten(1).t()
     # with the table's strides, also of a single head
     return grad_table.flatten().view(table.shape)
 
@@ -150,15 +145,24 @@ def resize_bias_table(table: Tensor, num_offsets: int) -> Tensor:
     return grid[0].flatten(1).t().to(table.dtype)
 
 
+def _offsets_within(table: Tensor, windows: Windows, region: Region) -> Tensor:
+    """Return the part of a table, or of one read backwards, for offsets within a window.
+
+    Returns:
+        (h, 2·height-1, 2·width-1), a view.
+    """
+    w, height, width = windows.window_size, region.height, region.width
+    grid = table.t().unflatten(1, (2 * w - 1, 2 * w - 1))
+    return grid[:, w - height :, w - width :][:, : 2 * height - 1, : 2 * width - 1]
+
+
 def _bias_of_tokens(table: Tensor, windows: Windows, region: Region, is_kept: bool) -> Tensor:
     """Return the biases among the tokens of a window: (h, n, n)."""
     # The biases of a query are a patch of the table, read backwards. With the table backwards they
     # are read forwards, and only the order of the queries is to be reversed.
-    w, height, width = windows.window_size, region.height, region.width
-    grid = table.flip(0).t().unflatten(1, (2 * w - 1, 2 * w - 1))
-    grid = grid[:, w - height :, w - width :][:, : 2 * height - 1, : 2 * width - 1]
-    columns = _reversed(grid.unfold(2, width, 1), 2).transpose(1, 2).contiguous()
-    rows = columns.unfold(2, height, 1).permute(0, 2, 1, 4, 3)
+    grid = _offsets_within(table.flip(0), windows, region)
+    columns = _reversed(grid.unfold(2, region.width, 1), 2).transpose(1, 2).contiguous()
+    rows = columns.unfold(2, region.height, 1).permute(0, 2, 1, 4, 3)
     memory = None
     if not is_kept and can_be_scratch(table):
         memory = scratch('bias', rows.shape, rows.dtype)
@@ -182,6 +186,28 @@ def _biases_of_padding(
             ]
         total = sums[0] if len(sums) == 1 else sums[0] + sums[1]
         yield total.flatten(1).log() + highest
+
+
+def _padding_backward(
+    grads: Sequence[Tensor],
+    biases: Sequence[tuple[Tensor, Tensor | None]],
+    table: Tensor,
+    windows: Windows,
+) -> Tensor:
+    """Return the gradient through the biases of the padding, (h, 2w-1, 2w-1).
+
+    The arguments are those of :func:`position_biases_backward`.
+    """
+    exponentials, highest = _exponentials(table, windows)
+    grad_exponentials = torch.zeros_like(exponentials)
+    for grad, (_, of_padding), region in zip(grads, biases, windows.regions, strict=True):
+        if of_padding is not None:
+            # of the logarithm of a sum
+            grad_sum = grad[..., -1] * (highest - of_padding).exp()
+            grad_sum = grad_sum.unflatten(1, (region.height, region.width))
+            for rows, columns in _padding_bands(windows, region, exponentials):
+                grad_exponentials += rows.mT @ (grad_sum @ columns)
+    return grad_exponentials.mul_(exponentials)
 
 
 def _exponentials(table: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:

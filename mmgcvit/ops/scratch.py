@@ -5,9 +5,9 @@ import threading
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .graph_mode import is_recorded, is_transformed
+from .graph_mode import is_eager_on_cpu
 
 
 class _Buffers(threading.local):
@@ -34,5 +34,4 @@ def scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def can_be_scratch(like: Tensor) -> bool:
     """Whether what is computed from a tensor may be written to memory that is used again."""
-    is_on_cpu = type(like) in (Tensor, nn.Parameter) and like.device.type == 'cpu'
-    return is_on_cpu and not (torch.is_grad_enabled() or is_recorded() or is_transformed())
+    return is_eager_on_cpu(like) and not torch.is_grad_enabled()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from gelus import gelu_outputs
+from kept import gelu_outputs
 
 from mmgcvit import GCViT, reference
 from mmgcvit.models import ARCHS

@@ -1,8 +1,11 @@
 """Attention whose backward pass computes the scores again, against autograd's gradients."""
 
+from functools import partial
+
 import pytest
 import torch
 from definition import HEAD_DIM, HEADS, attention, random_inputs, tensors_of
+from kept import kept_by
 
 from mmgcvit import GCViT
 from mmgcvit.ops import cpu_attention
@@ -112,29 +115,13 @@ def test_a_backward_pass_can_be_repeated():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def kept_by(network, *inputs):
-    """Numbers in each tensor that the forward pass keeps, parameters left out."""
-    kept = {}
-    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = network(*inputs)
-    return outputs, list(kept.values())
-
-
 def test_no_scores_are_kept(nano):
     images = torch.randn(1, 3, 128, 128)
     # 32² tokens of the first stage in 4 windows of 256
     scores = 4 * 256**2
     for rate, keeps_scores in ((0.0, False), (0.1, True)):
         network = GCViT(nano, window_size=16, attn_drop_rate=rate)
-        outputs, kept = kept_by(network, images)
+        outputs, kept = kept_by(network, partial(network, images))
         # with dropout it is PyTorch that differentiates
         assert (max(kept) >= scores) == keeps_scores
         del outputs

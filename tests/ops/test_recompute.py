@@ -5,7 +5,7 @@ import gc
 
 import pytest
 import torch
-from gelus import gelu_outputs
+from kept import gelu_outputs, kept_by
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,6 +56,11 @@ def outputs_and_gradients(model, forward=None, images=IMAGES):
     return [*outputs, images.grad, *(p.grad.clone() for p in model.parameters())]
 
 
+def gradients_of(model, policy, parameters):
+    torch.manual_seed(1)
+    return torch.autograd.grad(loss_of(set_policy(model, policy)(IMAGES)), parameters)
+
+
 def assert_equal(found, wanted):
     for a, b in zip(found, wanted, strict=True):
         assert torch.equal(a, b)
@@ -95,7 +100,7 @@ class Memory(TorchDispatchMode):
         return sum(size for storage, size in self.noted.values() if not storage.expired())
 
 
-def kept_by(model, images=IMAGES):
+def memory_of(model, images=IMAGES):
     """Return the outputs and the bytes kept for the backward pass, outputs included."""
     # what is kept from one forward pass to the next is there before
     loss_of(model(images)).backward()
@@ -108,7 +113,7 @@ def kept_by(model, images=IMAGES):
 def test_memory_kept(nano):
     model, kept = GCViT(nano, window_size=4, drop_path_rate=0.0).train(), {}
     for policy in RECOMPUTE_POLICIES:
-        outputs, memory = kept_by(set_policy(model, policy))
+        outputs, memory = memory_of(set_policy(model, policy))
         kept[policy] = memory.in_use()
         del outputs
     assert kept['block'] < kept['cheap'] <= kept['none']
@@ -126,13 +131,13 @@ def test_memory_kept(nano):
 @POLICIES
 def test_memory_is_freed_without_the_garbage_collector(model, policy):
     set_policy(model, policy)
-    outputs, memory = kept_by(model)
+    outputs, memory = memory_of(model)
     gc.disable()
     try:
         assert memory.in_use() > 0
         del outputs
         assert memory.in_use() == 0
-        outputs, memory = kept_by(model)
+        outputs, memory = memory_of(model)
         loss = loss_of(outputs)
         loss.backward()
         del outputs, loss
@@ -149,20 +154,10 @@ def test_norms_and_activations_are_not_kept(nano):
     windows = Windows(12, 12, 4)
     C = nano['embed_dims']
     x = torch.randn(1, tokens, C, requires_grad=True)
-    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = recompute('cheap', block, x, windows, None)
+    out, kept = kept_by(network, lambda: recompute('cheap', block, x, windows, None))
     hidden = block.mlp.fc1.out_features
     assert out.shape == (1, tokens, C)
-    big = sorted(size for size in kept.values() if size >= tokens * C)
+    big = sorted(size for size in kept if size >= tokens * C)
     # twice the input of a norm, attention's output, both branches for the gradient of their scale;
     # query, key and value; the hidden channels
     assert big == sorted([tokens * C] * 5 + [3 * tokens * C, tokens * hidden])
@@ -371,12 +366,7 @@ def test_frozen_norms(model, policy):
         if isinstance(module, nn.LayerNorm):
             module.requires_grad_(False)
     learning = [p for p in model.parameters() if p.requires_grad]
-    grads = []
-    for each in ('none', policy):
-        torch.manual_seed(1)
-        loss = loss_of(set_policy(model, each)(IMAGES))
-        grads.append(torch.autograd.grad(loss, learning))
-    assert_equal(grads[1], grads[0])
+    assert_equal(gradients_of(model, policy, learning), gradients_of(model, 'none', learning))
 
 
 @POLICIES
@@ -410,12 +400,7 @@ def test_backward_passes_can_be_repeated(model, policy):
 def test_gradients_of_some_parameters(model, policy):
     """Parts of the graph that are not run do not have to be there."""
     learning = list(model.stages[2].blocks[1].parameters())
-    grads = []
-    for each in ('none', policy):
-        torch.manual_seed(1)
-        loss = loss_of(set_policy(model, each)(IMAGES))
-        grads.append(torch.autograd.grad(loss, learning))
-    assert_equal(grads[1], grads[0])
+    assert_equal(gradients_of(model, policy, learning), gradients_of(model, 'none', learning))
 
 
 @pytest.mark.parametrize('context', [torch.no_grad, torch.inference_mode, contextlib.nullcontext])
