@@ -4,6 +4,9 @@ mmengine imports ``mmgcvit.registry`` by itself when a config names a ``type='mm
 then the locations listed here, so that no ``custom_imports`` line is needed.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
@@ -18,16 +21,21 @@ MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmgcvit', locations=['
 FUNCTIONS = Registry(
     'function', parent=MMENGINE_FUNCTIONS, scope='mmgcvit', locations=['mmgcvit.engine.fsdp']
 )
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmgcvit', locations=['mmgcvit.engine'])
-METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='mmgcvit', locations=['mmgcvit.engine'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmgcvit', locations=['mmgcvit.engine.hooks'])
+METRICS = Registry(
+    'metric', parent=MMENGINE_METRICS, scope='mmgcvit', locations=['mmgcvit.evaluation']
+)
 OPTIM_WRAPPERS = Registry(
-    'optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='mmgcvit', locations=['mmgcvit.engine']
+    'optim_wrapper',
+    parent=MMENGINE_OPTIM_WRAPPERS,
+    scope='mmgcvit',
+    locations=['mmgcvit.engine.optimizers'],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope='mmgcvit',
-    locations=['mmgcvit.engine.layer_decay'],
+    locations=['mmgcvit.engine.optimizers'],
 )
 RUNNERS = Registry(
     'runner', parent=MMENGINE_RUNNERS, scope='mmgcvit', locations=['mmgcvit.engine.brief_runner']
@@ -35,3 +43,22 @@ RUNNERS = Registry(
 STRATEGIES = Registry(
     'strategy', parent=MMENGINE_STRATEGIES, scope='mmgcvit', locations=['mmgcvit.engine.fsdp']
 )
+
+
+def class_of(
+    config: Mapping[str, Any] | str | type | None, registry: Registry, scope: str | None = None
+) -> Any:
+    """Return the class that a config names by its ``type``, None if there is none of that name.
+
+    Config files give the class itself, its name or its path, with or without the scope.
+
+    Args:
+        config: A config with the key ``type``, or a type.
+        registry: Registry of such classes.
+        scope: Library whose names need no prefix, such as a config's ``default_scope``.
+    """
+    kind = config.get('type') if isinstance(config, Mapping) else config
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(scope) as found:
+        return found.get(kind)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # of the processes that the tests start, forked or not
-PATHS = [ROOT, ROOT / 'tests', ROOT / 'tests' / 'engine', ROOT / 'tests' / 'data' / 'scripts']
+PATHS = [ROOT, ROOT / 'tests', ROOT / 'tests' / 'data' / 'scripts']
 ENVIRONMENT = {
     'PYTHONPATH': os.pathsep.join([*map(str, PATHS), os.environ.get('PYTHONPATH', '')]),
     # more threads than one are slower on small tensors, and do not survive a fork

@@ -7,7 +7,8 @@ import torch
 from mmengine.fileio import load
 
 from mmgcvit import GCViT
-from mmgcvit.engine import ToolError, load_config
+from mmgcvit.engine import load_config
+from mmgcvit.errors import UserError
 from mmgcvit.models import ARCHS
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +24,7 @@ def test_tables_are_the_metafiles(load_tool, path):
 
 
 def test_a_page_without_its_markers_is_an_error(load_tool):
-    with pytest.raises(ToolError, match=r'README.md has to have the lines'):
+    with pytest.raises(UserError, match=r'README.md has to have the lines'):
         load_tool('make_docs').replace_table('no markers', 'sizes', 'a table', 'README.md')
 
 

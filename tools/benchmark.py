@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from mmgcvit.analysis.speed import INFERENCE, PERCENTILES, TRAINING, Settings, Speed, measure
-from mmgcvit.engine import ToolError, config_parser, run_tool
+from mmgcvit.engine import config_parser, run_tool
+from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
 from mmgcvit.mmcv_ops import require_operators
 
@@ -62,12 +63,12 @@ def parse(argv: Sequence[str] | None) -> tuple[Settings, Path | None]:
     args = vars(parser.parse_args(argv))
     for option, minimum in (('batch_size', 1), ('runs', 1), ('warm_up', 0)):
         if args[option] < minimum:
-            raise ToolError(
+            raise UserError(
                 f'--{option.replace("_", "-")} {args[option]} is not allowed: give an integer of '
                 f'at least {minimum}'
             )
     if args['shape'] and min(args['shape']) < 1:
-        raise ToolError(f'--shape {args["shape"]} is not allowed: give two sides of at least 1')
+        raise UserError(f'--shape {args["shape"]} is not allowed: give two sides of at least 1')
     json_file = args.pop('json')
     return Settings(**args), json_file
 
@@ -79,7 +80,7 @@ def measure_alone(settings: Settings, phase: str) -> Speed:
         try:
             return pool.submit(measure, settings, phase).result()
         except BrokenProcessPool as error:
-            raise ToolError(
+            raise UserError(
                 f'{phase}: the process was killed, most likely for lack of memory; give a smaller '
                 '--batch-size or --shape'
             ) from error

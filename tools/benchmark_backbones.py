@@ -29,7 +29,8 @@ import torch
 
 from mmgcvit.analysis.backbone_speed import DTYPES, Measurement, Settings, measure_backbone
 from mmgcvit.analysis.peers import BACKBONES
-from mmgcvit.engine import ToolError, run_tool
+from mmgcvit.engine import run_tool
+from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
 from mmgcvit.models import ARCHS
 from mmgcvit.visualization.cost_per_pixel import plot_cost_per_pixel
@@ -102,20 +103,20 @@ def parse(argv: Sequence[str] | None) -> Plan:
     args = parser.parse_args(argv)
     for option, minimum in (('batch_size', 1), ('rounds', 1), ('runs', 1), ('warm_up', 0)):
         if getattr(args, option) < minimum:
-            raise ToolError(
+            raise UserError(
                 f'--{option.replace("_", "-")} {getattr(args, option)} is not allowed: give an '
                 f'integer of at least {minimum}'
             )
     for name in args.backbones:
         if name not in BACKBONES and not name.startswith('timm:'):
-            raise ToolError(
+            raise UserError(
                 f'--backbones {name} is not known: give some of {", ".join(BACKBONES)}, or '
                 "timm:NAME for one of timm's models"
             )
     if args.device == 'cuda' and not torch.cuda.is_available():
-        raise ToolError('--device cuda: this PyTorch sees no GPU; give --device cpu')
+        raise UserError('--device cuda: this PyTorch sees no GPU; give --device cpu')
     if args.plot and args.plot.suffix.lower() != '.png':
-        raise ToolError(f'--plot {args.plot} is not allowed: give a file that ends in .png')
+        raise UserError(f'--plot {args.plot} is not allowed: give a file that ends in .png')
     files = [file and writable(file.expanduser()) for file in (args.json, args.plot)]
     settings = Settings(
         args.backbones[0],
@@ -135,18 +136,18 @@ def parse(argv: Sequence[str] | None) -> Plan:
 def writable(file: Path) -> Path:
     """Return a file that can be written, or fail before anything is measured."""
     if file.is_dir():
-        raise ToolError(f'{file} is a folder; give a file')
+        raise UserError(f'{file} is a folder; give a file')
     if not file.absolute().parent.is_dir():
-        raise ToolError(f'{file}: the folder {file.parent} does not exist; make it first')
+        raise UserError(f'{file}: the folder {file.parent} does not exist; make it first')
     if not os.access(file.absolute().parent, os.W_OK):
-        raise ToolError(f'{file}: the folder {file.parent} cannot be written to')
+        raise UserError(f'{file}: the folder {file.parent} cannot be written to')
     return file
 
 
 def to_shape(text: str) -> tuple[int, int]:
     height, _, width = text.partition('x')
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise ToolError(f'--shapes {text} is not allowed: give HEIGHTxWIDTH, as 800x1280')
+        raise UserError(f'--shapes {text} is not allowed: give HEIGHTxWIDTH, as 800x1280')
     return int(height), int(width)
 
 
@@ -273,7 +274,7 @@ def plot(plan: Plan, results: Results) -> None:
     try:
         print(f'wrote {plot_cost_per_pixel(panels, plan.plot)}')
     except ValueError as error:
-        raise ToolError(f'--plot {plan.plot}: {error}') from error
+        raise UserError(f'--plot {plan.plot}: {error}') from error
 
 
 if __name__ == '__main__':

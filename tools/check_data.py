@@ -8,7 +8,8 @@ All problems are listed, each with its remedy; the exit code is 1 if there are a
 
 from collections.abc import Sequence
 
-from mmgcvit.engine import ToolError, check_data, config_parser, load_config, run_tool
+from mmgcvit.engine import check_data, config_parser, load_config, run_tool
+from mmgcvit.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -19,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--full', action='store_true', help='open every image')
     args = parser.parse_args(argv)
     if args.samples < 1:
-        raise ToolError(f'--samples must be at least 1, got {args.samples}')
+        raise UserError(f'--samples must be at least 1, got {args.samples}')
     cfg = load_config(args.config, options=args.cfg_options)
     report = check_data(cfg, None if args.full else args.samples)
     print(report.table())
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if report.problems:
         for number, problem in enumerate(report.problems, 1):
             print(f'{number}. {problem.text}')
-        raise ToolError(f'{len(report.problems)} to put right, listed above')
+        raise UserError(f'{len(report.problems)} to put right, listed above')
     print('no problems found')
 
 

@@ -146,11 +146,12 @@ def import_failure(module: str) -> str | None:
     """Import a module, and return why that fails with the remedy, or None."""
     try:
         if module == 'mmcv':
-            from mmgcvit.mmcv_ops import MmcvError, require_operators
+            from mmgcvit.errors import UserError
+            from mmgcvit.mmcv_ops import require_operators
 
             try:
                 require_operators()
-            except MmcvError as error:
+            except UserError as error:
                 return str(error) if versions_of(MODULES['mmcv']) else MISSING
         else:
             importlib.import_module(f'{module}.apis' if module in LIBRARIES else module)

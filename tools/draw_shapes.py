@@ -9,7 +9,8 @@ import argparse
 from collections.abc import Sequence
 
 from mmgcvit.datasets import Settings, draw_shapes
-from mmgcvit.engine import ToolError, run_tool
+from mmgcvit.engine import run_tool
+from mmgcvit.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         draw_shapes(args.root, args.num_train, args.num_val, args.seed, args.overwrite)
     except (ValueError, OSError) as error:
-        raise ToolError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 if __name__ == '__main__':

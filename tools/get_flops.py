@@ -11,10 +11,12 @@ from pathlib import Path
 
 from mmengine.fileio import load
 
-from mmgcvit.analysis import build_on_meta, count_complexity, task_of
+from mmgcvit.analysis import build_on_meta, count_complexity
 from mmgcvit.analysis.complexity import NUM_MASKS, NUM_PROPOSALS
-from mmgcvit.engine import ToolError, config_parser, load_config, run_tool
+from mmgcvit.engine import config_parser, load_config, run_tool
+from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
+from mmgcvit.task import require_task
 
 METAFILE = Path(__file__).parents[1] / 'metafile.yml'
 
@@ -31,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the numbers there too')
     args = parser.parse_args(argv)
     cfg = load_config(args.config, options=args.cfg_options)
-    task = task_of(cfg)
+    task = require_task(cfg)
     height, width = shape = tuple(args.shape or task.counted_shape)
     if min(shape) < 1:
-        raise ToolError(f'--shape {height} {width} is not allowed: give two sides of at least 1')
+        raise UserError(f'--shape {height} {width} is not allowed: give two sides of at least 1')
     found = count_complexity(build_on_meta(cfg), shape)
     fixed = f', {NUM_PROPOSALS} proposals, {NUM_MASKS} masks' if 'roi_head' in cfg.model else ''
     print(f'{Path(args.config).stem}, one image of {width}×{height}{fixed}')

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from mmengine.fileio import dump, load
 
-from mmgcvit.analysis import build_on_meta, count_complexity, task_of
-from mmgcvit.engine import ToolError, load_config, run_tool
+from mmgcvit.analysis import build_on_meta, count_complexity
+from mmgcvit.engine import load_config, run_tool
+from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
 from mmgcvit.models import ARCHS
+from mmgcvit.task import require_task
 
 ROOT = Path(__file__).parents[1]
 METAFILE = ROOT / 'metafile.yml'
@@ -57,7 +59,7 @@ def measure() -> None:
     metafile = load(METAFILE)
     for model in networks(metafile['Models']):
         cfg = load_config(ROOT / model['Config'])
-        found = count_complexity(build_on_meta(cfg), task_of(cfg).counted_shape)
+        found = count_complexity(build_on_meta(cfg), require_task(cfg).counted_shape)
         counts = {
             'Parameters': found.params,
             'FLOPs': found.macs,
@@ -74,11 +76,11 @@ def replace_table(text: str, name: str, table: str, path: str) -> str:
     """Put a table between its markers.
 
     Raises:
-        ToolError: If the text does not have them once each.
+        UserError: If the text does not have them once each.
     """
     begin, end = f'<!-- {name}: made by tools/make_docs.py -->', f'<!-- end of {name} -->'
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise ToolError(f'{path} has to have the lines {begin!r} and {end!r} once each')
+        raise UserError(f'{path} has to have the lines {begin!r} and {end!r} once each')
     pattern = f'{re.escape(begin)}.*{re.escape(end)}'
     return re.sub(pattern, lambda _: f'{begin}\n{table}\n{end}', text, flags=re.DOTALL)
 

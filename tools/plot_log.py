@@ -8,7 +8,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmgcvit.engine import ToolError, run_tool
+from mmgcvit.engine import run_tool
+from mmgcvit.errors import UserError
 from mmgcvit.visualization import plot_training_curves
 
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         print(plot_training_curves(args.logs, out, args.labels))
     except (ValueError, OSError) as error:
-        raise ToolError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 if __name__ == '__main__':

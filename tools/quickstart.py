@@ -14,7 +14,8 @@ from pathlib import Path
 from mmengine.fileio import load
 
 from mmgcvit.datasets import draw_shapes
-from mmgcvit.engine import ToolError, build_runner, find_checkpoint, load_config, run_tool
+from mmgcvit.engine import build_runner, find_checkpoint, load_config, run_tool
+from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
 from mmgcvit.visualization import draw_predictions, plot_training_curves
 
@@ -50,7 +51,7 @@ def draw_data(fresh: bool) -> None:
     try:
         draw_shapes(DATA, overwrite=fresh)
     except (ValueError, OSError) as error:
-        raise ToolError(f'{error}; tools/quickstart.sh --fresh does so') from error
+        raise UserError(f'{error}; tools/quickstart.sh --fresh does so') from error
 
 
 def heading(step: int, text: str) -> None:
@@ -81,7 +82,7 @@ def train() -> Path:
         training.wait()
         raise
     if code:
-        raise ToolError(
+        raise UserError(
             f'training ended with exit code {code}: the reason is above; '
             'run this again to go on from the last checkpoint, or with --fresh to start over'
         )

@@ -8,13 +8,12 @@ import copy
 from mmgcvit.engine import (
     build_runner,
     check_checkpoint,
-    dump_predictions,
     load_config,
-    merge_views,
     require_data,
     run_tool,
     runner_parser,
 )
+from mmgcvit.evaluation import dump_predictions, merge_views
 from mmgcvit.visualization import PaintPredictions
 
 

@@ -4,7 +4,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.structures import PixelData
 
-from .task import SEGMENTATION, Task
+from ..task import SEGMENTATION, Task
 
 BOXES = 8
 

@@ -19,12 +19,13 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from ..engine import ToolError, load_config
-from ..engine.amp import ONLY_AMP, in_mixed_precision, mixed_parts
+from ..engine import load_config
 from ..engine.device import choose_device
+from ..engine.optimizers.mixed_precision import ONLY_AMP, in_mixed_precision, mixed_parts
+from ..errors import UserError
+from ..task import SEGMENTATION, require_task
 from ..weights import register_checkpoint_loaders
 from .samples import random_batch
-from .task import SEGMENTATION, task_of
 
 INFERENCE, TRAINING = 'inference', 'training step'
 PERCENTILES = (50, 90, 99)
@@ -85,16 +86,16 @@ def measure(settings: Settings, phase: str) -> Speed:
     """Measure one phase; peak memory on a CPU is right only in a process of its own.
 
     Raises:
-        ToolError: If the settings do not fit together or to this machine.
+        UserError: If the settings do not fit together or to this machine.
     """
     device = choose_device()
     if settings.dtype == 'float16' and device == 'cpu':
-        raise ToolError('--dtype float16 needs a GPU; on a CPU give bfloat16 or float32')
+        raise UserError('--dtype float16 needs a GPU; on a CPU give bfloat16 or float32')
     # a line for every parameter otherwise
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     memory_before = 0 if device == 'cuda' else peak_process_memory()
     cfg = load_config(settings.config, options=settings.cfg_options)
-    task = task_of(cfg)
+    task = require_task(cfg)
     shape = settings.shape or task.timed_shape
     model = build_model(cfg, settings).to(device)
     batch = random_batch(cfg.model, task, settings.batch_size, shape)
@@ -102,13 +103,13 @@ def measure(settings: Settings, phase: str) -> Speed:
     try:
         seconds = _time(step, batch, settings, device)
     except torch.cuda.OutOfMemoryError as error:
-        raise ToolError(
+        raise UserError(
             f'{phase}: out of GPU memory; give a smaller --batch-size or --shape'
         ) from error
     except ValueError as error:
         if 'more than 1 value per channel' not in str(error):
             raise
-        raise ToolError(
+        raise UserError(
             '--batch-size 1 cannot be trained: batch norm needs several values a channel, which '
             'a map pooled to one pixel has only with several images; give at least 2'
         ) from error
@@ -132,7 +133,7 @@ def peak_process_memory() -> int:
     for line in Path('/proc/self/status').read_text().splitlines():
         if line.startswith('VmHWM:'):
             return 1024 * int(line.split()[1])
-    raise ToolError('/proc/self/status has no line VmHWM: memory can be measured on Linux only')
+    raise UserError('/proc/self/status has no line VmHWM: memory can be measured on Linux only')
 
 
 def build_model(cfg: Config, settings: Settings) -> nn.Module:
@@ -146,13 +147,13 @@ def build_model(cfg: Config, settings: Settings) -> nn.Module:
         try:
             load_checkpoint(model, settings.checkpoint, map_location='cpu', strict=True)
         except RuntimeError as error:
-            raise ToolError(
+            raise UserError(
                 f'the checkpoint {settings.checkpoint} is not one of the model of '
                 f'{settings.config}: {" ".join(str(error).split())[:300]}'
             ) from error
     dtype = getattr(torch, settings.dtype)
     if dtype is not torch.float32:
-        if task_of(cfg) is SEGMENTATION or dtype is torch.float16:
+        if require_task(cfg) is SEGMENTATION or dtype is torch.float16:
             model.forward = in_mixed_precision(model, dtype, to_float32=False)
         else:  # as BFloat16OptimWrapper does
             for part in mixed_parts(model):

@@ -9,8 +9,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
-from ..registry import HOOKS
-from .tool import ToolError
+from ..errors import UserError
 
 
 def load_config(
@@ -28,10 +27,10 @@ def load_config(
             list does not have adds an element to it: ``{'custom_hooks.0.type': 'EMAHook'}``.
 
     Raises:
-        ToolError: If there is no such file, it is no config, or an option is not of its form.
+        UserError: If there is no such file, it is no config, or an option is not of its form.
     """
     if not Path(path).is_file():
-        raise ToolError(
+        raise UserError(
             f'the config {path} does not exist (looked for from {Path.cwd()}): give the path of a '
             'config file, as configs/detection/mask_rcnn_gcvit_shapes.py'
         )
@@ -41,7 +40,7 @@ def load_config(
     try:
         cfg = Config.fromfile(path)
     except OSError as error:
-        raise ToolError(
+        raise UserError(
             f'{path} cannot be read as a config ({error}): give a .py file, as '
             'configs/detection/mask_rcnn_gcvit_shapes.py'
         ) from error
@@ -61,7 +60,7 @@ def _merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
         cfg.merge_from_dict(dict(options))
     except (KeyError, TypeError) as error:
         reason = ' '.join(str(error).strip('\'"').split())[:300]
-        raise ToolError(
+        raise UserError(
             f'--cfg-options cannot be put into the config ({reason}): compare with what '
             f'{cfg.filename} and its bases have'
         ) from error
@@ -88,21 +87,10 @@ def _make_room(cfg: Config, keys: Sequence[str]) -> None:
             node = node.get(key)
 
 
-def is_segmentor(cfg: Config) -> bool:
-    """Whether a config's model is one of mmseg's; otherwise it is a detector."""
-    return 'decode_head' in cfg.model
-
-
-def hook_class(hook: Mapping[str, Any]) -> type | None:
-    """Return the class of a config's hook, which is given itself or by one of several names."""
-    kind = hook.get('type')
-    return HOOKS.get(kind) if isinstance(kind, str) else kind
-
-
 def check_checkpoint(path: str) -> str:
     """Return the path of a checkpoint, which has to exist unless it is a URL."""
     if '://' not in path and not Path(path).is_file():
-        raise ToolError(
+        raise UserError(
             f'the checkpoint {path} does not exist (looked for from {Path.cwd()}): give the path '
             'of a .pth file, as work_dirs/CONFIG_NAME/epoch_36.pth'
         )
@@ -112,7 +100,7 @@ def check_checkpoint(path: str) -> str:
 def enable_lr_scaling(cfg: Config) -> None:
     """Have the Runner scale the learning rate with the batch size, as ``--auto-scale-lr`` asks."""
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-        raise ToolError(
+        raise UserError(
             "--auto-scale-lr needs the batch size, over all processes, that the config's learning "
             'rate is meant for: add auto_scale_lr = dict(base_batch_size=16) to the config'
         )

@@ -11,8 +11,8 @@ from mmengine.logging import print_log
 from mmengine.registry import MODEL_WRAPPERS
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import UserError
 from ..mmcv_ops import operator_failure, require_operators
-from .tool import ToolError
 
 SYNC_BN = ('SyncBN', 'MMSyncBN')
 
@@ -23,8 +23,8 @@ def choose_device() -> str:
     A GPU that mmcv's operators do not run on is not used.
 
     Raises:
-        MmcvError: If mmcv is missing or broken.
-        ToolError: If the GPU does not work.
+        UserError: If mmcv is missing or broken.
+        UserError: If the GPU does not work.
     """
     require_operators()
     if utils.DEVICE != 'cpu' and _gpu_failure():
@@ -43,7 +43,7 @@ def _gpu_failure() -> str | None:
         return operator_failure(device, torch.float32)
     except RuntimeError as error:
         reason = ' '.join(str(error).split())[:300]
-        raise ToolError(
+        raise UserError(
             f'{device} does not work ({reason}): see what runs on it (nvidia-smi), choose another '
             'GPU by CUDA_VISIBLE_DEVICES, or set that to -1 to use the CPU'
         ) from error

@@ -11,10 +11,9 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
+from ..errors import UserError
 from ..models.gcvit import Block
-from ..registry import FUNCTIONS, STRATEGIES
-from .config import hook_class
-from .tool import ToolError
+from ..registry import FUNCTIONS, HOOKS, STRATEGIES, class_of
 
 
 @FUNCTIONS.register_module()
@@ -63,26 +62,26 @@ def settle_fsdp(cfg: Config, device: str) -> None:
     """Make a config's FSDP strategy, if it has one, run on this device.
 
     Raises:
-        ToolError: It is asked for in a single process, or together with what it cannot do.
+        UserError: It is asked for in a single process, or together with what it cannot do.
     """
     strategy = cfg.get('strategy') or {}
     if strategy.get('type') not in ('FSDPStrategy', 'mmgcvit.FSDPStrategy'):
         return
     strategy['type'] = 'mmgcvit.FSDPStrategy'
     if cfg.get('launcher', 'none') == 'none':
-        raise ToolError(
+        raise UserError(
             'strategy FSDPStrategy shards a model over processes: start them with '
             'tools/dist_train.sh, or train with the config that this one inherits from'
         )
     hooks = cfg.get('custom_hooks') or []
-    if any(hook_class(hook) is EMAHook for hook in hooks):
-        raise ToolError(
+    if any(class_of(hook, HOOKS) is EMAHook for hook in hooks):
+        raise UserError(
             'strategy FSDPStrategy and EMAHook do not go together, as the averaged model is not '
             'sharded: leave one of them out of the config'
         )
     constructor = cfg.optim_wrapper.get('constructor') or ''
     if constructor.endswith('LayerDecayOptimWrapperConstructor'):
-        raise ToolError(
+        raise UserError(
             'strategy FSDPStrategy and layer-wise learning-rate decay do not go together, as the '
             'parts of a tensor do not tell its shape: leave one of them out of the config'
         )

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.dist import init_dist
 from mmengine.utils.dl_utils import set_multi_processing
 
-from .tool import ToolError
+from ..errors import UserError
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 TORCH_SETTINGS = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
@@ -34,13 +34,13 @@ def start_processes(cfg: Config, device: str) -> int:
         Number of processes.
 
     Raises:
-        ToolError: The processes were not started as the launcher says, there are more than GPUs,
+        UserError: The processes were not started as the launcher says, there are more than GPUs,
             or they cannot be connected.
     """
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none':
         if 'TORCHELASTIC_RUN_ID' in os.environ and os.environ.get('WORLD_SIZE', '1') != '1':
-            raise ToolError(
+            raise UserError(
                 f'torchrun started {os.environ["WORLD_SIZE"]} processes, and each would run alone '
                 'in the same work dir: add --launcher pytorch, or use tools/dist_train.sh'
             )
@@ -57,7 +57,7 @@ def start_processes(cfg: Config, device: str) -> int:
         cfg.launcher = 'pytorch'
     missing = [name for name in TORCH_SETTINGS if name not in os.environ]
     if missing:
-        raise ToolError(
+        raise UserError(
             f'--launcher pytorch, but {", ".join(missing)} missing in the environment: start the '
             'processes with tools/dist_train.sh, tools/dist_test.sh or torchrun'
         )
@@ -87,7 +87,7 @@ def _end_with_parent() -> None:
 def check_gpu(local_rank: int, gpus: int) -> None:
     """Refuse a process that would have no GPU of its own."""
     if local_rank >= gpus:
-        raise ToolError(
+        raise UserError(
             f'process {local_rank + 1} of this node has no GPU, there are {gpus}: give a GPU '
             f'count of at most {gpus}, or look at CUDA_VISIBLE_DEVICES and nvidia-smi'
         )
@@ -102,7 +102,7 @@ def translate_slurm(environment: MutableMapping[str, str]) -> None:
     needed = ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_JOB_ID', 'SLURM_NODELIST')
     missing = [name for name in needed if name not in environment]
     if missing:
-        raise ToolError(
+        raise UserError(
             f'--launcher slurm, but {", ".join(missing)} missing in the environment: start the '
             'processes with tools/slurm_train.sh, tools/slurm_test.sh or srun'
         )
@@ -123,7 +123,7 @@ def _first_node(nodes: str) -> str:
             ['scontrol', 'show', 'hostnames', nodes], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise ToolError(
+        raise UserError(
             f'scontrol does not tell the first of the nodes {nodes} ({error}): set MASTER_ADDR to '
             'its address'
         ) from error
@@ -143,7 +143,7 @@ def _connect(device: str, dist_cfg: dict) -> None:
     except (RuntimeError, ValueError) as error:
         address = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
         reason = str(error).strip().partition('\n')[0]
-        raise ToolError(
+        raise UserError(
             f'process {os.environ["RANK"]} of {os.environ["WORLD_SIZE"]} cannot be connected with '
             f'the others at {address} ({reason}): is the port in use, or the address wrong? Set '
             'PORT (under Slurm MASTER_PORT) and MASTER_ADDR'

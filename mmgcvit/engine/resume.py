@@ -14,10 +14,11 @@ from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from torch import nn
 
-from ..weights import WeightsError, fetch
-from .config import check_checkpoint, hook_class
-from .segments import ExactResumeHook
-from .tool import ToolError
+from ..errors import UserError
+from ..registry import HOOKS, class_of
+from ..weights import fetch
+from .config import check_checkpoint
+from .hooks.exact_resume import ExactResumeHook
 
 _NAMES = ('epoch_{}.pth', 'iter_{}.pth')
 
@@ -34,9 +35,9 @@ def resume_training(cfg: Config, checkpoint: str | None = None) -> None:
             work dir; if there is none, the training starts anew.
 
     Raises:
-        ToolError: If the given file does not exist or is no whole checkpoint, or some of the
+        UserError: If the given file does not exist or is no whole checkpoint, or some of the
             processes do not have it.
-        mmgcvit.weights.WeightsError: If there is nothing at a ``file://`` URL.
+        mmgcvit.errors.UserError: If there is nothing at a ``file://`` URL.
     """
     if checkpoint is None:
         folder, names = _where(cfg)
@@ -61,12 +62,12 @@ def _check_in_all_processes(checkpoint: str) -> None:
     error = None
     try:
         _check(checkpoint)
-    except (ToolError, WeightsError) as found:
+    except UserError as found:
         error = found
     there = all_gather_object(error is None)
     if any(there) and not all(there):
         lacking = ', '.join(str(rank) for rank, has_it in enumerate(there) if not has_it)
-        raise ToolError(
+        raise UserError(
             f'{checkpoint} is not there, or not whole, for process {lacking} of 0 to '
             f'{len(there) - 1}: the work dir has to be one folder that all nodes share; a network '
             'file system may need a moment to show a new file on all of them'
@@ -80,7 +81,7 @@ def _check(checkpoint: str) -> None:
     if scheme and scheme[1] != 'file':
         return  # other storages are mmengine's to read
     if not is_whole(path := fetch(check_checkpoint(checkpoint))):
-        raise ToolError(
+        raise UserError(
             f'{path} is no whole checkpoint: it was cut short when it was written or copied; '
             'give another one, or --resume without a path for the newest whole one'
         )
@@ -171,9 +172,9 @@ def with_exact_resume(cfg: Config) -> Config:
         hooks.checkpoint.setdefault('type', 'CheckpointHook')
     custom = cfg.get('custom_hooks') or []
     for hook in [hooks.checkpoint, *custom]:
-        if hook and hook_class(hook) is CheckpointHook:
+        if hook and class_of(hook, HOOKS) is CheckpointHook:
             hook.type = 'mmgcvit.SafeCheckpointHook'
-    if not any(hook_class(hook) is ExactResumeHook for hook in custom):
+    if not any(class_of(hook, HOOKS) is ExactResumeHook for hook in custom):
         cfg.custom_hooks = [*custom, ConfigDict(type='mmgcvit.ExactResumeHook')]
     return cfg
 

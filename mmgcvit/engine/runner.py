@@ -8,12 +8,12 @@ from mmengine.runner import FlexibleRunner, Runner
 
 from ..mmcv_ops import require_operators
 from ..weights import register_checkpoint_loaders
-from .amp import settle_amp
-from .checkpoints import register_file_backend
 from .device import choose_device, fit_to_cpu
 from .fsdp import settle_fsdp
 from .guards import add_guards
+from .hooks.checkpoint import register_file_backend
 from .launch import start_processes
+from .optimizers.mixed_precision import settle_amp
 from .resume import forget_pretrained, with_exact_resume
 
 

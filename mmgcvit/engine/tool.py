@@ -11,12 +11,8 @@ from typing import NoReturn
 import torch.distributed
 from mmengine.config import DictAction
 
-from ..mmcv_ops import MmcvError, enable
-from ..weights import WeightsError
-
-
-class ToolError(Exception):
-    """Something that the user of a tool can put right; the message says how."""
+from ..errors import UserError
+from ..mmcv_ops import enable
 
 
 def run_tool(main: Callable[[], None]) -> None:
@@ -24,7 +20,7 @@ def run_tool(main: Callable[[], None]) -> None:
     enable()
     try:
         main()
-    except (ToolError, WeightsError, MmcvError) as error:
+    except UserError as error:
         _leave(1, f'error: {error}')
     except OSError as error:
         # others, as of a network or of a data worker, are told in full

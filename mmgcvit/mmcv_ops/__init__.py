@@ -5,7 +5,7 @@
 else has that module, so a compiled mmcv is used as it is. Importing this package changes nothing.
 """
 
-from .environment import MmcvError, Operators, operator_failure, require_operators
+from .environment import Operators, operator_failure, require_operators
 from .site._mmgcvit_mmcv_ops import enable
 
-__all__ = ['MmcvError', 'Operators', 'enable', 'operator_failure', 'require_operators']
+__all__ = ['Operators', 'enable', 'operator_failure', 'require_operators']

@@ -9,15 +9,12 @@ from pathlib import Path
 
 import torch
 
+from ..errors import UserError
 from .site._mmgcvit_mmcv_ops import enable
 
 DISTRIBUTIONS = ('mmcv', 'mmcv-lite', 'onedl-mmcv', 'mmcv-full')
 INSTALL = "from a checkout of mmgcvit: pip install '.[openmmlab]' (or '.[onedl]', never both)"
 FOLDER = Path(__file__).parent
-
-
-class MmcvError(Exception):
-    """mmcv is missing or broken; the message says what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def require_operators() -> Operators:
     """Import mmcv's operators, which are torchvision's where there are no compiled ones.
 
     Raises:
-        MmcvError: If mmcv is missing, broken, or compiled for another PyTorch.
+        UserError: If mmcv is missing, broken, or compiled for another PyTorch.
     """
     enable()
     mmcv = ' and '.join(f'{name} {version}' for name, version in installed_mmcv().items())
@@ -65,12 +62,12 @@ def require_operators() -> Operators:
         import mmcv as package
     except ModuleNotFoundError as error:
         if error.name != 'mmcv':
-            raise MmcvError(_broken(mmcv, error)) from error
-        raise MmcvError(f'mmcv is not installed: {INSTALL}') from error
+            raise UserError(_broken(mmcv, error)) from error
+        raise UserError(f'mmcv is not installed: {INSTALL}') from error
     except Exception as error:
-        raise MmcvError(_broken(mmcv, error)) from error
+        raise UserError(_broken(mmcv, error)) from error
     if package.__file__ is None:  # an empty folder, or what an uninstallation has left
-        raise MmcvError(
+        raise UserError(
             f'mmcv at {next(iter(package.__path__))} is a folder without mmcv in it: remove the '
             f'folder, then {INSTALL}'
         )
@@ -78,16 +75,16 @@ def require_operators() -> Operators:
     try:
         extension = importlib.import_module('mmcv._ext')
     except Exception as error:
-        raise MmcvError(_no_extension(mmcv, error)) from error
+        raise UserError(_no_extension(mmcv, error)) from error
     try:
         importlib.import_module('mmcv.ops')
     except Exception as error:
-        raise MmcvError(_broken(mmcv, error)) from error
+        raise UserError(_broken(mmcv, error)) from error
     for library in ('mmdet', 'mmseg'):  # which refuse versions of mmcv when they are imported
         try:
             importlib.import_module(library)
         except AssertionError as error:
-            raise MmcvError(
+            raise UserError(
                 f'{library} refuses {mmcv} ({_line(error)}): install a version that it takes, for '
                 "example pip install --no-deps 'mmcv-lite>=2.1,<2.2'"
             ) from error

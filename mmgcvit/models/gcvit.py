@@ -494,7 +494,7 @@ class GCViT(BaseModule):
 
         Raises:
             ValueError: If a Pretrained ``init_cfg`` has a key that is not known.
-            mmgcvit.weights.WeightsError: If the file is not available, readable or suitable.
+            mmgcvit.errors.UserError: If the file is not available, readable or suitable.
         """
         configs = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
         pretrained = [c for c in configs if c['type'] in ('Pretrained', PretrainedInit)]

@@ -5,7 +5,6 @@ Nothing in a weights file is executed, whatever the file holds.
 
 from .contents import Contents, join_tensors, require_finite, sort_tensors, tensors_of
 from .convert import DTYPES, Conversion, convert_weights
-from .errors import WeightsError
 from .layouts import LAYOUTS, from_nvidia, from_timm, to_nvidia, to_timm
 from .loaders import register_checkpoint_loaders
 from .pretrained import LoadReport, adapt_network, load_pretrained, load_weights
@@ -22,7 +21,6 @@ __all__ = [
     'Conversion',
     'LoadReport',
     'Sizes',
-    'WeightsError',
     'adapt_network',
     'convert_weights',
     'fetch',

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .errors import WeightsError
+from ..errors import UserError
 from .layouts import LAYOUTS, State, layout_of
 
 EMA_KEYS = ('state_dict_ema', 'model_ema')
@@ -48,25 +48,25 @@ def tensors_of(content: object, source: str, ema: bool = False) -> State:
             and are beside the others. mmengine's EMAHook puts them in the others' place.
 
     Raises:
-        WeightsError: If there are none.
+        UserError: If there are none.
     """
     averaged = _first(content, EMA_KEYS)
     state = _first(content, STATE_KEYS)
     if ema:
         hooked = state is not None and _first(content, ('ema_state_dict',)) is not None
         if averaged is None and not hooked:
-            raise WeightsError(
+            raise UserError(
                 f'ema=True, and {source} has no averaged weights: they would be under '
                 f'{" or ".join(EMA_KEYS)}; leave ema out to take the others'
             )
         state = state if averaged is None else averaged
     elif state is None and averaged is not None:
-        raise WeightsError(f'{source} has averaged weights alone: ask for them with ema=True')
+        raise UserError(f'{source} has averaged weights alone: ask for them with ema=True')
     elif state is None:
         state = content if isinstance(content, Mapping) else {}
     tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
-        raise WeightsError(
+        raise UserError(
             f'{source} holds no tensors: a weights file is a dict of names and tensors, by itself '
             "or under 'state_dict' or 'model'"
         )
@@ -90,7 +90,7 @@ def sort_tensors(state: Mapping[str, Tensor], source: str, prefix: str | None = 
             found without.
 
     Raises:
-        WeightsError: If no name starts with the prefix, or a tensor of the backbone is not
+        UserError: If no name starts with the prefix, or a tensor of the backbone is not
             of finite floating-point numbers.
     """
     if prefix is None:
@@ -101,7 +101,7 @@ def sort_tensors(state: Mapping[str, Tensor], source: str, prefix: str | None = 
         prefix = f'{prefix}.'
     part = below(state, prefix)
     if not part:
-        raise WeightsError(
+        raise UserError(
             f'prefix={prefix!r} fits none of the names in {source}, which are like {sample(state)}'
         )
     others = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
@@ -117,7 +117,7 @@ def sort_tensors(state: Mapping[str, Tensor], source: str, prefix: str | None = 
         ((own, tensor),) = LAYOUTS[contents.layout].to_own({name: tensor}).items()
         if re.match(r'(stem|stages|norm[0-3])\.', own):
             if own in contents.backbone:
-                raise WeightsError(f'{source} has two tensors for {own}, one of them {name}')
+                raise UserError(f'{source} has two tensors for {own}, one of them {name}')
             contents.backbone[own] = tensor
         elif not prefix and own.startswith('head.fc.'):
             contents.others[own] = tensor
@@ -133,11 +133,11 @@ def join_tensors(contents: Contents, layout: str) -> State:
     as in mmpretrain, mmdet and mmseg. NVIDIA's and timm's classifiers have none.
 
     Raises:
-        WeightsError: If the layout has no names for such a network.
+        UserError: If the layout has no names for such a network.
     """
     alone = not contents.others
     if layout == 'timm' and not alone and not contents.is_classifier:
-        raise WeightsError(
+        raise UserError(
             "timm's layout has no names for the network around the backbone, which has tensors "
             f'like {sample(contents.others)}: convert the backbone only'
         )
@@ -156,7 +156,7 @@ def _check_tensor(name: str, tensor: Tensor, source: str) -> None:
     elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         kind = 'is a few values repeated'
     if kind:
-        raise WeightsError(
+        raise UserError(
             f'{source}: {name} {kind}, and weights are dense floating-point numbers of 16 to 64 '
             'bits: give the file that the training wrote'
         )
@@ -167,10 +167,10 @@ def require_finite(name: str, tensor: Tensor, source: str) -> None:
     """Refuse a tensor with NaN or infinity.
 
     Raises:
-        WeightsError: If there is one.
+        UserError: If there is one.
     """
     if not tensor.isfinite().all():
-        raise WeightsError(
+        raise UserError(
             f'{source} holds NaN or infinity, in {name}: its training went wrong or the file is '
             'damaged; get another one'
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..files import write_atomically
 from ..version import __version__
 from .addresses import public_name
@@ -21,7 +22,6 @@ from .contents import (
     sort_tensors,
     tensors_of,
 )
-from .errors import WeightsError
 from .layouts import LAYOUTS
 from .pretrained import fit_tables
 from .publish import plain
@@ -98,7 +98,7 @@ def convert_weights(
         ``meta``.
 
     Raises:
-        WeightsError: If the source cannot be had or read, an argument is not allowed or ``out``
+        UserError: If the source cannot be had or read, an argument is not allowed or ``out``
             exists.
     """
     out = Path(out).expanduser()
@@ -109,7 +109,7 @@ def convert_weights(
     contents = sort_tensors(tensors_of(content, name, ema), name, prefix)
     sizes = infer_sizes(contents.backbone)
     if sizes is None:
-        raise WeightsError(
+        raise UserError(
             f'{name} holds no whole GC ViT backbone: give a file in the layout of NVIDIA, timm '
             'or mmgcvit, and the prefix of the backbone where it is a part of a larger model'
         )
@@ -152,22 +152,22 @@ def convert_weights(
 
 def _check_arguments(out: Path, to: str, dtype: str | None) -> None:
     if to not in LAYOUTS:
-        raise WeightsError(f'to={to!r} is not allowed: choose one of {", ".join(LAYOUTS)}')
+        raise UserError(f'to={to!r} is not allowed: choose one of {", ".join(LAYOUTS)}')
     if dtype is not None and dtype not in DTYPES:
-        raise WeightsError(f'dtype={dtype!r} is not allowed: choose one of {", ".join(DTYPES)}')
+        raise UserError(f'dtype={dtype!r} is not allowed: choose one of {", ".join(DTYPES)}')
     if out.suffix not in SUFFIXES:
-        raise WeightsError(
+        raise UserError(
             f'{out} has the ending {out.suffix!r}, which tells no format: {", ".join(SUFFIXES)}'
         )
     if out.exists():
-        raise WeightsError(f'{out} exists and is not overwritten: remove it or give another name')
+        raise UserError(f'{out} exists and is not overwritten: remove it or give another name')
 
 
 def _windows(window_size: Sequence[int] | None, stages: int) -> tuple[int, ...] | None:
     if window_size is None:
         return None
     if len(window_size) not in (1, stages) or not 1 <= min(window_size) <= max(window_size) <= 256:
-        raise WeightsError(
+        raise UserError(
             f'window_size={tuple(window_size)} is not allowed: give one side of 1 to 256 for '
             f'all stages or {stages} of them'
         )
@@ -183,7 +183,7 @@ def _write(
         try:
             from safetensors.torch import save
         except ImportError as error:
-            raise WeightsError(
+            raise UserError(
                 f'{out} needs the package safetensors: pip install safetensors, or end the name '
                 'in .pth'
             ) from error

@@ -9,8 +9,8 @@ from urllib.request import Request, urlopen
 
 from mmengine.logging import print_log
 
+from ..errors import UserError
 from .addresses import TIMEOUT, public_name, public_text
-from .errors import WeightsError
 
 # what timm's repositories on the Hugging Face Hub call the file, the safer format first
 TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')
@@ -20,11 +20,11 @@ def from_hub(source: str) -> Path:
     """Return the local copy of hf://OWNER/REPO/FILE.
 
     Raises:
-        WeightsError: If the address is not of that form, or it cannot be had.
+        UserError: If the address is not of that form, or it cannot be had.
     """
     match = re.fullmatch(r'hf://([^/@?#]+/[^/@?#]+)(?:@([^/?#]+))?/([^?#]+)', source)
     if not match:
-        raise WeightsError(
+        raise UserError(
             f'checkpoint={public_name(source)!r} is not allowed: give hf://OWNER/REPO/FILE or '
             'hf://OWNER/REPO@REVISION/FILE'
         )
@@ -36,11 +36,11 @@ def from_timm(source: str) -> Path:
     """Return the local copy of timm://MODEL.
 
     Raises:
-        WeightsError: As of :func:`from_hub`.
+        UserError: As of :func:`from_hub`.
     """
     model = source.removeprefix('timm://').strip('/')
     if not re.fullmatch(r'[\w.-]+', model):
-        raise WeightsError(
+        raise UserError(
             f'checkpoint={public_name(source)!r} is not allowed: give timm:// and the name of one '
             'of its models with its weights, as timm://gcvit_tiny.in1k'
         )
@@ -53,7 +53,7 @@ def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: s
         from huggingface_hub import constants, hf_hub_download
         from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
-        raise WeightsError(
+        raise UserError(
             f'{source} needs the package huggingface_hub: pip install huggingface_hub, or give '
             'the path of a copy as checkpoint'
         ) from error
@@ -79,7 +79,7 @@ def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: s
             url = f'{endpoint}/{repo}/resolve/{revision or "main"}/{names[0]}'
             said = public_text(error)[:300] or type(error).__name__
             reason = 'no answer from there' if offline else said
-            raise WeightsError(
+            raise UserError(
                 f'{source} could not be downloaded ({reason}): get {url} on a machine that can, '
                 'copy it here and give the path of the copy as checkpoint'
             ) from None

@@ -9,6 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .addresses import public_name
 from .contents import (
     EMA_KEYS,
@@ -19,7 +20,6 @@ from .contents import (
     sort_tensors,
     tensors_of,
 )
-from .errors import WeightsError
 from .reading import read_checkpoint
 from .sizes import infer_sizes
 from .sources import fetch
@@ -70,7 +70,7 @@ def load_pretrained(
         sha256: Digest that the file must have, 64 hexadecimal digits.
 
     Raises:
-        WeightsError: If the file cannot be had or read, or does not fit the model. The model is
+        UserError: If the file cannot be had or read, or does not fit the model. The model is
             unchanged then.
     """
     content = read_checkpoint(fetch(checkpoint, sha256))
@@ -97,7 +97,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         source: Where they come from, for messages.
 
     Raises:
-        WeightsError: If a tensor is missing, but for the norms of the first three outputs, has
+        UserError: If a tensor is missing, but for the norms of the first three outputs, has
             another shape than it must have or holds NaN or infinity. The model is unchanged then.
     """
     return _load(model, sort_tensors(state, source), source)
@@ -119,7 +119,7 @@ def _load(model: nn.Module, contents: Contents, source: str) -> LoadReport:
             advice = 'in_channels' if name == 'stem.conv.weight' else 'the arch'
             if '.attn.qkv.' in name:
                 advice = 'attention_types'
-            raise WeightsError(
+            raise UserError(
                 f'{source} does not fit the model: {name} has shape {tuple(value.shape)}, the '
                 f'model needs {tuple(target.shape)}; choose {advice} that the file was trained with'
             )
@@ -130,7 +130,7 @@ def _load(model: nn.Module, contents: Contents, source: str) -> LoadReport:
     # classifiers have no norms of other outputs than the last
     missing = [name for name in report.initial if not _may_be_missing(name, values)]
     if missing:
-        raise WeightsError(
+        raise UserError(
             f'{len(missing)} of the {len(targets)} tensors of the backbone are not in {source}, as '
             f'{", ".join(missing[:3])}: give a whole GC ViT file'
         )
@@ -165,7 +165,7 @@ def adapt_network(
         Names and tensors; None if there is nothing to adapt.
 
     Raises:
-        WeightsError: If the backbone's tensors are no weights, or a table belongs to no window.
+        UserError: If the backbone's tensors are no weights, or a table belongs to no window.
     """
     if not any(name.startswith(('backbone.', 'module.backbone.')) for name in state):
         return None
@@ -203,7 +203,7 @@ def fit_tables(
         source: Where they come from, for messages.
 
     Raises:
-        WeightsError: If a table belongs to no window.
+        UserError: If a table belongs to no window.
     """
     fitted = dict(state)
     for name, shape in shapes.items():
@@ -212,28 +212,28 @@ def fit_tables(
         if is_table and table.shape[:1] != shape[:1]:
             try:
                 fitted[name] = resize_bias_table(table, shape[0])
-            except WeightsError as error:
-                raise WeightsError(f'{source}: {name}: {error}') from error
+            except UserError as error:
+                raise UserError(f'{source}: {name}: {error}') from error
             resized.append(name)
     return fitted
 
 
 def _check_sizes(contents: Contents, targets: Mapping[str, Tensor], source: str) -> None:
     if contents.layout is None:
-        raise WeightsError(
+        raise UserError(
             f'{source} holds no GC ViT backbone: it has names like {sample(contents.dropped)}, the '
             f'backbone like {sample(targets)}; give a file in the layout of NVIDIA, timm or '
             'mmgcvit, and the prefix of the backbone where it is a part of a larger model'
         )
     found, wanted = infer_sizes(contents.backbone), infer_sizes(targets)
     if found is None or (found.fits(wanted) and len(found.depths) < len(wanted.depths)):
-        raise WeightsError(
+        raise UserError(
             f'{source} holds a part of a GC ViT backbone only, {len(contents.backbone)} tensors of '
             f'it, where the model has {len(targets)}: give a whole file, or build the model with '
             'the out_indices of the stages that are there'
         )
     if not found.fits(wanted):
-        raise WeightsError(
+        raise UserError(
             f'{source} is GC ViT {found}, and the model is {wanted}: choose the arch that the file '
             'was trained with, or the file of this arch'
         )

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..errors import UserError
 from ..files import write_atomically
 from .addresses import public_name
-from .errors import WeightsError
 from .reading import read_checkpoint
 from .sources import fetch
 
@@ -33,11 +33,11 @@ def publish_model(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path
         The file written.
 
     Raises:
-        WeightsError: If the checkpoint cannot be had or read, or has no ``state_dict``.
+        UserError: If the checkpoint cannot be had or read, or has no ``state_dict``.
     """
     content = read_checkpoint(fetch(checkpoint))
     if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
-        raise WeightsError(
+        raise UserError(
             f'{public_name(str(checkpoint))} has no state_dict: give a checkpoint that a training '
             'has written'
         )
@@ -53,12 +53,12 @@ def plain(value: Any) -> Any:
     """Return a value with lists and numbers for NumPy's, without what torch.load refuses.
 
     Raises:
-        WeightsError: If it is nested too deeply to be written.
+        UserError: If it is nested too deeply to be written.
     """
     try:
         return _plain(value, {})
     except RecursionError as error:
-        raise WeightsError("the file's meta is nested too deeply to be written") from error
+        raise UserError("the file's meta is nested too deeply to be written") from error
 
 
 def _plain(value: Any, done: dict[int, Any]) -> Any:

@@ -10,8 +10,8 @@ from typing import IO, Any
 
 import torch
 
+from ..errors import UserError
 from . import restricted_pickle
-from .errors import WeightsError
 from .restricted_pickle import inspect
 from .sources import is_web_page
 from .stand_ins import allowed_globals, revive
@@ -38,7 +38,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
         ``meta``.
 
     Raises:
-        WeightsError: If the file cannot be read without running code, or is broken.
+        UserError: If the file cannot be read without running code, or is broken.
     """
     path = Path(path)
     kind = _kind_of(path)
@@ -49,17 +49,17 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
             _check_archive(path)
         _inspect(path, kind)
         return revive(_load(path, map_location))
-    except WeightsError:
+    except UserError:
         raise
     except pickle.UnpicklingError as error:
-        raise WeightsError(
+        raise UserError(
             f'{path} was not loaded, because it does what could run code, or is damaged '
             f'({_reason(error)}): get it again, or save its tensors alone (a dict of names and '
             'tensors) with torch.save, from a program that you trust with the file'
         ) from error
     # whatever a broken file makes the libraries do
     except Exception as error:
-        raise WeightsError(
+        raise UserError(
             f'{path} cannot be read as a weights file ({type(error).__name__}: {_reason(error)}): '
             'it may be cut short or damaged; compare its size with the original and get it again'
         ) from error
@@ -77,9 +77,9 @@ def _kind_of(path: Path) -> str:
         with open(path, 'rb') as file:
             beginning = file.read(16)
     except OSError as error:
-        raise WeightsError(f'{path} cannot be read ({error.strerror})') from error
+        raise UserError(f'{path} cannot be read ({error.strerror})') from error
     if not beginning:
-        raise WeightsError(f'{path} is empty: get the file again')
+        raise UserError(f'{path} is empty: get the file again')
     if beginning.startswith(b'PK'):
         return 'zip'
     # the length of a JSON text and its first character
@@ -89,11 +89,11 @@ def _kind_of(path: Path) -> str:
     if beginning[0] == pickle.PROTO[0] and not tarfile.is_tarfile(path):
         return 'pickle'
     if is_web_page(path):
-        raise WeightsError(
+        raise UserError(
             f'{path} is a web page, not a weights file: its address has moved or asks for a login; '
             'remove it and get the file itself'
         )
-    raise WeightsError(
+    raise UserError(
         f'{path} is no weights file: it begins with {beginning!r}; give what torch.save or '
         'safetensors has written'
     )
@@ -103,9 +103,7 @@ def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
     try:
         from safetensors import safe_open
     except ImportError as error:
-        raise WeightsError(
-            f'{path} needs the package safetensors: pip install safetensors'
-        ) from error
+        raise UserError(f'{path} needs the package safetensors: pip install safetensors') from error
     device = str(map_location) if isinstance(map_location, str | torch.device) else 'cpu'
     with safe_open(path, 'pt', device=device) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -119,7 +117,7 @@ def _check_archive(path: Path) -> None:
         names = [entry.filename for entry in entries]
         program = any(name.endswith('/constants.pkl') for name in names)
         if not program and any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise WeightsError(
+            raise UserError(
                 f'{path} is a compressed zip archive, which torch.save does not write: unpack the '
                 'weights file in it'
             )
@@ -127,7 +125,7 @@ def _check_archive(path: Path) -> None:
             reader = torch._C.PyTorchFileReader(file)
             records = reader.get_all_records()
             if 'constants.pkl' in records:
-                raise WeightsError(
+                raise UserError(
                     f'{path} is a TorchScript program, which is not run: save its state_dict() '
                     'with torch.save'
                 )
@@ -136,12 +134,10 @@ def _check_archive(path: Path) -> None:
             seen = {f'{folder}/{name}': reader.get_record_offset(name) for name in records}
             same = {entry.filename: _offset(file, entry) for entry in entries} == seen
         if not same or len(names) != len(seen):
-            raise WeightsError(
-                f'{path} is damaged: its tables of contents do not agree; get it again'
-            )
+            raise UserError(f'{path} is damaged: its tables of contents do not agree; get it again')
         damaged = archive.testzip()
     if damaged:
-        raise WeightsError(
+        raise UserError(
             f'{path} is damaged: {damaged} in it has another checksum than was written; get it '
             'again'
         )
@@ -158,7 +154,7 @@ def _inspect(path: Path, kind: str) -> None:
     """Go through the pickles of a file, calling nothing.
 
     Raises:
-        WeightsError: If they name classes or functions that are not allowed.
+        UserError: If they name classes or functions that are not allowed.
     """
     refused: list[str] = []
     if kind == 'zip':
@@ -172,7 +168,7 @@ def _inspect(path: Path, kind: str) -> None:
             for _ in range(5):
                 refused += inspect(file)
     if refused:
-        raise WeightsError(
+        raise UserError(
             f'{path} was not loaded, because that could run code: it names '
             f'{", ".join(sorted(set(refused))[:10])[:500]}. Save the tensors alone (a dict of '
             'names and tensors) with torch.save, from a program that you trust with the file'

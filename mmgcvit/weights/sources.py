@@ -17,9 +17,9 @@ import torch
 from filelock import FileLock
 from mmengine.logging import print_log
 
+from ..errors import UserError
 from ..files import write_atomically
 from .addresses import TIMEOUT, public_name, public_text
-from .errors import WeightsError
 from .hub import from_hub, from_timm
 
 NOTES = '.mmgcvit'  # a folder in torch hub's cache; no file of a URL has a name with a dot first
@@ -39,13 +39,13 @@ def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
         sha256: Digest that the file must have, 64 hexadecimal digits.
 
     Raises:
-        WeightsError: If there is no such file, the scheme is not known, the download fails or the
+        UserError: If there is no such file, the scheme is not known, the download fails or the
             file has another digest.
     """
     source = os.fspath(source)
     scheme = match[1] if (match := re.match(r'([\w+.-]+)://', source)) else ''
     if scheme not in SCHEMES:
-        raise WeightsError(
+        raise UserError(
             f'checkpoint={public_name(source)!r} is not allowed: {scheme}:// is not known; give a '
             'path or a URL with file://, http(s)://, hf:// or timm://'
         )
@@ -66,14 +66,14 @@ def digest_of(path: Path) -> str:
 
 def _check_digest(path: Path, sha256: str, source: str) -> None:
     if not re.fullmatch(r'[0-9a-fA-F]{64}', str(sha256)):
-        raise WeightsError(
+        raise UserError(
             f'sha256={sha256!r} is not allowed: give the 64 hexadecimal digits that '
             '`sha256sum FILE` prints'
         )
     found = digest_of(path)
     if found != sha256.lower():
         origin = f'{path}' if source == str(path) else f'{path}, from {public_name(source)},'
-        raise WeightsError(
+        raise UserError(
             f'{origin} has the SHA-256 {found}, and {sha256.lower()} was asked for: it is another '
             'file, or a damaged one; if it was downloaded, remove it to have it downloaded again'
         )
@@ -89,7 +89,7 @@ def _local(source: str) -> Path:
     except OSError as error:
         found = f'cannot be read ({error.strerror})'
     if found:
-        raise WeightsError(f'{path} {found}: give the path of a weights file, or a URL')
+        raise UserError(f'{path} {found}: give the path of a weights file, or a URL')
     return path
 
 
@@ -97,7 +97,7 @@ def _path_in(url: str) -> Path:
     """Return the path that a file:// URL names."""
     host, _, path = public_name(url).removeprefix('file://').partition('/')
     if host.lower() not in ('', 'localhost'):
-        raise WeightsError(
+        raise UserError(
             f'checkpoint={public_name(url)!r} is not allowed: it names the machine {host!r}, and '
             'file:// reads from this one only; give file:/// and an absolute path, or a path'
         )
@@ -128,7 +128,7 @@ def _download(url: str) -> Path:
                 notes.unfinished.replace(path)
     except (OSError, ValueError, RuntimeError, OverflowError, HTTPException) as error:
         # its own text, and so its traceback, may hold the whole URL
-        raise WeightsError(
+        raise UserError(
             f'{shown} could not be downloaded ({public_text(error)}): put the file at {path} by '
             'hand, or give the path of a copy as checkpoint'
         ) from None
@@ -139,7 +139,7 @@ def _name(url: str) -> str:
     """Return the name of the file that a URL stands for, one that is safe in a folder.
 
     Raises:
-        WeightsError: If it is no URL. What it is made of is not shown, as it may be a password.
+        UserError: If it is no URL. What it is made of is not shown, as it may be a password.
     """
     reason = None
     try:
@@ -152,7 +152,7 @@ def _name(url: str) -> str:
     except ValueError:
         reason = 'its host or port cannot be read'
     if reason:
-        raise WeightsError(
+        raise UserError(
             f'checkpoint={public_name(url)!r} is not allowed: {reason}; give a URL as '
             'https://HOST/FILE with spaces as %20, or the path of a copy'
         ) from None

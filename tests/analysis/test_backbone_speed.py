@@ -9,7 +9,7 @@ import torch
 from mmgcvit.analysis import peers
 from mmgcvit.analysis.backbone_speed import Measurement, Settings, count_macs, measure_backbone
 from mmgcvit.analysis.peers import build_backbone
-from mmgcvit.engine import ToolError
+from mmgcvit.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -159,12 +159,12 @@ def test_table_json_and_plot(tool, tmp_path, capsys):
     ],
 )
 def test_options_that_are_not_allowed(tool, arguments, message):
-    with pytest.raises(ToolError, match=message):
+    with pytest.raises(UserError, match=message):
         tool.main(arguments.split())
 
 
 def test_a_plot_of_nothing_is_told(tool, tmp_path):
-    with pytest.raises(ToolError, match='no backbone was measured'):
+    with pytest.raises(UserError, match='no backbone was measured'):
         tool.main(['--backbones', 'swin', '--plot', str(tmp_path / 'speed.png')])
 
 

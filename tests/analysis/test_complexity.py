@@ -10,8 +10,10 @@ from tiers import only_quick
 from torch import nn
 
 from mmgcvit import GCViT
-from mmgcvit.analysis import build_on_meta, count_complexity, task_of
-from mmgcvit.engine import ToolError, load_config
+from mmgcvit.analysis import build_on_meta, count_complexity
+from mmgcvit.engine import load_config
+from mmgcvit.errors import UserError
+from mmgcvit.task import require_task
 
 ROOT = Path(__file__).parents[2]
 MODELS = {m['Name']: m for m in load(ROOT / 'metafile.yml')['Models'] if 'Config' in m}
@@ -76,7 +78,7 @@ def test_parts_of_a_detector_add_up():
 def test_published_networks_have_the_papers_size_and_the_metafiles_counts(name):
     model = MODELS[name]
     cfg = load_config(ROOT / model['Config'])
-    found = count_complexity(build_on_meta(cfg), task_of(cfg).counted_shape)
+    found = count_complexity(build_on_meta(cfg), require_task(cfg).counted_shape)
     data = model['Metadata']
     # never tuned to it; docs/model_zoo.md says where the rest comes from
     assert found.params / 1e6 == pytest.approx(data['Paper Parameters (M)'], rel=0.02)
@@ -120,8 +122,8 @@ def test_tool_prints_the_papers(load_tool, capsys, shape, expected):
 
 def test_tool_refuses_what_it_cannot_count(load_tool, tmp_path):
     tool = load_tool('get_flops')
-    with pytest.raises(ToolError, match='--shape 0 5 is not allowed'):
+    with pytest.raises(UserError, match='--shape 0 5 is not allowed'):
         tool.main([str(ROOT / MODELS['upernet_gcvit_t']['Config']), '--shape', '0', '5'])
     (tmp_path / 'empty.py').write_text('lr = 1\n')
-    with pytest.raises(ToolError, match='none of roi_head'):
+    with pytest.raises(UserError, match='none of roi_head'):
         tool.main([str(tmp_path / 'empty.py')])

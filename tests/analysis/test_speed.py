@@ -18,8 +18,9 @@ from mmgcvit.analysis.speed import (
     measure,
     peak_process_memory,
 )
-from mmgcvit.analysis.task import DETECTION, SEGMENTATION
-from mmgcvit.engine import ToolError, load_config
+from mmgcvit.engine import load_config
+from mmgcvit.errors import UserError
+from mmgcvit.task import DETECTION, SEGMENTATION
 
 ROOT = Path(__file__).parents[2]
 MASK_RCNN = str(ROOT / 'configs/detection/mask_rcnn_gcvit_shapes.py')
@@ -138,18 +139,18 @@ def test_weights_are_those_of_the_checkpoint(upernet, tmp_path):
     second = build_model(load_config(again.config), again)
     assert torch.equal(first.backbone.stem.conv.weight, second.backbone.stem.conv.weight)
     other = Settings(MASK_RCNN, checkpoint=str(tmp_path / 'a.pth'))
-    with pytest.raises(ToolError, match=r'a\.pth is not one of the model of .*shapes\.py'):
+    with pytest.raises(UserError, match=r'a\.pth is not one of the model of .*shapes\.py'):
         build_model(load_config(MASK_RCNN), other)
 
 
 def test_what_cannot_be_measured_is_an_error(upernet, load_tool):
-    with pytest.raises(ToolError, match='--batch-size 1 cannot be trained'):
+    with pytest.raises(UserError, match='--batch-size 1 cannot be trained'):
         measure(Settings(**upernet, batch_size=1), TRAINING)
     if not torch.cuda.is_available():
-        with pytest.raises(ToolError, match='float16 needs a GPU'):
+        with pytest.raises(UserError, match='float16 needs a GPU'):
             measure(Settings(**upernet, dtype='float16'), INFERENCE)
     for option, value in (('--runs', '0'), ('--batch-size', '0'), ('--warm-up', '-1')):
-        with pytest.raises(ToolError, match=rf'{option} {value} is not allowed'):
+        with pytest.raises(UserError, match=rf'{option} {value} is not allowed'):
             load_tool('benchmark').parse([UPERNET, option, value])
 
 

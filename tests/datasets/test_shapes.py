@@ -12,7 +12,7 @@ import pytest
 from mmgcvit.datasets import draw_shapes
 from mmgcvit.datasets import scene as scene_module
 from mmgcvit.datasets import shapes as module
-from mmgcvit.engine import ToolError
+from mmgcvit.errors import UserError
 
 CLASSES = ('circle', 'rectangle', 'triangle')
 
@@ -422,6 +422,6 @@ def test_tool_draws_what_it_is_told(tool, tmp_path, capsys):
 @pytest.mark.parametrize('options', [[], ['--num-train', '0'], ['--seed', '-3']])
 def test_tool_errors_are_one_line(tool, tmp_path, options):
     (tmp_path / 'precious.txt').write_text('mine')
-    with pytest.raises(ToolError) as error:
+    with pytest.raises(UserError) as error:
         tool.main([str(tmp_path), *options])
     assert '\n' not in str(error.value)

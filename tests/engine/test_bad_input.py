@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from mmgcvit.datasets import draw_shapes
-from mmgcvit.engine import ToolError, build_runner, load_config, require_data
+from mmgcvit.engine import build_runner, load_config, require_data
+from mmgcvit.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SHAPES = 'configs/detection/mask_rcnn_gcvit_shapes.py'
@@ -112,7 +113,7 @@ def test_other_mistakes_end_before_the_training(shapes, tmp_path, monkeypatch, l
     options = [f'{k}={v}' for k, v in (detection_options(root) | more).items()]
     arguments = ['train.py', SHAPES, '--work-dir', str(tmp_path / 'work'), '--cfg-options']
     monkeypatch.setattr(sys, 'argv', [*arguments, *options])
-    with pytest.raises(ToolError, match=reason):
+    with pytest.raises(UserError, match=reason):
         load_tool('train').main()
     assert not list(tmp_path.glob('work/*.pth'))
 
@@ -123,7 +124,7 @@ def test_a_test_without_its_data_ends_before_it_begins(tmp_path, monkeypatch, lo
     arguments = ['test.py', SHAPES, str(tmp_path / 'epoch_1.pth'), '--tta']
     work_dir = ['--work-dir', str(tmp_path / 'work'), '--cfg-options']
     monkeypatch.setattr(sys, 'argv', [*arguments, *work_dir, *options])
-    with pytest.raises(ToolError, match=r'test: data_root .*no does not exist'):
+    with pytest.raises(UserError, match=r'test: data_root .*no does not exist'):
         load_tool('test').main()
 
 

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from mmgcvit.datasets import draw_shapes
-from mmgcvit.engine import ToolError, check_data, load_config, require_data
+from mmgcvit.engine import check_data, load_config, require_data
 from mmgcvit.engine.check_data import coco_file
+from mmgcvit.errors import UserError
 
 DETECTION = 'configs/detection/custom_coco.py'
 SEGMENTATION = 'configs/segmentation/custom_dataset.py'
@@ -130,11 +131,11 @@ def test_samples_and_full_say_how_many_images_are_opened(shapes, capsys, load_to
     main = load_tool('check_data').main
     main([SEGMENTATION, '--samples', '2', *as_options(options)])
     assert 'no problems found' in capsys.readouterr().out
-    with pytest.raises(ToolError, match='1 to put right'):
+    with pytest.raises(UserError, match='1 to put right'):
         main([SEGMENTATION, '--samples', '2', '--full', *as_options(options)])
     printed = capsys.readouterr().out
     assert '1 of 6 images that were opened are broken' in printed and path.name in printed
-    with pytest.raises(ToolError, match='--samples must be at least 1, got 0'):
+    with pytest.raises(UserError, match='--samples must be at least 1, got 0'):
         main([SEGMENTATION, '--samples', '0'])
 
 
@@ -241,7 +242,7 @@ def test_bad_detection_data_stop_a_training_in_one_line(case, shapes):
     cfg = detection(shapes)
     assert texts(check_data(cfg)) == []
     spoil(shapes)
-    with pytest.raises(ToolError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         require_data(cfg)
     lines = str(caught.value).splitlines()
     assert sum('train: ' in line for line in lines) == 1
@@ -272,7 +273,7 @@ def test_all_problems_are_listed_with_a_number(shapes, capsys, load_tool):
     drop_image(shapes)
     swapped = '[circle,triangle,rectangle]'
     options['train_dataloader.dataset.metainfo.classes'] = swapped
-    with pytest.raises(ToolError, match='6 to put right, listed above'):
+    with pytest.raises(UserError, match='6 to put right, listed above'):
         load_tool('check_data').main([DETECTION, *as_options(options)])
     printed = capsys.readouterr().out
     for part in (
@@ -407,7 +408,7 @@ def test_bad_segmentation_data_stop_a_training_in_one_line(case, shapes):
     cfg = segmentation(shapes)
     assert texts(check_data(cfg)) == []
     spoil(shapes)
-    with pytest.raises(ToolError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         require_data(cfg)
     assert sum('train: ' in line for line in str(caught.value).splitlines()) == 1
 

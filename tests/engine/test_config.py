@@ -17,14 +17,14 @@ from mmgcvit.engine import (
     CheckpointFitHook,
     ExactResumeHook,
     SafeCheckpointHook,
-    ToolError,
     build_runner,
     load_config,
 )
-from mmgcvit.engine.config import hook_class
 from mmgcvit.engine.fsdp import settle_fsdp
 from mmgcvit.engine.guards import add_guards
 from mmgcvit.engine.resume import with_exact_resume
+from mmgcvit.errors import UserError
+from mmgcvit.registry import HOOKS, class_of
 from mmgcvit.visualization import read_training_log
 
 PAGE = (Path(__file__).parents[2] / 'docs' / 'training.md').read_text()
@@ -54,7 +54,7 @@ def test_options_change_elements_and_add_the_next_one(file):
     ],
 )
 def test_options_that_do_not_fit_are_one_line(file, options, reason):
-    with pytest.raises(ToolError, match=rf'--cfg-options cannot be put .*{reason}') as error:
+    with pytest.raises(UserError, match=rf'--cfg-options cannot be put .*{reason}') as error:
         load_config(file, options=options)
     assert '\n' not in str(error.value) and 'config.py' in str(error.value)
 
@@ -137,16 +137,16 @@ def test_hooks_that_a_config_has_are_recognised_in_each_form(tmp_path, form):
     cfg = Config.fromfile(tmp_path / 'config.py', lazy_import=True)
     add_guards(cfg)
     cfg = with_exact_resume(cfg)
-    assert [hook_class(hook) for hook in cfg.custom_hooks] == [*ours, EMAHook]
-    assert hook_class(cfg.default_hooks.checkpoint) is SafeCheckpointHook
+    assert [class_of(hook, HOOKS) for hook in cfg.custom_hooks] == [*ours, EMAHook]
+    assert class_of(cfg.default_hooks.checkpoint, HOOKS) is SafeCheckpointHook
     assert Config.fromstring(cfg.pretty_text, '.py').custom_hooks
 
     cfg.merge_from_dict({'strategy.type': 'FSDPStrategy', 'launcher': 'pytorch'})
-    with pytest.raises(ToolError, match='FSDPStrategy and EMAHook do not go together'):
+    with pytest.raises(UserError, match='FSDPStrategy and EMAHook do not go together'):
         settle_fsdp(cfg, 'cuda')
 
 
 def test_a_file_of_another_kind_is_an_error(tmp_path):
     (tmp_path / 'train.log').write_text('a line')
-    with pytest.raises(ToolError, match=r'train\.log cannot be read as a config'):
+    with pytest.raises(UserError, match=r'train\.log cannot be read as a config'):
         load_config(tmp_path / 'train.log')

@@ -5,9 +5,9 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device, utils
 
-from mmgcvit.engine import ToolError
 from mmgcvit.engine import device as device_module
 from mmgcvit.engine.device import choose_device, fit_to_cpu
+from mmgcvit.errors import UserError
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_gpu_that_does_not_work_ends_in_one_line(monkeypatch):
 
     monkeypatch.setattr(utils, 'DEVICE', 'cuda')
     monkeypatch.setattr(device_module, 'operator_failure', fail)
-    with pytest.raises(ToolError, match=r'CUDA error: out of memory more\): see what runs on it'):
+    with pytest.raises(UserError, match=r'CUDA error: out of memory more\): see what runs on it'):
         choose_device()
     assert get_device() == 'cuda'  # it does not train on the CPU instead
 

@@ -6,8 +6,9 @@ from mmengine.config import Config
 from torch import nn
 
 from mmgcvit import GCViT
-from mmgcvit.engine import ToolError, load_config, wrap_blocks
+from mmgcvit.engine import load_config, wrap_blocks
 from mmgcvit.engine.fsdp import settle_fsdp
+from mmgcvit.errors import UserError
 from mmgcvit.models.gcvit import Block
 
 
@@ -30,7 +31,7 @@ def config(**settings):
     ],
 )
 def test_what_does_not_go_together_is_refused(settings, message):
-    with pytest.raises(ToolError, match=message):
+    with pytest.raises(UserError, match=message):
         settle_fsdp(config(**settings), 'cuda')
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmgcvit.engine import ToolError
 from mmgcvit.engine.launch import TORCH_SETTINGS, start_processes, translate_slurm
+from mmgcvit.errors import UserError
 
 TASK = dict(
     SLURM_PROCID='3',
@@ -45,7 +45,7 @@ def test_an_address_that_is_given_is_kept():
 
 def test_without_scontrol_the_remedy_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv('PATH', str(tmp_path))
-    with pytest.raises(ToolError, match=r'nodes gpu\[07-08\] .*: set MASTER_ADDR'):
+    with pytest.raises(UserError, match=r'nodes gpu\[07-08\] .*: set MASTER_ADDR'):
         translate_slurm(dict(TASK))
 
 
@@ -61,12 +61,12 @@ def started(monkeypatch):
 
 def test_more_processes_than_gpus_are_refused(started, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
-    with pytest.raises(ToolError, match=r'process 2 of this node has no GPU, there are 1: give'):
+    with pytest.raises(UserError, match=r'process 2 of this node has no GPU, there are 1: give'):
         start_processes(Config(dict(launcher='pytorch')), 'cuda')
 
 
 def test_an_address_that_does_not_work_is_named(started):
-    with pytest.raises(ToolError, match=r'process 1 of 2 cannot be connected .* localhost:x'):
+    with pytest.raises(UserError, match=r'process 1 of 2 cannot be connected .* localhost:x'):
         start_processes(Config(dict(launcher='pytorch')), 'cpu')
 
 
@@ -77,12 +77,12 @@ def test_a_port_in_use_is_named(started, monkeypatch):
         port = str(busy.getsockname()[1])
         for name, value in (('RANK', '0'), ('MASTER_PORT', port)):
             monkeypatch.setenv(name, value)
-        with pytest.raises(ToolError, match=rf'localhost:{port} \(.*in use'):
+        with pytest.raises(UserError, match=rf'localhost:{port} \(.*in use'):
             start_processes(Config(dict(launcher='pytorch')), 'cpu')
 
 
 def test_torchrun_without_launcher_is_refused(started, monkeypatch):
     assert start_processes(Config(dict()), 'cpu') == 1
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
-    with pytest.raises(ToolError, match='torchrun started 2 processes'):
+    with pytest.raises(UserError, match='torchrun started 2 processes'):
         start_processes(Config(dict()), 'cpu')

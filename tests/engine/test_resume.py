@@ -22,8 +22,10 @@ from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
 from mmgcvit.datasets import draw_shapes
-from mmgcvit.engine import build_runner, segments
-from mmgcvit.weights import WeightsError, read_checkpoint
+from mmgcvit.engine import build_runner
+from mmgcvit.engine.hooks import exact_resume
+from mmgcvit.errors import UserError
+from mmgcvit.weights import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 PER_EPOCH = 4
@@ -218,8 +220,8 @@ def test_no_two_segments_workers_or_ranks_draw_the_same_numbers(monkeypatch, wor
     runner = SimpleNamespace(cfg=Config({'train_dataloader': config}), train_loop=loop, seed=3)
 
     def draw(rank, iteration):
-        monkeypatch.setattr(segments, 'get_rank', lambda: rank)
-        loader = segments._Segments(runner).begin(iteration)
+        monkeypatch.setattr(exact_resume, 'get_rank', lambda: rank)
+        loader = exact_resume._Segments(runner).begin(iteration)
         return torch.stack([torch.stack(numbers, dim=1) for numbers in loader]).flatten().tolist()
 
     first = draw(0, 4)
@@ -319,7 +321,7 @@ def test_no_pretrained_url_is_touched_on_resume(images, tmp_path):
     nowhere = {'type': 'Pretrained', 'checkpoint': 'http://127.0.0.1:9/nothing.pth'}
     path = tiny_training.config(images, tmp_path / 'url', 'epoch', 0)
     runner_of(path, **{'train_cfg.max_epochs': 1}).train()
-    with pytest.raises(WeightsError, match='could not be downloaded'):
+    with pytest.raises(UserError, match='could not be downloaded'):
         runner_of(path, **{'model.init_cfg': nowhere, 'work_dir': str(tmp_path / 'anew')}).train()
     cfg = Config.fromfile(path)
     cfg.merge_from_dict({'model.init_cfg': nowhere, 'experiment_name': 'url2', 'resume': 'auto'})

@@ -13,7 +13,8 @@ PAIRS = """
 import os, sys
 import torch
 import torch.distributed as dist
-from mmgcvit.engine import ToolError, run_tool
+from mmgcvit.engine import run_tool
+from mmgcvit.errors import UserError
 
 folder, *kinds = sys.argv[1:]
 for pair, kind in enumerate(kinds):
@@ -40,7 +41,7 @@ def main():
         dist.all_reduce(torch.ones(3))
         dist.all_gather_object([None, None], ['a'])
     if kind == 'ours':
-        raise ToolError('loss is NaN')
+        raise UserError('loss is NaN')
     if kind == 'other':
         raise RuntimeError('peer left')
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mmgcvit import mmcv_ops
-from mmgcvit.mmcv_ops import MmcvError, operator_failure, require_operators
+from mmgcvit.errors import UserError
+from mmgcvit.mmcv_ops import operator_failure, require_operators
 
 FOLDER = Path(mmcv_ops.__file__).parent
 
@@ -178,14 +179,14 @@ def test_what_an_uninstallation_has_left(tmp_path, monkeypatch):
     hollow = types.ModuleType('mmcv')
     hollow.__file__, hollow.__path__ = None, [str(tmp_path)]
     monkeypatch.setitem(sys.modules, 'mmcv', hollow)
-    with pytest.raises(MmcvError, match='is a folder without mmcv in it: remove the folder, then'):
+    with pytest.raises(UserError, match='is a folder without mmcv in it: remove the folder, then'):
         require_operators()
 
 
 def test_no_mmcv(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmcv', None)
     with pytest.raises(
-        MmcvError, match=r"^mmcv is not installed: .* pip install '\.\[openmmlab\]'"
+        UserError, match=r"^mmcv is not installed: .* pip install '\.\[openmmlab\]'"
     ):
         require_operators()
 

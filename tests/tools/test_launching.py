@@ -25,6 +25,7 @@ from launching import (
 )
 from mmengine.fileio import load
 
+from mmgcvit.errors import UserError
 from mmgcvit.visualization import read_training_log
 
 
@@ -174,12 +175,11 @@ def test_mistakes_are_one_line(run, command, variables, message):
     ],
 )
 def test_mistakes_in_the_tools_are_one_line(load_tool, monkeypatch, arguments, message):
-    from mmgcvit.engine import ToolError
 
     name, *rest = map(str, arguments)
     monkeypatch.syspath_prepend(str(DATA / 'scripts'))
     monkeypatch.setattr(sys, 'argv', [name, *rest])
-    with pytest.raises(ToolError) as error:
+    with pytest.raises(UserError) as error:
         load_tool(name.removesuffix('.py')).main()
     assert str(error.value).startswith(message)
 

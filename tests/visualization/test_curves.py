@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from mmgcvit.engine import ToolError
+from mmgcvit.errors import UserError
 from mmgcvit.visualization import TrainingLog, plot_training_curves, read_training_log
 from mmgcvit.visualization import curves as module
 
@@ -324,7 +324,7 @@ def test_tool_writes_into_the_work_dir_or_where_told(tool, by_epoch, tmp_path, c
 @pytest.mark.parametrize('options', [['missing'], ['run', '--labels', 'a', 'b']])
 def test_tool_errors_are_one_line(tool, by_epoch, monkeypatch, options):
     monkeypatch.chdir(by_epoch.parent)
-    with pytest.raises(ToolError) as error:
+    with pytest.raises(UserError) as error:
         tool.main(options)
     assert '\n' not in str(error.value)
     assert not Path('missing').exists()

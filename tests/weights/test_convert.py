@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from mmgcvit import GCViT
+from mmgcvit.errors import UserError
 from mmgcvit.weights import (
-    WeightsError,
     convert_weights,
     load_weights,
     publish_model,
@@ -188,7 +188,7 @@ def test_timm_takes_the_file(tmp_path):
 )
 def test_mistakes(published, tmp_path, out, arguments, message):
     (tmp_path / 'there.pth').write_bytes(b'kept')
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(UserError, match=message):
         convert_weights(published[0], tmp_path / out, **arguments)
     assert (tmp_path / 'there.pth').read_bytes() == b'kept'
     assert not (tmp_path / 'w.pth').exists()
@@ -226,7 +226,7 @@ def test_whatever_the_meta_is(nano, tmp_path, meta, suffix):
 def test_values_that_the_new_type_cannot_hold_are_an_error(nano, tmp_path):
     state = {k: v * 1e6 for k, v in GCViT(nano, window_size=4).state_dict().items()}
     torch.save(state, tmp_path / 'x.pth')
-    with pytest.raises(WeightsError, match=r'NaN or infinity, in .* as float16'):
+    with pytest.raises(UserError, match=r'NaN or infinity, in .* as float16'):
         convert_weights(tmp_path / 'x.pth', tmp_path / 'y.pth', dtype='float16')
     assert not (tmp_path / 'y.pth').exists()
 
@@ -243,7 +243,7 @@ def test_no_secret_of_an_address_is_published(published, server, tmp_path, monke
 
 def test_a_file_of_another_network_is_an_error(tmp_path):
     torch.save({'a': torch.zeros(1)}, tmp_path / 'a.pth')
-    with pytest.raises(WeightsError, match='holds no whole GC ViT backbone'):
+    with pytest.raises(UserError, match='holds no whole GC ViT backbone'):
         convert_weights(tmp_path / 'a.pth', tmp_path / 'w.pth')
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from mmgcvit import GCViT
-from mmgcvit.weights import LAYOUTS, WeightsError, load_pretrained, reading, sort_tensors
+from mmgcvit.errors import UserError
+from mmgcvit.weights import LAYOUTS, load_pretrained, reading, sort_tensors
 
 ARCH = dict(
     embed_dims=4,
@@ -63,7 +64,7 @@ def load(model, path, content):
             parameter.fill_(7)
     try:
         load_pretrained(model, path)
-    except WeightsError as error:
+    except UserError as error:
         assert str(path) in str(error) and '\n' not in str(error) and len(str(error)) > 60
         assert all((tensor == 7).all() for tensor in model.parameters())
         return False

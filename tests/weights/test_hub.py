@@ -11,7 +11,8 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from mmgcvit import GCViT
-from mmgcvit.weights import WeightsError, fetch, read_checkpoint, to_timm
+from mmgcvit.errors import UserError
+from mmgcvit.weights import fetch, read_checkpoint, to_timm
 from mmgcvit.weights import hub as hub_files
 
 
@@ -53,7 +54,7 @@ def test_timms_models(hub, nano, kind):
 
 @pytest.mark.parametrize('source', ['hf://owner/repo/w.pth', 'timm://gcvit_none.in1k'])
 def test_what_is_not_there(hub, source):
-    with pytest.raises(WeightsError, match=r'could not be downloaded .*404.* as checkpoint'):
+    with pytest.raises(UserError, match=r'could not be downloaded .*404.* as checkpoint'):
         fetch(source)
 
 
@@ -66,10 +67,10 @@ def test_an_offline_machine_uses_what_it_has_and_says_what_is_missing(
     began = time.monotonic()
     assert fetch('hf://owner/repo/w.pth') == path
     url = 'http://127.0.0.1:1/owner/repo/resolve/main/other.pth'
-    with pytest.raises(WeightsError, match='no answer from there') as error:
+    with pytest.raises(UserError, match='no answer from there') as error:
         fetch('hf://owner/repo/other.pth')
     assert f'get {url} on a machine that can, copy it here' in str(error.value)
-    with pytest.raises(WeightsError, match=r'gcvit_tiny\.in1k/resolve/main/model\.safetensors'):
+    with pytest.raises(UserError, match=r'gcvit_tiny\.in1k/resolve/main/model\.safetensors'):
         fetch('timm://gcvit_tiny.in1k')
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     assert fetch('hf://owner/repo/w.pth') == path
@@ -85,7 +86,7 @@ def test_secrets_of_a_hub_and_of_where_it_sends_one_are_not_shown(hub, monkeypat
     monkeypatch.setattr(constants, 'ENDPOINT', constants.ENDPOINT.replace('://', '://u:s3cr3t@'))
     monkeypatch.setattr(hub_files, '_answers', lambda url: True)
     monkeypatch.setattr(huggingface_hub, 'hf_hub_download', fail)
-    with pytest.raises(WeightsError, match=r'403 for url: https://cdn/w\.pth .*/w\.pth') as error:
+    with pytest.raises(UserError, match=r'403 for url: https://cdn/w\.pth .*/w\.pth') as error:
         fetch('hf://owner/repo/w.pth')
     assert 's3cr3t' not in f'{error.value} {log}'
     assert error.value.__suppress_context__
@@ -95,11 +96,11 @@ def test_a_silent_hub_is_given_up(point_to_hub, monkeypatch):
     monkeypatch.setattr(hub_files, 'TIMEOUT', 0.3)
     with socket.create_server(('127.0.0.1', 0)) as server:
         point_to_hub(server.getsockname()[1])
-        with pytest.raises(WeightsError, match='no answer from there'):
+        with pytest.raises(UserError, match='no answer from there'):
             fetch('hf://owner/repo/w.pth')
 
 
 def test_without_the_package_the_error_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-    with pytest.raises(WeightsError, match='pip install huggingface_hub'):
+    with pytest.raises(UserError, match='pip install huggingface_hub'):
         fetch('hf://owner/repo/w.pth')

@@ -6,8 +6,9 @@ import torch
 from tiers import only_quick
 
 from mmgcvit import GCViT
+from mmgcvit.errors import UserError
 from mmgcvit.models.arch import ARCHS
-from mmgcvit.weights import LAYOUTS, WeightsError, join_tensors, sort_tensors, to_nvidia
+from mmgcvit.weights import LAYOUTS, join_tensors, sort_tensors, to_nvidia
 
 
 def network(arch, norms=(0, 1, 2, 3), **others):
@@ -91,7 +92,7 @@ def test_names_of_nvidias_classifier(nano):
 def test_timm_has_no_names_for_detectors_nor_for_the_first_norms(nano):
     state = {f'backbone.{k}': v for k, v in network(nano).items()}
     contents = sort_tensors({**state, 'neck.weight': torch.zeros(1)}, 'here')
-    with pytest.raises(WeightsError, match=r"timm's layout has no names for .* like neck\.weight"):
+    with pytest.raises(UserError, match=r"timm's layout has no names for .* like neck\.weight"):
         join_tensors(contents, 'timm')
     contents.others.clear()
     norms = [name for name in join_tensors(contents, 'timm') if 'norm.' in name]
@@ -101,5 +102,5 @@ def test_timm_has_no_names_for_detectors_nor_for_the_first_norms(nano):
 def test_two_tensors_of_one_name_are_an_error(nano):
     state = to_nvidia(network(nano))
     state['norm.weight'] = state['norm3.weight']
-    with pytest.raises(WeightsError, match=r'two tensors for norm3\.weight, one of them norm'):
+    with pytest.raises(UserError, match=r'two tensors for norm3\.weight, one of them norm'):
         sort_tensors(state, 'here')

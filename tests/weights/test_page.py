@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmgcvit import GCViT
-from mmgcvit.engine import ToolError, build_runner
-from mmgcvit.weights import WeightsError, publish_model, resize_bias_table, to_nvidia, to_timm
+from mmgcvit.engine import build_runner
+from mmgcvit.errors import UserError
+from mmgcvit.weights import publish_model, resize_bias_table, to_nvidia, to_timm
 
 PAGE = Path(__file__).parents[2] / 'docs' / 'weights.md'
 ARCH = dict(
@@ -217,7 +218,7 @@ def test_whole_network(row, use, files, tmp_path, monkeypatch):
         assert all(torch.equal(found[name], tensor) for name, tensor in files.state.items())
         return
     message = re.fullmatch('refused: `(.*)`', row[use])[1]
-    with pytest.raises(ToolError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         load()
 
 
@@ -230,7 +231,7 @@ def test_other_windows_are_for_trainings_that_begin(trained, tmp_path, monkeypat
     resized = resize_bias_table(trained[1][name], 121)
     assert torch.equal(new.model.state_dict()[name], resized)
     assert any('7 position bias tables were resized' in line for line in log)
-    with pytest.raises(ToolError, match='7 tensors differ in size'):
+    with pytest.raises(UserError, match='7 tensors differ in size'):
         runner(tmp_path / 'tested', **settings).test()
 
 
@@ -261,7 +262,7 @@ def test_nan_is_an_error_wherever_it_is(files, tmp_path, monkeypatch, name, use)
     content['state_dict'][name] = content['state_dict'][name] * float('nan')
     path = str(files.save('nan.pth', content))
     begun = runner(tmp_path / 'begun', **{'resume' if use == 'resume' else 'load_from': path})
-    with pytest.raises(WeightsError, match=rf'nan\.pth holds NaN or infinity, in {name}'):
+    with pytest.raises(UserError, match=rf'nan\.pth holds NaN or infinity, in {name}'):
         begun.test() if use == 'test' else begun.train()
 
 
@@ -320,7 +321,7 @@ def test_what_a_broken_file_gets(row, files, tmp_path):
     arch = settings.pop('arch', ARCH)
     init_cfg = dict(type='Pretrained', checkpoint=str(broken.path), **settings)
     model = GCViT(arch, window_size=4, init_cfg=init_cfg)
-    with pytest.raises(WeightsError, match=re.escape(row['what you get'].strip('`'))) as error:
+    with pytest.raises(UserError, match=re.escape(row['what you get'].strip('`'))) as error:
         model.init_weights()
     assert '\n' not in str(error.value)
     assert not (tmp_path / 'ran').exists()

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from mmgcvit import GCViT
+from mmgcvit.errors import UserError
 from mmgcvit.models.arch import ARCHS
 from mmgcvit.weights import (
-    WeightsError,
     infer_sizes,
     load_weights,
     resize_bias_table,
@@ -114,7 +114,7 @@ def test_a_table_of_the_right_size_is_taken_as_it_is():
 
 @pytest.mark.parametrize('shape', [(50, 2), (48, 2), (36, 2), (49,), (7, 7, 2)])
 def test_a_table_of_no_square_window_is_an_error(shape):
-    with pytest.raises(WeightsError, match='cannot be resized'):
+    with pytest.raises(UserError, match='cannot be resized'):
         resize_bias_table(torch.zeros(shape), 81)
 
 
@@ -132,7 +132,7 @@ def test_prefix_chooses_a_part_of_a_larger_model(nano, source, save):
     path = save(state)
     assert same_outputs(load(path, nano, init={'prefix': 'teacher'}), source)
     assert not same_outputs(load(path, nano, init={'prefix': 'student.'}), source)
-    with pytest.raises(WeightsError, match=r'fits none of the names .* like teacher\.stem'):
+    with pytest.raises(UserError, match=r'fits none of the names .* like teacher\.stem'):
         load(path, nano, init={'prefix': 'backbone.'})
 
 
@@ -141,7 +141,7 @@ def assert_refused_unchanged(message, path, arch, **arguments):
     init_cfg = dict(type='Pretrained', checkpoint=path, **arguments)
     model = GCViT(arch, window_size=4, init_cfg=init_cfg)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(UserError, match=message):
         model.init_weights()
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
@@ -214,7 +214,7 @@ def test_flat_squeeze_excitation_of_timm_is_an_error(nano, source, save):
 def test_values_that_the_models_type_cannot_hold_are_an_error(nano, source, save):
     state = {k: v * 1e6 for k, v in source.state_dict().items()}
     model = GCViT(nano, window_size=4).half()
-    with pytest.raises(WeightsError, match=r'NaN or infinity, in .* as torch\.float16'):
+    with pytest.raises(UserError, match=r'NaN or infinity, in .* as torch\.float16'):
         load_weights(model, state, 'here')
 
 
@@ -300,7 +300,7 @@ def test_the_digest_is_compared(nano, source, save):
 
 @pytest.mark.parametrize('content', [{'state_dict': {}}, {'epoch': 3}, [torch.zeros(3)], None])
 def test_a_file_without_tensors_is_an_error(nano, save, content):
-    with pytest.raises(WeightsError, match='holds no tensors'):
+    with pytest.raises(UserError, match='holds no tensors'):
         load(save(content), nano)
 
 
@@ -338,5 +338,5 @@ def test_half_precision_files_are_cast(nano, source, save):
 
 def test_other_types_of_attention_are_named(nano):
     source, model = GCViT(nano), GCViT(nano, attention_types=('local',))
-    with pytest.raises(WeightsError, match='choose attention_types that the file was trained with'):
+    with pytest.raises(UserError, match='choose attention_types that the file was trained with'):
         load_weights(model, source.state_dict(), 'file')

@@ -10,7 +10,8 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from mmgcvit.weights import WeightsError, publish_model
+from mmgcvit.errors import UserError
+from mmgcvit.weights import publish_model
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_tool_writes_it(checkpoint, tmp_path, load_tool, capsys):
 
 def test_files_that_are_no_checkpoints_are_refused(tmp_path):
     torch.save({'weight': torch.zeros(1)}, tmp_path / 'other.pth')
-    with pytest.raises(WeightsError, match=r'other\.pth has no state_dict'):
+    with pytest.raises(UserError, match=r'other\.pth has no state_dict'):
         publish_model(tmp_path / 'other.pth', tmp_path / 'out.pth')
     assert not list(tmp_path.glob('out*'))
 
@@ -63,6 +64,6 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
             return os.mkdir, (str(tmp_path / 'ran'),)
 
     torch.save({'state_dict': {}, 'message_hub': Trap()}, tmp_path / 'trap.pth')
-    with pytest.raises(WeightsError, match=r'it names \S+\.mkdir'):
+    with pytest.raises(UserError, match=r'it names \S+\.mkdir'):
         publish_model(tmp_path / 'trap.pth', tmp_path / 'out.pth')
     assert not (tmp_path / 'ran').exists()

@@ -21,8 +21,8 @@ from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 
 from mmgcvit import GCViT
+from mmgcvit.errors import UserError
 from mmgcvit.weights import (
-    WeightsError,
     convert_weights,
     publish_model,
     read_checkpoint,
@@ -103,7 +103,7 @@ def test_nothing_runs(tmp_path, canary, name, place):
         if name in INERT and place != 'message_hub':
             read_checkpoint(path)
         else:
-            with pytest.raises(WeightsError, match=r'crafted\.pth'):
+            with pytest.raises(UserError, match=r'crafted\.pth'):
                 read_checkpoint(path)
     assert set(vars(argparse.Namespace)) == attributes
     assert all(callable(method) for method in HistoryBuffer._statistics_methods.values())
@@ -114,7 +114,7 @@ def test_nothing_runs(tmp_path, canary, name, place):
 def test_no_pickle_of_the_old_format_runs(tmp_path, canary, position):
     """Magic number, protocol, machine, content, keys of the tensors' memory."""
     crafted.legacy_file(tmp_path / 'old.pth', crafted.payloads(canary)['os.mkdir'], position)
-    with pytest.raises(WeightsError, match=r'old\.pth'):
+    with pytest.raises(UserError, match=r'old\.pth'):
         read_checkpoint(tmp_path / 'old.pth')
 
 
@@ -129,7 +129,7 @@ def test_nothing_in_a_tar_of_the_first_format_runs(tmp_path, canary, member):
             entry = tarfile.TarInfo(f'\x80{name}' if name == 'storages' else name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    with pytest.raises(WeightsError, match='is no weights file'):
+    with pytest.raises(UserError, match='is no weights file'):
         read_checkpoint(path)
 
 
@@ -138,9 +138,7 @@ def test_nothing_in_a_tar_of_the_first_format_runs(tmp_path, canary, member):
 @pytest.mark.parametrize('inside', [('archive', 'data.pkl'), ('a/b', 'data.pkl'), ('', 'data.pkl')])
 def test_the_name_of_a_file_makes_it_no_safer(tmp_path, canary, name, inside):
     crafted.zip_file(tmp_path / name, crafted.payloads(canary)['os.system'], *inside)
-    with pytest.raises(
-        WeightsError, match=r'it names os\.system' if inside[0] == 'archive' else None
-    ):
+    with pytest.raises(UserError, match=r'it names os\.system' if inside[0] == 'archive' else None):
         read_checkpoint(tmp_path / name)
 
 
@@ -152,7 +150,7 @@ def test_two_pickles_in_one_archive_do_not_hide_one(tmp_path, canary):
         body = b'\x80\x02' + crafted.payloads(canary)['os.system'] + b'.'
         with pytest.warns(UserWarning, match='Duplicate name'):
             archive.writestr('archive/data.pkl', body)
-    with pytest.raises(WeightsError, match='tables of contents do not agree'):
+    with pytest.raises(UserError, match='tables of contents do not agree'):
         read_checkpoint(path)
 
 
@@ -160,7 +158,7 @@ def test_two_pickles_in_one_archive_do_not_hide_one(tmp_path, canary):
 @pytest.mark.filterwarnings('ignore:.*torch.jit')
 def test_programs_are_refused(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'program.pt')
-    with pytest.raises(WeightsError, match='is a TorchScript program, which is not run'):
+    with pytest.raises(UserError, match='is a TorchScript program, which is not run'):
         read_checkpoint(tmp_path / 'program.pt')
 
 
@@ -172,11 +170,11 @@ def test_a_program_behind_a_harmless_table_of_contents_is_refused(tmp_path):
     path = tmp_path / 'two_faces.pth'
     path.write_bytes(crafted.with_another_table((tmp_path / 'program.pt').read_bytes()))
     assert zipfile.ZipFile(path).namelist() == ['archive/version']
-    with pytest.raises(WeightsError, match='is a TorchScript program, which is not run'):
+    with pytest.raises(UserError, match='is a TorchScript program, which is not run'):
         read_checkpoint(path)
     torch.save({'a': torch.ones(1)}, tmp_path / 'weights.pth')
     path.write_bytes(crafted.with_another_table((tmp_path / 'weights.pth').read_bytes()))
-    with pytest.raises(WeightsError, match='tables of contents do not agree'):
+    with pytest.raises(UserError, match='tables of contents do not agree'):
         read_checkpoint(path)
 
 
@@ -185,7 +183,7 @@ def test_a_program_behind_a_harmless_table_of_contents_is_refused(tmp_path):
 def test_numpy_is_told_no_lies(tmp_path, kind):
     """A type with a field of objects at no place made NumPy take bytes of the file for pointers."""
     crafted.zip_file(tmp_path / 'w.pth', crafted.dict_of(meta=crafted.array_of_pointers(kind)))
-    with pytest.raises(WeightsError, match=f'NumPy type .{kind}. is not one of plain numbers'):
+    with pytest.raises(UserError, match=f'NumPy type .{kind}. is not one of plain numbers'):
         read_checkpoint(tmp_path / 'w.pth')
 
 
@@ -194,7 +192,7 @@ def test_numpy_is_told_no_lies(tmp_path, kind):
 def test_small_files_take_no_time_and_memory(tmp_path, name):
     crafted.zip_file(tmp_path / 'w.pth', crafted.bombs()[name])
     began = time.process_time()
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(UserError) as error:
         read_checkpoint(tmp_path / 'w.pth')
     assert time.process_time() - began < 5 and len(str(error.value)) < 1000
 
@@ -206,7 +204,7 @@ def trap(tmp_path, canary):
 
 
 def test_names_and_the_way_out_are_told(trap):
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(UserError) as error:
         read_checkpoint(trap)
     message = str(error.value)
     assert 'it names os.mkdir. ' in message and 'weights_only=False' not in message
@@ -217,7 +215,7 @@ def test_names_and_the_way_out_are_told(trap):
 def test_all_names_are_told(tmp_path):
     torch.save([OrderedDict, pytest.approx, os.getcwd, np.linalg.norm], tmp_path / 'w.pth')
     with pytest.raises(
-        WeightsError, match=r'it names \S+approx, numpy\.linalg\S*\.norm, posix\.getcwd\. '
+        UserError, match=r'it names \S+approx, numpy\.linalg\S*\.norm, posix\.getcwd\. '
     ):
         read_checkpoint(tmp_path / 'w.pth')
 
@@ -230,7 +228,7 @@ class Own:
 @pytest.mark.skipif(not reading.TORCH_TAKES_GLOBALS, reason='torch before 2.5')
 def test_classes_that_the_program_names_to_torch_are_read(tmp_path):
     torch.save({'own': Own()}, tmp_path / 'own.pth')
-    with pytest.raises(WeightsError, match=r'test_reading\.Own'):
+    with pytest.raises(UserError, match=r'test_reading\.Own'):
         read_checkpoint(tmp_path / 'own.pth')
     with torch.serialization.safe_globals([Own]):
         assert read_checkpoint(tmp_path / 'own.pth')['own'].value == 3
@@ -265,7 +263,7 @@ def test_every_way_into_the_package_is_safe(trap, source, server, hub, tmp_path,
         lambda: convert_weights(checkpoint, tmp_path / 'out.pth'),
     ]
     for way in ways:
-        with pytest.raises(WeightsError, match=r'it names os\.mkdir'):
+        with pytest.raises(UserError, match=r'it names os\.mkdir'):
             way()
     assert not list(tmp_path.glob('out*'))
 
@@ -356,7 +354,7 @@ def test_safetensors(tmp_path):
 @pytest.mark.usefixtures('reader')
 def test_broken_files_are_errors_of_ours(tmp_path, content, message):
     (tmp_path / 'broken.pth').write_bytes(content)
-    with pytest.raises(WeightsError, match=rf'broken\.pth ({message})'):
+    with pytest.raises(UserError, match=rf'broken\.pth ({message})'):
         read_checkpoint(tmp_path / 'broken.pth')
 
 
@@ -372,7 +370,7 @@ def test_files_cut_short_are_errors_of_ours(tmp_path, format, part):
         torch.save(state, path, _use_new_zipfile_serialization=format == 'zip')
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
-    with pytest.raises(WeightsError, match=r'cut\.pth (cannot be read|was not loaded)'):
+    with pytest.raises(UserError, match=r'cut\.pth (cannot be read|was not loaded)'):
         read_checkpoint(path)
 
 
@@ -383,12 +381,12 @@ def test_a_changed_byte_is_found_by_its_checksum(tmp_path):
     content[content.index(torch.ones(4).numpy().tobytes()) + 20_000] ^= 1
     path.write_bytes(content)
     assert not torch.equal(torch.load(path, weights_only=True)['a'], torch.ones(10_000))
-    with pytest.raises(WeightsError, match=r'is damaged: .* has another checksum'):
+    with pytest.raises(UserError, match=r'is damaged: .* has another checksum'):
         read_checkpoint(path)
 
 
 def test_compressed_archives_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / 'w.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('w.pth', b'0' * 10_000)
-    with pytest.raises(WeightsError, match='compressed zip archive'):
+    with pytest.raises(UserError, match='compressed zip archive'):
         read_checkpoint(tmp_path / 'w.zip')

@@ -13,8 +13,8 @@ import pytest
 import torch
 from mmengine.runner import CheckpointLoader
 
+from mmgcvit.errors import UserError
 from mmgcvit.weights import (
-    WeightsError,
     fetch,
     read_checkpoint,
     register_checkpoint_loaders,
@@ -54,7 +54,7 @@ def test_paths_and_file_urls(tmp_path, monkeypatch):
     ],
 )
 def test_sources_that_cannot_be_had(source, reason):
-    with pytest.raises(WeightsError, match=reason):
+    with pytest.raises(UserError, match=reason):
         fetch(source)
 
 
@@ -76,7 +76,7 @@ def test_a_url_out_of_reach_says_where_to_put_the_file(server, tmp_path, monkeyp
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     place = tmp_path / 'hub' / 'checkpoints' / 'missing.pth'
     for url in (f'{address}/missing.pth', 'http://127.0.0.1:1/missing.pth'):
-        with pytest.raises(WeightsError, match='could not be downloaded') as error:
+        with pytest.raises(UserError, match='could not be downloaded') as error:
             fetch(url)
         assert f'put the file at {place} by hand' in str(error.value)
     assert not place.exists()
@@ -85,7 +85,7 @@ def test_a_url_out_of_reach_says_where_to_put_the_file(server, tmp_path, monkeyp
 def test_a_download_that_is_cut_leaves_nothing_behind(server, tmp_path, monkeypatch):
     address, _, _ = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
-    with pytest.raises(WeightsError, match='2 of 1000 bytes came'):
+    with pytest.raises(UserError, match='2 of 1000 bytes came'):
         fetch(f'{address}/cut.pth')
     assert not (tmp_path / 'hub' / 'checkpoints' / 'cut.pth').exists()
 
@@ -151,7 +151,7 @@ def test_the_second_of_two_urls_of_one_name_can_be_put_there_by_hand(tmp_path, m
     monkeypatch.undo()
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
     url = 'http://127.0.0.1:1/w.pth'
-    with pytest.raises(WeightsError, match='could not be downloaded') as error:
+    with pytest.raises(UserError, match='could not be downloaded') as error:
         fetch(url)
     place = Path(str(error.value).split('put the file at ')[1].split(' by hand')[0])
     place.write_text('by hand')
@@ -220,7 +220,7 @@ def test_secrets_are_not_in_errors_and_their_tracebacks(source, server, tmp_path
             )
 
         monkeypatch.setattr(sources, '_content_length', refuse)
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(UserError) as error:
         fetch(source.format(address=address, host=address.removeprefix('http://')))
     # without the lines of this test's own source
     lines = traceback.TracebackException.from_exception(error.value, lookup_lines=False)
@@ -232,7 +232,7 @@ def test_a_digest_that_differs_shows_no_secrets(server, tmp_path, monkeypatch):
     address, folder, _ = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     (folder / 'w.pth').write_bytes(b'x')
-    with pytest.raises(WeightsError, match=f'from {address}/w.pth, has the SHA-256'):
+    with pytest.raises(UserError, match=f'from {address}/w.pth, has the SHA-256'):
         fetch(f'{address}/w.pth?s3cr3t', sha256='0' * 64)
 
 
@@ -240,7 +240,7 @@ def test_a_page_in_place_of_a_file_is_not_kept(server, tmp_path, monkeypatch):
     address, folder, _ = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     (folder / 'moved.pth').write_text('<!DOCTYPE html><p>This model has moved.')
-    with pytest.raises(WeightsError, match='the server sent a web page instead of a file'):
+    with pytest.raises(UserError, match='the server sent a web page instead of a file'):
         fetch(f'{address}/moved.pth')
     left = [path for path in (tmp_path / 'hub').rglob('*') if path.is_file()]
     assert [path.suffix for path in left] == ['.lock']
@@ -267,7 +267,7 @@ def test_a_server_that_falls_silent_is_given_up(answer, tmp_path, monkeypatch):
 
         threading.Thread(target=serve, daemon=True).start()
         url = f'http://127.0.0.1:{server.getsockname()[1]}/w.pth'
-        with pytest.raises(WeightsError, match=r'could not be downloaded \(.*timed out\)'):
+        with pytest.raises(UserError, match=r'could not be downloaded \(.*timed out\)'):
             fetch(url)
         assert len(connections) == (2 if answer else 1)
         assert socket.getdefaulttimeout() is None

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 
-from ..tool import ToolError
+from ...errors import UserError
 from .config import check_data
 
 
@@ -22,7 +22,7 @@ def require_data(cfg: Config, splits: Sequence[str] | None = None) -> None:
         splits: Which of train, val and test; by default those that a training reads.
 
     Raises:
-        ToolError: If training or test would fail; in the first process with a line for each reason.
+        UserError: If training or test would fail; in the first process with a line for each reason.
     """
     found: list[str | None] = [None]
     if is_main_process():
@@ -30,7 +30,7 @@ def require_data(cfg: Config, splits: Sequence[str] | None = None) -> None:
     broadcast_object_list(found)
     if found[0]:
         told = found[0] if is_main_process() else 'the data, see the error of the first process'
-        raise ToolError(told)
+        raise UserError(told)
 
 
 def _problems(cfg: Config, splits: Sequence[str]) -> str | None:

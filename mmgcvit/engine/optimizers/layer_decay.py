@@ -8,9 +8,9 @@ from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
-from ..models import GCViT
-from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
-from .tool import ToolError
+from ...errors import UserError
+from ...models import GCViT
+from ...registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -30,7 +30,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             takes, with its own meaning.
 
     Raises:
-        ToolError: If there is no such ``decay_rate`` or no ``lr``; when called, if the model's
+        UserError: If there is no such ``decay_rate`` or no ``lr``; when called, if the model's
             ``backbone`` is not a GC ViT.
 
     Example:
@@ -46,12 +46,12 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         rate = self.paramwise_cfg.get('decay_rate')
         if not isinstance(rate, int | float) or not 0 < rate <= 1:
-            raise ToolError(
+            raise UserError(
                 f'optim_wrapper.paramwise_cfg.decay_rate={rate!r} is not allowed: give a number '
                 'above 0 and at most 1, for example 0.8'
             )
         if self.base_lr is None:
-            raise ToolError('optim_wrapper.optimizer has no lr, which layer-wise decay scales')
+            raise UserError('optim_wrapper.optimizer has no lr, which layer-wise decay scales')
         self.decay_rate = rate
 
     def add_params(
@@ -68,7 +68,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return
         backbone = getattr(module, 'backbone', None)
         if not isinstance(backbone, GCViT):
-            raise ToolError(
+            raise UserError(
                 'layer-wise learning-rate decay needs a model whose backbone is a GCViT, and '
                 f'{type(module).__name__}.backbone is {type(backbone).__name__}: remove '
                 'optim_wrapper.constructor'

@@ -9,9 +9,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 from mmengine.logging import print_log
 
+from ..errors import UserError
 from ..registry import METRICS
-from .config import is_segmentor
-from .tool import ToolError
+from ..task import SEGMENTATION, task_of
 
 DETECTOR_TTA = dict(
     type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
@@ -41,12 +41,12 @@ def merge_views(cfg: Config) -> None:
     image and its mirror image. mmdet merges boxes only: a detector's mask head is left out.
 
     Raises:
-        ToolError: The config says nothing of views, or the detector has masks that cannot be left
+        UserError: The config says nothing of views, or the detector has masks that cannot be left
             out.
     """
-    if is_segmentor(cfg):
+    if task_of(cfg) is SEGMENTATION:
         if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
-            raise ToolError(
+            raise UserError(
                 '--tta needs tta_model and tta_pipeline in a segmentation config: inherit them '
                 'from mmseg::_base_/default_runtime.py and one of mmseg::_base_/datasets'
             )
@@ -82,7 +82,7 @@ def _leave_masks_out(cfg: Config) -> None:
         roi_head.pop('mask_roi_extractor', None)
         print_log('--tta: mmdet merges boxes only, masks are left out', logger='current')
     elif wants_masks:
-        raise ToolError(
+        raise UserError(
             f'--tta: mmdet merges boxes only, and {cfg.model.type} has no mask head of its own to '
             'leave out: test it without --tta'
         )
@@ -100,8 +100,8 @@ def dump_predictions(cfg: Config, path: str) -> None:
     maps, as its scores of every class and pixel would fill a disk.
     """
     if Path(path).suffix not in ('.pkl', '.pickle'):
-        raise ToolError(f'--out writes a pickle file: end its name in .pkl, got {path}')
-    kind = 'mmgcvit.DumpLabelMaps' if is_segmentor(cfg) else 'DumpDetResults'
+        raise UserError(f'--out writes a pickle file: end its name in .pkl, got {path}')
+    kind = 'mmgcvit.DumpLabelMaps' if task_of(cfg) is SEGMENTATION else 'DumpDetResults'
     cfg.test_evaluator = [*_evaluators(cfg), dict(type=kind, out_file_path=path)]
 
 

@@ -11,9 +11,10 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmgcvit import GCViT
-from mmgcvit.engine import ToolError, load_config
+from mmgcvit.engine import load_config
+from mmgcvit.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LR, WEIGHT_DECAY, RATE = 1e-3, 0.05, 0.5
 
 
@@ -268,14 +269,14 @@ def test_a_training_step_uses_the_rates(nano):
 def test_a_rate_that_makes_no_sense_is_an_error(nano, rate):
     cfg = optim_wrapper()
     cfg['paramwise_cfg']['decay_rate'] = rate
-    with pytest.raises(ToolError, match=r'decay_rate=.* is not allowed: give a number above 0'):
+    with pytest.raises(UserError, match=r'decay_rate=.* is not allowed: give a number above 0'):
         build_optim_wrapper(Model(GCViT(nano, window_size=3)), cfg)
 
 
 def test_other_backbones_and_an_optimizer_without_lr_are_errors(nano):
-    with pytest.raises(ToolError, match=r'Model\.backbone is Identity'):
+    with pytest.raises(UserError, match=r'Model\.backbone is Identity'):
         build_optim_wrapper(Model(nn.Identity()), optim_wrapper())
     cfg = optim_wrapper()
     del cfg['optimizer']['lr']
-    with pytest.raises(ToolError, match='has no lr'):
+    with pytest.raises(UserError, match='has no lr'):
         build_optim_wrapper(Model(GCViT(nano, window_size=3)), cfg)

@@ -9,7 +9,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from toy import toy_config, toy_runner
 
-from mmgcvit.engine import BadLossHook, ToolError, build_runner
+from mmgcvit.engine import BadLossHook, build_runner
+from mmgcvit.errors import UserError
 
 
 def final(runner):
@@ -18,7 +19,7 @@ def final(runner):
 
 def test_three_bad_iterations_in_a_row_stop_and_change_nothing(tmp_path):
     runner = toy_runner(tmp_path, bad=[4, 5, 6])
-    with pytest.raises(ToolError, match=r'stopped at iteration 7.*images/6\.jpg \(id 106\)'):
+    with pytest.raises(UserError, match=r'stopped at iteration 7.*images/6\.jpg \(id 106\)'):
         runner.train()
     saved = sorted(path.name for path in tmp_path.glob('iter_*.pth'))
     assert saved == [f'iter_{i}.pth' for i in range(1, 7)]
@@ -47,7 +48,7 @@ def test_single_bad_iterations_are_left_out_and_training_goes_on(tmp_path):
 
 def test_number_of_bad_iterations_is_set_in_the_config(tmp_path):
     hook = dict(type='mmgcvit.BadLossHook', max_consecutive=1)
-    with pytest.raises(ToolError, match='stopped at iteration 3'):
+    with pytest.raises(UserError, match='stopped at iteration 3'):
         toy_runner(tmp_path, bad=[2], hooks=[hook]).train()
 
 
@@ -59,7 +60,7 @@ def test_impossible_numbers_are_refused(number):
 
 def test_training_stops_at_once_if_batch_norm_is_spoilt(tmp_path):
     runner = toy_runner(tmp_path, bad=[5], batch=2, model=dict(batch_norm=True))
-    with pytest.raises(ToolError, match=r'iteration 3.*holds values that are not finite'):
+    with pytest.raises(UserError, match=r'iteration 3.*holds values that are not finite'):
         runner.train()
     assert not (tmp_path / 'iter_3.pth').exists()
 
@@ -77,7 +78,7 @@ def test_accumulated_gradients_are_left_out_as_a_whole(tmp_path):
 def test_infinite_losses_whose_gradients_are_finite_count_too(tmp_path):
     """Their updates look good, and must not begin the count anew."""
     runner = toy_runner(tmp_path, model=dict(offset=float('inf')))
-    with pytest.raises(ToolError, match=r'stopped at iteration 3.*bad iterations in a row: 3'):
+    with pytest.raises(UserError, match=r'stopped at iteration 3.*bad iterations in a row: 3'):
         runner.train()
 
 
@@ -99,7 +100,7 @@ def test_updates_that_are_all_left_out_by_a_loss_scaler_stop_the_training(
     monkeypatch.setattr(SkippingOptimWrapper, 'updates', updates)
     cfg = toy_config(tmp_path, iterations=100)
     cfg.optim_wrapper.update(type='SkippingOptimWrapper', accumulative_counts=accumulated)
-    with pytest.raises(ToolError, match=rf'stopped at iteration {last}: the loss scaler has left'):
+    with pytest.raises(UserError, match=rf'stopped at iteration {last}: the loss scaler has left'):
         build_runner(cfg).train()
 
 

@@ -18,9 +18,9 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..registry import OPTIM_WRAPPERS
-from .config import is_segmentor
-from .tool import ToolError
+from ...errors import UserError
+from ...registry import OPTIM_WRAPPERS
+from ...task import SEGMENTATION, task_of
 
 ONLY_AMP = ('loss_scale', 'dtype', 'use_fsdp')  # arguments that AmpOptimWrapper adds
 
@@ -61,7 +61,7 @@ class BFloat16OptimWrapper(OptimWrapper):
 def mixed_parts(model: nn.Module) -> list[nn.Module]:
     """Return the parts of a model whose layers compute in bfloat16, as far as it has them."""
     if getattr(model, 'backbone', None) is None:
-        raise ToolError(
+        raise UserError(
             f'mixed precision in bfloat16 is for models with a backbone, {type(model).__name__} '
             'has none: train without --amp, with optim_wrapper.type=OptimWrapper'
         )
@@ -106,7 +106,7 @@ def request_amp(cfg: Config) -> None:
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
     elif wrapper.type != 'AmpOptimWrapper':
-        raise ToolError(
+        raise UserError(
             f'--amp is for a config with optim_wrapper.type OptimWrapper or AmpOptimWrapper, this '
             f'one has {wrapper.type}'
         )
@@ -121,7 +121,7 @@ def settle_amp(cfg: Config, device: str) -> None:
     if not wrapper or wrapper.get('type') != 'AmpOptimWrapper':
         return
     in_bfloat16 = wrapper.get('dtype') in ('bfloat16', torch.bfloat16)
-    if device == 'cpu' or (in_bfloat16 and not is_segmentor(cfg)):
+    if device == 'cpu' or (in_bfloat16 and task_of(cfg) is not SEGMENTATION):
         for name in ONLY_AMP:
             wrapper.pop(name, None)
         wrapper.type = 'mmgcvit.BFloat16OptimWrapper'

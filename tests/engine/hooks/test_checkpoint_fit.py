@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy import toy_runner
 
-from mmgcvit.engine import ToolError
+from mmgcvit.errors import UserError
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def test_resuming_needs_a_checkpoint_of_the_same_size(checkpoint, tmp_path):
     path = tmp_path / 'second'
     runner = toy_runner(path, model=dict(width=5), load_from=checkpoint, resume=True)
     message = r'is of another model: 3 tensors differ in size, as backbone.weight with \(3, 2\), '
-    with pytest.raises(ToolError, match=message + r'the model needs \(5, 2\)'):
+    with pytest.raises(UserError, match=message + r'the model needs \(5, 2\)'):
         runner.train()
     same = toy_runner(path, iterations=3, load_from=checkpoint, resume=True)
     same.train()
@@ -26,7 +26,7 @@ def test_resuming_needs_a_checkpoint_of_the_same_size(checkpoint, tmp_path):
 
 def test_resuming_needs_the_same_heads_too(checkpoint, tmp_path):
     settings = dict(model=dict(classes=7), load_from=checkpoint)
-    with pytest.raises(ToolError, match=r'2 tensors differ in size, as bbox_head\.weight'):
+    with pytest.raises(UserError, match=r'2 tensors differ in size, as bbox_head\.weight'):
         toy_runner(tmp_path / 'resumed', resume=True, **settings).train()
 
 
@@ -44,7 +44,7 @@ def test_a_training_may_begin_from_other_heads_and_says_so(checkpoint, tmp_path,
 
 def test_a_training_may_not_begin_from_another_backbone(checkpoint, tmp_path):
     runner = toy_runner(tmp_path / 'begun', model=dict(width=5), load_from=checkpoint)
-    with pytest.raises(ToolError, match=r'2 tensors differ in size, as backbone\.weight'):
+    with pytest.raises(UserError, match=r'2 tensors differ in size, as backbone\.weight'):
         runner.train()
 
 
@@ -52,7 +52,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / 'else.pth'
     torch.save({'layer.weight': torch.ones(2)}, path)
     runner = toy_runner(tmp_path / 'begun', load_from=str(path))
-    with pytest.raises(ToolError, match=r'holds none of .* has names like layer\.weight'):
+    with pytest.raises(UserError, match=r'holds none of .* has names like layer\.weight'):
         runner.train()
 
 
@@ -64,7 +64,7 @@ def test_resuming_needs_the_whole_state_of_a_training(tmp_path, part):
     del saved[part]
     torch.save(saved, tmp_path / 'part.pth')
     settings = dict(resume=True, load_from=str(tmp_path / 'part.pth'), **schedule)
-    with pytest.raises(ToolError, match=rf'part\.pth cannot be resumed from: it has no {part}, '):
+    with pytest.raises(UserError, match=rf'part\.pth cannot be resumed from: it has no {part}, '):
         toy_runner(tmp_path, **settings).train()
     begun = toy_runner(tmp_path, iterations=1, **{**settings, 'resume': False})
     begun.train()
@@ -85,5 +85,5 @@ def test_testing_needs_a_checkpoint_of_the_same_size(checkpoint, tmp_path):
         test_cfg=dict(),
         test_evaluator=dict(type='DumpResults', out_file_path=str(tmp_path / 'o.pkl')),
     )
-    with pytest.raises(ToolError, match=r'2 tensors differ in size, as bbox_head\.weight'):
+    with pytest.raises(UserError, match=r'2 tensors differ in size, as bbox_head\.weight'):
         runner.test()

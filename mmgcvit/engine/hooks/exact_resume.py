@@ -24,8 +24,8 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader
 
-from ..registry import HOOKS
-from .tool import ToolError
+from ...errors import UserError
+from ...registry import HOOKS
 
 _SEGMENT_START = 'segment_start'  # in the message hub: the iteration of the last checkpoint
 
@@ -127,7 +127,7 @@ class _Batches:
 
     def __init__(self, batch_sampler: BatchSampler, start: int) -> None:
         if len(batch_sampler) == 0:
-            raise ToolError(
+            raise UserError(
                 'train_dataloader gives no batch: the dataset has fewer images than batch_size '
                 f'and drop_last=True ({len(batch_sampler.sampler)} a process)'
             )

@@ -12,9 +12,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from ..registry import HOOKS
-from ..weights import adapt_network, require_finite
-from .tool import ToolError
+from ...errors import UserError
+from ...registry import HOOKS
+from ...weights import adapt_network, require_finite
 
 
 @HOOKS.register_module()
@@ -61,7 +61,7 @@ def _require_state(checkpoint: Mapping[str, Any], source: str, scheduled: bool) 
     needed = ['optimizer', 'message_hub', *(['param_schedulers'] if scheduled else [])]
     missing = [part for part in needed if part not in checkpoint]
     if missing:
-        raise ToolError(
+        raise UserError(
             f'{source} cannot be resumed from: it has no {", ".join(missing)}, which best_*.pth, '
             'published files and those of CheckpointHook(save_optimizer=False) lack: resume from '
             'an epoch_N.pth or iter_N.pth, or begin from the weights alone, without --resume and '
@@ -103,7 +103,7 @@ def compare(
         Names of these.
 
     Raises:
-        ToolError: If they do not belong together.
+        UserError: If they do not belong together.
     """
     state = {name.removeprefix('module.'): t for name, t in state.items() if isinstance(t, Tensor)}
     wanted = {
@@ -112,7 +112,7 @@ def compare(
     missing = [name for name in wanted if name not in state]
     other = [n for n, size in wanted.items() if n in state and tuple(state[n].shape) != size]
     if all(name in missing or name.startswith('backbone.') for name in wanted):
-        raise ToolError(
+        raise UserError(
             f'{source} holds {"none" if len(missing) == len(wanted) else "the backbone alone"} of '
             f'the tensors of the model, it has names like {_sample(list(state))}, the model like '
             f'{_sample(list(wanted))}: give a checkpoint of this config; weights of a backbone '
@@ -129,13 +129,13 @@ def compare(
             )
         missing, other = ([n for n in names if n not in left] for names in (missing, other))
     if other:
-        raise ToolError(
+        raise UserError(
             f'{source} is of another model: {len(other)} tensors differ in size, as {other[0]} '
             f'with {tuple(state[other[0]].shape)}, the model needs {wanted[other[0]]}: give the '
             'config that it was trained with, or a checkpoint of this one'
         )
     if missing:
-        raise ToolError(
+        raise UserError(
             f'{source} is of another model: {len(missing)} of {len(wanted)} tensors are missing, '
             f'as {_sample(missing)}: give the config that it was trained with, or a checkpoint of '
             'this one'

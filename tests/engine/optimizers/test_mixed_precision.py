@@ -7,10 +7,11 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, init_default_scope
 
-from mmgcvit.engine import BFloat16OptimWrapper, ToolError, load_config, request_amp
-from mmgcvit.engine.amp import settle_amp
+from mmgcvit.engine import BFloat16OptimWrapper, load_config, request_amp
+from mmgcvit.engine.optimizers.mixed_precision import settle_amp
+from mmgcvit.errors import UserError
 
-DATA = Path(__file__).parents[1] / 'data'
+DATA = Path(__file__).parents[2] / 'data'
 
 
 def detector():
@@ -62,7 +63,7 @@ def test_amp_is_requested_of_wrappers_that_it_suits():
     cfg.optim_wrapper.loss_scale = 512.0
     request_amp(cfg)
     assert cfg.optim_wrapper.loss_scale == 512.0
-    with pytest.raises(ToolError, match=r'--amp is for .* this one has ApexOptimWrapper'):
+    with pytest.raises(UserError, match=r'--amp is for .* this one has ApexOptimWrapper'):
         request_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))))
 
 
@@ -134,7 +135,7 @@ def test_layers_compute_in_bfloat16_and_boxes_in_float32(mask_rcnn, log):
 def test_a_model_without_a_backbone_is_refused(log):
     model = torch.nn.Linear(2, 2)
     with (
-        pytest.raises(ToolError, match='Linear has none'),
+        pytest.raises(UserError, match='Linear has none'),
         optimize(model, log).optim_context(model),
     ):
         pass

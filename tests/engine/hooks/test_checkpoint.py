@@ -17,16 +17,16 @@ from mmengine.config import Config
 from mmgcvit.datasets import draw_shapes
 from mmgcvit.engine import (
     SafeCheckpointHook,
-    ToolError,
     build_runner,
-    checkpoints,
     find_checkpoint,
 )
+from mmgcvit.engine.hooks import checkpoint as checkpoints
 from mmgcvit.engine.resume import is_whole, resume_training
+from mmgcvit.errors import UserError
 from mmgcvit.files import remove_partial_files, write_atomically
 from mmgcvit.weights import read_checkpoint
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope='module')
@@ -128,9 +128,9 @@ def test_without_a_checkpoint_the_training_starts_anew_from_the_configs_weights(
 def test_a_given_checkpoint_that_is_cut_or_missing_is_an_error(files):
     folder = files('epoch_1.pth', 'epoch_2.pth')
     cut(folder / 'epoch_2.pth', 100)
-    with pytest.raises(ToolError, match=r'epoch_2\.pth is no whole checkpoint: it was cut short'):
+    with pytest.raises(UserError, match=r'epoch_2\.pth is no whole checkpoint: it was cut short'):
         resume_training(Config({'work_dir': str(folder)}), str(folder / 'epoch_2.pth'))
-    with pytest.raises(ToolError, match=r'epoch_5\.pth does not exist'):
+    with pytest.raises(UserError, match=r'epoch_5\.pth does not exist'):
         resume_training(Config({'work_dir': str(folder)}), str(folder / 'epoch_5.pth'))
 
 
@@ -223,7 +223,7 @@ def test_a_full_disk_leaves_the_files_before_it_and_a_clear_error(
     refuse(refused, monkeypatch)
     monkeypatch.setattr(tiny_training.TinyMetric, 'compute_metrics', falling_cost())
     runner = runner_of(images, tmp_path, f'full_{refused}', {'max_keep_ckpts': 1})
-    with pytest.raises(ToolError, match=rf'{refused} could not be written.*No space left'):
+    with pytest.raises(UserError, match=rf'{refused} could not be written.*No space left'):
         runner.train()
     whole = {'epoch_3.pth' if 'best' in refused else 'epoch_2.pth', 'best_cost_epoch_2.pth'}
     assert names(tmp_path) == whole
@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_the_files_before_it_and_a_clear_error(
 )
 def test_a_full_disk_is_named_for_small_files_too(images, tmp_path, monkeypatch, refused, left):
     refuse(refused, monkeypatch)
-    with pytest.raises(ToolError, match=rf'{refused} could not be written.*No space left'):
+    with pytest.raises(UserError, match=rf'{refused} could not be written.*No space left'):
         runner_of(images, tmp_path, f'full_{refused}').train()
     assert names(tmp_path) == left and all(is_whole(tmp_path / name) for name in left)
 

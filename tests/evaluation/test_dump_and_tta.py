@@ -3,7 +3,9 @@
 import pytest
 from mmengine.config import Config
 
-from mmgcvit.engine import ToolError, dump_predictions, enable_lr_scaling, merge_views
+from mmgcvit.engine import enable_lr_scaling
+from mmgcvit.errors import UserError
+from mmgcvit.evaluation import dump_predictions, merge_views
 
 
 def detector(**model):
@@ -43,13 +45,13 @@ def test_the_configs_own_views_are_used(log):
 
 
 def test_masks_that_cannot_be_left_out_are_refused():
-    with pytest.raises(ToolError, match='Detector has no mask head of its own'):
+    with pytest.raises(UserError, match='Detector has no mask head of its own'):
         merge_views(detector(mask_head=dict()))
 
 
 def test_a_segmentor_needs_views():
     cfg = Config(dict(model=dict(decode_head=dict()), tta_model=dict(type='SegTTAModel')))
-    with pytest.raises(ToolError, match='--tta needs tta_model and tta_pipeline'):
+    with pytest.raises(UserError, match='--tta needs tta_model and tta_pipeline'):
         merge_views(cfg)
 
 
@@ -69,5 +71,5 @@ def test_lr_scaling_needs_a_batch_size():
     enable_lr_scaling(cfg)
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16)
     for missing in (dict(), dict(auto_scale_lr=dict(enable=False))):
-        with pytest.raises(ToolError, match='--auto-scale-lr needs the batch size'):
+        with pytest.raises(UserError, match='--auto-scale-lr needs the batch size'):
             enable_lr_scaling(Config(missing))

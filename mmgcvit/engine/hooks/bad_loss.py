@@ -12,8 +12,8 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..registry import HOOKS
-from .tool import ToolError
+from ...errors import UserError
+from ...registry import HOOKS
 
 MAX_SKIPPED = 32  # a scaler begins at 2 ** 16, and halves its scale each time
 
@@ -104,7 +104,7 @@ class BadLossHook(Hook):
                 if spoilt
                 else f'bad iterations in a row: {self._bad}'
             )
-            raise ToolError(
+            raise UserError(
                 f'stopped at iteration {iteration}, {what} ({reason}); last images: '
                 f'{"; ".join(images)}. The last checkpoint is untouched: look at these images and '
                 'their annotations, lower optim_wrapper.optimizer.lr or set '
@@ -118,7 +118,7 @@ class BadLossHook(Hook):
             return
         self._skipped += 1
         if self._skipped >= MAX_SKIPPED:
-            raise ToolError(
+            raise UserError(
                 f'stopped at iteration {runner.iter + 1}: the loss scaler has left out '
                 f'{self._skipped} updates in a row, the gradients are not finite at any scale. '
                 'Lower optim_wrapper.optimizer.lr, or train in bfloat16 with '

@@ -8,10 +8,10 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from ..files import remove_partial_files, write_atomically
-from ..registry import HOOKS
-from .segments import end_segment
-from .tool import ToolError
+from ...errors import UserError
+from ...files import remove_partial_files, write_atomically
+from ...registry import HOOKS
+from .exact_resume import end_segment
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -19,7 +19,7 @@ def _write(path: Path, content: bytes) -> None:
     try:
         write_atomically(path, content)
     except OSError as error:
-        raise ToolError(
+        raise UserError(
             f'{path} could not be written ({error}); the files before it are whole. Make room '
             'there, then go on with --resume'
         ) from error
