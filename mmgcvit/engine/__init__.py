@@ -1,5 +1,6 @@
+from .adaptations import adapt_amp, adapt_lr_scaling, adapt_test
 from .check_data import check_data, require_data
-from .config import check_checkpoint, enable_lr_scaling, load_config
+from .config import check_checkpoint, load_config
 from .fsdp import wrap_blocks
 from .hooks import (
     AverageBatchNorm,
@@ -9,7 +10,6 @@ from .hooks import (
     SafeCheckpointHook,
 )
 from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
-from .optimizers.mixed_precision import request_amp
 from .resume import find_checkpoint
 from .runner import build_runner
 from .tool import config_parser, run_tool, runner_parser
@@ -22,14 +22,15 @@ __all__ = [
     'ExactResumeHook',
     'LayerDecayOptimWrapperConstructor',
     'SafeCheckpointHook',
+    'adapt_amp',
+    'adapt_lr_scaling',
+    'adapt_test',
     'build_runner',
     'check_checkpoint',
     'check_data',
     'config_parser',
-    'enable_lr_scaling',
     'find_checkpoint',
     'load_config',
-    'request_amp',
     'require_data',
     'run_tool',
     'runner_parser',

@@ -95,13 +95,3 @@ def check_checkpoint(path: str) -> str:
             'of a .pth file, as work_dirs/CONFIG_NAME/epoch_36.pth'
         )
     return path
-
-
-def enable_lr_scaling(cfg: Config) -> None:
-    """Have the Runner scale the learning rate with the batch size, as ``--auto-scale-lr`` asks."""
-    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-        raise UserError(
-            "--auto-scale-lr needs the batch size, over all processes, that the config's learning "
-            'rate is meant for: add auto_scale_lr = dict(base_batch_size=16) to the config'
-        )
-    cfg.auto_scale_lr.enable = True

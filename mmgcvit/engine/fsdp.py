@@ -3,17 +3,14 @@
 from typing import Any
 
 from mmengine._strategy import FSDPStrategy
-from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.hooks import EMAHook
 from mmengine.optim import BaseOptimWrapper
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
-from ..errors import UserError
 from ..models.gcvit import Block
-from ..registry import FUNCTIONS, HOOKS, STRATEGIES, class_of
+from ..registry import FUNCTIONS, STRATEGIES
 
 
 @FUNCTIONS.register_module()
@@ -56,34 +53,3 @@ class ResumableFSDPStrategy(FSDPStrategy):
             model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
         )
         self.optim_wrapper.load_state_dict(state)
-
-
-def settle_fsdp(cfg: Config, device: str) -> None:
-    """Make a config's FSDP strategy, if it has one, run on this device.
-
-    Raises:
-        UserError: It is asked for in a single process, or together with what it cannot do.
-    """
-    strategy = cfg.get('strategy') or {}
-    if strategy.get('type') not in ('FSDPStrategy', 'mmgcvit.FSDPStrategy'):
-        return
-    strategy['type'] = 'mmgcvit.FSDPStrategy'
-    if cfg.get('launcher', 'none') == 'none':
-        raise UserError(
-            'strategy FSDPStrategy shards a model over processes: start them with '
-            'tools/dist_train.sh, or train with the config that this one inherits from'
-        )
-    hooks = cfg.get('custom_hooks') or []
-    if any(class_of(hook, HOOKS) is EMAHook for hook in hooks):
-        raise UserError(
-            'strategy FSDPStrategy and EMAHook do not go together, as the averaged model is not '
-            'sharded: leave one of them out of the config'
-        )
-    constructor = cfg.optim_wrapper.get('constructor') or ''
-    if constructor.endswith('LayerDecayOptimWrapperConstructor'):
-        raise UserError(
-            'strategy FSDPStrategy and layer-wise learning-rate decay do not go together, as the '
-            'parts of a tensor do not tell its shape: leave one of them out of the config'
-        )
-    if device == 'cpu':
-        strategy.setdefault('model_wrapper', {})['device_id'] = 'cpu'

@@ -54,7 +54,6 @@ def start_processes(cfg: Config, device: str) -> int:
         if port is not None:
             os.environ['MASTER_PORT'] = str(port)
         translate_slurm(os.environ)
-        cfg.launcher = 'pytorch'
     missing = [name for name in TORCH_SETTINGS if name not in os.environ]
     if missing:
         raise UserError(

@@ -1,24 +1,22 @@
 """Going on with a training: which checkpoint, and what is not needed besides."""
 
-import copy
 import logging
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
-from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 
 from ..errors import UserError
-from ..registry import HOOKS, class_of
+from ..registry import class_of
 from ..weights import fetch
 from .config import check_checkpoint
-from .hooks.exact_resume import ExactResumeHook
 
 _NAMES = ('epoch_{}.pth', 'iter_{}.pth')
 
@@ -156,29 +154,6 @@ def _where(cfg: Config) -> tuple[Path, Sequence[str]]:
     return folder, [hook['filename_tmpl']] if hook.get('filename_tmpl') else _NAMES
 
 
-def with_exact_resume(cfg: Config) -> Config:
-    """Return a copy of a config with this package's hooks, and ``resume`` settled if it is set.
-
-    It may be a checkpoint, or 'auto' for the newest of the work dir; True stands for ``load_from``,
-    or for 'auto' if that is not set.
-    """
-    cfg = copy.deepcopy(cfg)
-    if resume := cfg.get('resume'):
-        checkpoint = cfg.get('load_from') if resume is True else resume
-        resume_training(cfg, None if checkpoint == 'auto' else checkpoint)
-    hooks = cfg.setdefault('default_hooks', ConfigDict())
-    # None means no checkpoints
-    if hooks.setdefault('checkpoint', ConfigDict()) is not None:
-        hooks.checkpoint.setdefault('type', 'CheckpointHook')
-    custom = cfg.get('custom_hooks') or []
-    for hook in [hooks.checkpoint, *custom]:
-        if hook and class_of(hook, HOOKS) is CheckpointHook:
-            hook.type = 'mmgcvit.SafeCheckpointHook'
-    if not any(class_of(hook, HOOKS) is ExactResumeHook for hook in custom):
-        cfg.custom_hooks = [*custom, ConfigDict(type='mmgcvit.ExactResumeHook')]
-    return cfg
-
-
 def forget_pretrained(model: nn.Module) -> None:
     """Drop every Pretrained ``init_cfg`` of a model: a checkpoint is about to replace its weights.
 
@@ -189,4 +164,6 @@ def forget_pretrained(model: nn.Module) -> None:
         if not configs:
             continue
         configs = [configs] if isinstance(configs, Mapping) else configs
-        module.init_cfg = [c for c in configs if c['type'] not in ('Pretrained', PretrainedInit)]
+        module.init_cfg = [
+            c for c in configs if class_of(c, WEIGHT_INITIALIZERS) is not PretrainedInit
+        ]

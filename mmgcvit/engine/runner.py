@@ -1,4 +1,6 @@
-"""mmengine's runners, made ready for this machine."""
+"""mmengine's runners, adapted to this machine."""
+
+import copy
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -8,38 +10,40 @@ from mmengine.runner import FlexibleRunner, Runner
 
 from ..mmcv_ops import require_operators
 from ..weights import register_checkpoint_loaders
-from .device import choose_device, fit_to_cpu
-from .fsdp import settle_fsdp
-from .guards import add_guards
+from .adaptations import ADAPTATIONS, Adaptation
+from .device import Machine, choose_device
 from .hooks.checkpoint import register_file_backend
 from .launch import start_processes
-from .optimizers.mixed_precision import settle_amp
-from .resume import forget_pretrained, with_exact_resume
+from .resume import forget_pretrained
 
 
-def build_runner(cfg: Config) -> Runner | FlexibleRunner:
-    """Build the runner of a config; checkpoints are then read without executing them.
+def build_runner(cfg: Config, *options: Adaptation) -> Runner | FlexibleRunner:
+    """Build the runner of a config, mmengine's Runner or the one that ``runner_type`` names.
 
-    That is mmengine's Runner or what the config has as ``runner_type``. It runs on a CUDA GPU where
-    there is one, else on the CPU; the processes of ``cfg.launcher`` are connected. Trainings are
-    resumed exactly, and a kill leaves a whole checkpoint: see the modules segments and checkpoints.
-    ``cfg.resume`` may be 'auto' or a checkpoint, see :func:`with_exact_resume`.
+    It runs on a CUDA GPU if there is one, else on the CPU, and the processes of ``cfg.launcher``
+    are connected. Checkpoints are read without executing code, and local files are written
+    atomically; both hold for the whole process.
+
+    Args:
+        cfg: Config of a training or test; it is not changed. ``cfg.resume`` may be a checkpoint or
+            'auto', see :func:`~mmgcvit.engine.adaptations.adapt_resume`.
+        *options: Adaptations beyond those of every config, such as ``adapt_amp``.
+
+    Raises:
+        UserError: If the config, the environment or a checkpoint has to be corrected.
     """
+    cfg = copy.deepcopy(cfg)
     device = choose_device()
-    processes = start_processes(cfg, device)
+    machine = Machine(device, start_processes(cfg, device))
     if is_main_process():
         print_log(f"mmcv's operators: {require_operators()}", logger='current')
-    settle_amp(cfg, device)
-    settle_fsdp(cfg, device)
-    if device == 'cpu':
-        fit_to_cpu(cfg, processes)
+    for adapt in (*options, *ADAPTATIONS):
+        adapt(cfg, machine)
     register_checkpoint_loaders()
     register_file_backend()
-    add_guards(cfg)
-    cfg = with_exact_resume(cfg)
     runner = RUNNERS.build(cfg)
     if cfg.get('resume'):
-        if isinstance(runner, FlexibleRunner):  # which would build it when the training begins
+        if isinstance(runner, FlexibleRunner):  # it would build the model when the training begins
             runner.model = MODELS.build(runner.model)
         forget_pretrained(runner.model)
     return runner

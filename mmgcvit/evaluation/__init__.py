@@ -1,3 +1,4 @@
-from .predictions import DumpLabelMaps, dump_predictions, merge_views
+from .metrics import DumpLabelMaps, adapt_dump
+from .tta import adapt_tta
 
-__all__ = ['DumpLabelMaps', 'dump_predictions', 'merge_views']
+__all__ = ['DumpLabelMaps', 'adapt_dump', 'adapt_tta']

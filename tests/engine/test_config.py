@@ -20,9 +20,8 @@ from mmgcvit.engine import (
     build_runner,
     load_config,
 )
-from mmgcvit.engine.fsdp import settle_fsdp
-from mmgcvit.engine.guards import add_guards
-from mmgcvit.engine.resume import with_exact_resume
+from mmgcvit.engine.adaptations import adapt_fsdp, adapt_hooks
+from mmgcvit.engine.device import Machine
 from mmgcvit.errors import UserError
 from mmgcvit.registry import HOOKS, class_of
 from mmgcvit.visualization import read_training_log
@@ -135,15 +134,14 @@ def test_hooks_that_a_config_has_are_recognised_in_each_form(tmp_path, form):
         f'default_hooks = dict(checkpoint=dict(type={theirs[1]}))\n'
     )
     cfg = Config.fromfile(tmp_path / 'config.py', lazy_import=True)
-    add_guards(cfg)
-    cfg = with_exact_resume(cfg)
+    adapt_hooks(cfg, Machine('cpu'))
     assert [class_of(hook, HOOKS) for hook in cfg.custom_hooks] == [*ours, EMAHook]
     assert class_of(cfg.default_hooks.checkpoint, HOOKS) is SafeCheckpointHook
     assert Config.fromstring(cfg.pretty_text, '.py').custom_hooks
 
     cfg.merge_from_dict({'strategy.type': 'FSDPStrategy', 'launcher': 'pytorch'})
     with pytest.raises(UserError, match='FSDPStrategy and EMAHook do not go together'):
-        settle_fsdp(cfg, 'cuda')
+        adapt_fsdp(cfg, Machine('cuda'))
 
 
 def test_a_file_of_another_kind_is_an_error(tmp_path):

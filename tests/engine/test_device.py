@@ -6,7 +6,8 @@ from mmengine.config import Config
 from mmengine.device import get_device, utils
 
 from mmgcvit.engine import device as device_module
-from mmgcvit.engine.device import choose_device, fit_to_cpu
+from mmgcvit.engine.adaptations import adapt_cpu, adapt_hooks
+from mmgcvit.engine.device import Machine, choose_device
 from mmgcvit.errors import UserError
 
 
@@ -72,7 +73,7 @@ def test_one_line_says_that_and_why_the_cpu_is_used(monkeypatch, log, operators,
     operators('no kernel')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: there_is_a_gpu)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
-    fit_to_cpu(Config(dict(model=dict(type='M'))), 1)
+    adapt_cpu(Config(dict(model=dict(type='M'))), Machine('cpu'))
     assert len(log) == 1 and 'running on the CPU' in log[0]
     assert ('do not run on it (no kernel); ' in log[0]) == there_is_a_gpu
 
@@ -93,7 +94,8 @@ def test_what_a_cpu_lacks_is_replaced(log):
             test_cfg=None,
         )
     )
-    fit_to_cpu(cfg, 2)
+    for adapt in (adapt_hooks, adapt_cpu):
+        adapt(cfg, Machine('cpu', 2))
     assert cfg.model.norm_cfg == dict(type='BN', requires_grad=True)
     assert [head.norm_cfg.type for head in cfg.model.heads] == ['BN', 'GN']
     assert 'sync_bn' not in cfg
@@ -104,7 +106,13 @@ def test_what_a_cpu_lacks_is_replaced(log):
         find_unused_parameters=True,
         device_ids=None,
     )
-    assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook', 'mmgcvit.AverageBatchNorm']
+    assert [hook.type for hook in cfg.custom_hooks] == [
+        'EMAHook',
+        'mmgcvit.AverageBatchNorm',
+        'mmgcvit.BadLossHook',
+        'mmgcvit.CheckpointFitHook',
+        'mmgcvit.ExactResumeHook',
+    ]
     assert log[-1] == (
         'running on the CPU, 2 processes connected by gloo, SyncBN replaced by BN, '
         'val_cfg without fp16'
@@ -116,6 +124,6 @@ def test_a_wrapper_of_the_configs_own_keeps_its_settings(log):
     sharded = dict(type='MMFullyShardedDataParallel')
     for wrapper, wanted in ((own, dict(own, device_ids=None)), (sharded, sharded)):
         cfg = Config(dict(model=dict(), launcher='pytorch', model_wrapper_cfg=wrapper))
-        fit_to_cpu(cfg, 2)
+        adapt_cpu(cfg, Machine('cpu', 2))
         assert cfg.model_wrapper_cfg == wanted
         assert 'custom_hooks' not in cfg

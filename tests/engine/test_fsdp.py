@@ -7,7 +7,8 @@ from torch import nn
 
 from mmgcvit import GCViT
 from mmgcvit.engine import load_config, wrap_blocks
-from mmgcvit.engine.fsdp import settle_fsdp
+from mmgcvit.engine.adaptations import adapt_fsdp
+from mmgcvit.engine.device import Machine
 from mmgcvit.errors import UserError
 from mmgcvit.models.gcvit import Block
 
@@ -32,20 +33,20 @@ def config(**settings):
 )
 def test_what_does_not_go_together_is_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        settle_fsdp(config(**settings), 'cuda')
+        adapt_fsdp(config(**settings), Machine('cuda', 2))
 
 
 def test_a_gpu_is_left_to_the_strategy_and_a_cpu_is_named():
     cuda, cpu = config(), config()
-    settle_fsdp(cuda, 'cuda')
-    settle_fsdp(cpu, 'cpu')
+    adapt_fsdp(cuda, Machine('cuda', 2))
+    adapt_fsdp(cpu, Machine('cpu', 2))
     assert 'device_id' not in cuda.strategy.model_wrapper
     assert torch.device(cpu.strategy.model_wrapper.device_id) == torch.device('cpu')
 
 
 def test_other_strategies_are_left_alone():
     cfg = Config(dict(strategy=dict(type='DDPStrategy')))
-    settle_fsdp(cfg, 'cpu')
+    adapt_fsdp(cfg, Machine('cpu'))
     assert cfg.strategy == dict(type='DDPStrategy')
 
 

@@ -3,9 +3,12 @@
 import pytest
 from mmengine.config import Config
 
-from mmgcvit.engine import enable_lr_scaling
+from mmgcvit.engine import adapt_lr_scaling
+from mmgcvit.engine.device import Machine
 from mmgcvit.errors import UserError
-from mmgcvit.evaluation import dump_predictions, merge_views
+from mmgcvit.evaluation import adapt_dump, adapt_tta
+
+CPU = Machine('cpu')
 
 
 def detector(**model):
@@ -23,8 +26,8 @@ def detector(**model):
 
 def test_a_detector_keeps_its_boxes(log):
     cfg = detector(roi_head=dict(mask_head=dict(), mask_roi_extractor=dict(), bbox_head=dict()))
-    merge_views(cfg)
-    assert cfg.model.type == 'DetTTAModel'
+    adapt_tta(cfg, CPU)
+    assert cfg.model.type == 'mmdet.DetTTAModel'
     assert cfg.model.module == dict(type='Detector', roi_head=dict(bbox_head=dict()))
     assert cfg.test_evaluator.metric == ['bbox']
     steps = [step['type'] for step in cfg.test_dataloader.dataset.dataset.pipeline]
@@ -39,37 +42,37 @@ def test_the_configs_own_views_are_used(log):
     cfg = detector(bbox_head=dict())
     cfg.test_evaluator.metric = 'bbox'
     cfg.tta_pipeline = [dict(type='Own')]
-    merge_views(cfg)
+    adapt_tta(cfg, CPU)
     assert cfg.test_dataloader.dataset.dataset.pipeline == [dict(type='Own')]
     assert log == []
 
 
 def test_masks_that_cannot_be_left_out_are_refused():
     with pytest.raises(UserError, match='Detector has no mask head of its own'):
-        merge_views(detector(mask_head=dict()))
+        adapt_tta(detector(mask_head=dict()), CPU)
 
 
 def test_a_segmentor_needs_views():
     cfg = Config(dict(model=dict(decode_head=dict()), tta_model=dict(type='SegTTAModel')))
     with pytest.raises(UserError, match='--tta needs tta_model and tta_pipeline'):
-        merge_views(cfg)
+        adapt_tta(cfg, CPU)
 
 
 @pytest.mark.parametrize(
     ('model', 'kind'),
-    [(dict(), 'DumpDetResults'), (dict(decode_head=dict()), 'mmgcvit.DumpLabelMaps')],
+    [(dict(), 'mmdet.DumpDetResults'), (dict(decode_head=dict()), 'mmgcvit.DumpLabelMaps')],
 )
 def test_predictions_are_dumped_beside_the_metrics(model, kind):
     cfg = detector(**model)
     metric = cfg.test_evaluator
-    dump_predictions(cfg, 'a/b.pkl')
+    adapt_dump(cfg, CPU, path='a/b.pkl')
     assert cfg.test_evaluator == [metric, dict(type=kind, out_file_path='a/b.pkl')]
 
 
 def test_lr_scaling_needs_a_batch_size():
     cfg = Config(dict(auto_scale_lr=dict(enable=False, base_batch_size=16)))
-    enable_lr_scaling(cfg)
+    adapt_lr_scaling(cfg, CPU)
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16)
     for missing in (dict(), dict(auto_scale_lr=dict(enable=False))):
         with pytest.raises(UserError, match='--auto-scale-lr needs the batch size'):
-            enable_lr_scaling(Config(missing))
+            adapt_lr_scaling(Config(missing), CPU)

@@ -10,7 +10,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 
 from mmgcvit.engine import load_config
-from mmgcvit.engine.device import fit_to_cpu
+from mmgcvit.engine.adaptations import adapt_cpu
+from mmgcvit.engine.device import Machine
 
 DATA = Path(__file__).parents[1] / 'data'
 
@@ -112,7 +113,7 @@ def test_a_segmentor(monkeypatch):
     init_default_scope('mmseg')
     monkeypatch.syspath_prepend(str(DATA / 'scripts'))
     cfg = load_config(DATA / 'configs' / 'upernet_tiny.py')
-    fit_to_cpu(cfg, 1)  # no SyncBN
+    adapt_cpu(cfg, Machine('cpu'))  # no SyncBN
     model = MODELS.build(cfg.model)
 
     def batch():

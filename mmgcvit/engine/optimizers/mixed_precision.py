@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -20,7 +19,6 @@ from torch.optim import Optimizer
 
 from ...errors import UserError
 from ...registry import OPTIM_WRAPPERS
-from ...task import SEGMENTATION, task_of
 
 ONLY_AMP = ('loss_scale', 'dtype', 'use_fsdp')  # arguments that AmpOptimWrapper adds
 
@@ -69,7 +67,8 @@ def mixed_parts(model: nn.Module) -> list[nn.Module]:
     parts = [getattr(model, name, None) for name in ('backbone', 'neck', 'rpn_head')]
     parts += [getattr(roi_head, name, None) for name in ('bbox_head', 'mask_head')]
     stages = [part if isinstance(part, nn.ModuleList) else [part] for part in parts]
-    return [part for stage in stages for part in stage if part is not None]
+    # a classifier's neck pools and has no layers
+    return [p for stage in stages for p in stage if p is not None and list(p.parameters())]
 
 
 def in_mixed_precision(
@@ -97,31 +96,3 @@ def _as_float32(outputs: Any) -> Any:
     if isinstance(outputs, list | tuple):
         return type(outputs)(_as_float32(output) for output in outputs)
     return outputs  # None of a head without regression
-
-
-def request_amp(cfg: Config) -> None:
-    """Make a config train in mixed precision, as ``--amp`` asks; its other settings are kept."""
-    wrapper = cfg.optim_wrapper
-    if wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
-        wrapper.type = 'AmpOptimWrapper'
-        wrapper.setdefault('loss_scale', 'dynamic')
-    elif wrapper.type != 'AmpOptimWrapper':
-        raise UserError(
-            f'--amp is for a config with optim_wrapper.type OptimWrapper or AmpOptimWrapper, this '
-            f'one has {wrapper.type}'
-        )
-
-
-def settle_amp(cfg: Config, device: str) -> None:
-    """Replace AmpOptimWrapper by ``BFloat16OptimWrapper`` where the former does not work.
-
-    On a CPU that is always, whichever dtype is asked for; on CUDA for detectors in bfloat16.
-    """
-    wrapper = cfg.get('optim_wrapper')
-    if not wrapper or wrapper.get('type') != 'AmpOptimWrapper':
-        return
-    in_bfloat16 = wrapper.get('dtype') in ('bfloat16', torch.bfloat16)
-    if device == 'cpu' or (in_bfloat16 and task_of(cfg) is not SEGMENTATION):
-        for name in ONLY_AMP:
-            wrapper.pop(name, None)
-        wrapper.type = 'mmgcvit.BFloat16OptimWrapper'

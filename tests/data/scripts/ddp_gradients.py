@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mmgcvit import GCViT
 from mmgcvit.engine import run_tool
-from mmgcvit.engine.device import fit_to_cpu
+from mmgcvit.engine.adaptations import adapt_cpu
+from mmgcvit.engine.device import Machine
 from mmgcvit.engine.launch import start_processes
 
 # xxtiny with fewer channels: depths, heads and windows as published
@@ -37,7 +38,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def main() -> None:
     cfg = Config(dict(launcher='pytorch'))
-    fit_to_cpu(cfg, start_processes(cfg, 'cpu'))
+    adapt_cpu(cfg, Machine('cpu', start_processes(cfg, 'cpu')))
     # torch would warn in the first step of a process only
     torch.set_warn_always(True)
     warnings.filterwarnings('error', 'Grad strides do not match bucket view strides')

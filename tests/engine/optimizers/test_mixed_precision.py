@@ -7,8 +7,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, init_default_scope
 
-from mmgcvit.engine import BFloat16OptimWrapper, load_config, request_amp
-from mmgcvit.engine.optimizers.mixed_precision import settle_amp
+from mmgcvit.engine import BFloat16OptimWrapper, adapt_amp, load_config
+from mmgcvit.engine.adaptations import adapt_precision
+from mmgcvit.engine.device import Machine
 from mmgcvit.errors import UserError
 
 DATA = Path(__file__).parents[2] / 'data'
@@ -23,6 +24,7 @@ def segmentor():
     return Config(dict(model=model, optim_wrapper=dict(type='AmpOptimWrapper')))
 
 
+CPU = Machine('cpu')
 OURS = 'mmgcvit.BFloat16OptimWrapper'
 
 
@@ -42,7 +44,7 @@ def test_wrapper_by_device_and_dtype(cfg, device, dtype, used):
     cfg = cfg()
     given = dict(loss_scale='dynamic', dtype=dtype, clip_grad=dict(max_norm=1.0))
     cfg.optim_wrapper.update(given)
-    settle_amp(cfg, device)
+    adapt_precision(cfg, Machine(device))
     wrapper = cfg.optim_wrapper.to_dict()
     assert wrapper.pop('type') == used
     assert wrapper == (given if used == 'AmpOptimWrapper' else dict(clip_grad=given['clip_grad']))
@@ -50,21 +52,21 @@ def test_wrapper_by_device_and_dtype(cfg, device, dtype, used):
 
 def test_a_config_without_amp_stays_as_it_is():
     cfg = Config(dict(model=dict(), optim_wrapper=dict(type='OptimWrapper', dtype='x')))
-    settle_amp(cfg, 'cpu')
+    adapt_precision(cfg, CPU)
     assert cfg.optim_wrapper == dict(type='OptimWrapper', dtype='x')
 
 
 def test_amp_is_requested_of_wrappers_that_it_suits():
     cfg = Config(dict(optim_wrapper=dict(clip_grad=dict(max_norm=1.0))))
-    request_amp(cfg)
+    adapt_amp(cfg, CPU)
     assert cfg.optim_wrapper == dict(
         type='AmpOptimWrapper', loss_scale='dynamic', clip_grad=dict(max_norm=1.0)
     )
     cfg.optim_wrapper.loss_scale = 512.0
-    request_amp(cfg)
+    adapt_amp(cfg, CPU)
     assert cfg.optim_wrapper.loss_scale == 512.0
     with pytest.raises(UserError, match=r'--amp is for .* this one has ApexOptimWrapper'):
-        request_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))))
+        adapt_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))), CPU)
 
 
 @pytest.fixture

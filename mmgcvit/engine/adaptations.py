@@ -1,0 +1,268 @@
+"""Every change that this package makes to a config before a runner is built from it.
+
+Each adaptation is called as ``adapt_…(cfg, machine)`` and changes ``cfg`` in place, which is
+:func:`build_runner`'s own copy. Those in ``ADAPTATIONS`` run for every config, in that order; the
+options of the tools (``adapt_amp``, ``adapt_lr_scaling``, ``adapt_test`` and those in
+:mod:`mmgcvit.evaluation`) run before them.
+
+Types in a config are names, names with a scope, paths or classes, so they are compared as classes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from mmengine._strategy import FSDPStrategy
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.logging import print_log
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import MODEL_WRAPPERS, Registry
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import UserError
+from ..mmcv_ops import require_operators
+from ..registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, STRATEGIES, class_of
+from ..task import CLASSIFICATION, SEGMENTATION, task_of
+from .device import Machine, gpu_failure
+from .fsdp import ResumableFSDPStrategy
+from .hooks import AverageBatchNorm, BadLossHook, CheckpointFitHook, ExactResumeHook
+from .optimizers import LayerDecayOptimWrapperConstructor
+from .optimizers.mixed_precision import ONLY_AMP
+from .resume import resume_training
+
+Adaptation = Callable[[Config, Machine], None]
+
+SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')  # names in mmcv's registry, name of the classes
+
+
+def adapt_amp(cfg: Config, machine: Machine) -> None:
+    """Train in mixed precision, as ``--amp`` asks; the optimizer wrapper keeps its settings.
+
+    Raises:
+        UserError: If the optimizer wrapper is neither OptimWrapper nor AmpOptimWrapper.
+    """
+    wrapper = cfg.optim_wrapper
+    cls = _class_of(cfg, wrapper.get('type', 'OptimWrapper'), OPTIM_WRAPPERS)
+    if cls is OptimWrapper:
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    elif cls is not AmpOptimWrapper:
+        raise UserError(
+            '--amp is for a config with optim_wrapper.type OptimWrapper or AmpOptimWrapper, this '
+            f'one has {getattr(cls, "__name__", wrapper.type)}: set optim_wrapper.type, or train '
+            'without --amp'
+        )
+
+
+def adapt_lr_scaling(cfg: Config, machine: Machine) -> None:
+    """Scale the learning rate with the batch size, as ``--auto-scale-lr`` asks.
+
+    Raises:
+        UserError: If the config does not have the batch size of its learning rate.
+    """
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise UserError(
+            "--auto-scale-lr needs the batch size, over all processes, that the config's learning "
+            'rate is meant for: add auto_scale_lr = dict(base_batch_size=16) to the config'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def adapt_test(cfg: Config, machine: Machine) -> None:
+    """Test with mmengine's Runner: a checkpoint holds the whole model, even if it was sharded."""
+    cfg.pop('runner_type', None)
+    cfg.pop('strategy', None)
+
+
+def adapt_launcher(cfg: Config, machine: Machine) -> None:
+    """Describe the processes to mmengine's runners in the terms that they accept."""
+    if cfg.get('launcher') == 'slurm':
+        cfg.launcher = 'pytorch'  # start_processes has translated Slurm's variables to torchrun's
+    wrapper = cfg.get('model_wrapper_cfg') or {}
+    kind = wrapper.get('type')
+    if isinstance(kind, type):  # Runner.wrap_model looks it up as a string
+        wrapper['type'] = f'{kind.__module__}.{kind.__qualname__}'
+
+
+def adapt_precision(cfg: Config, machine: Machine) -> None:
+    """Replace AmpOptimWrapper by BFloat16OptimWrapper where the former does not work.
+
+    On a CPU that is always, whichever dtype is set; on CUDA for detectors in bfloat16.
+    """
+    wrapper = cfg.get('optim_wrapper') or {}
+    if _class_of(cfg, wrapper, OPTIM_WRAPPERS) is not AmpOptimWrapper:
+        return
+    in_bfloat16 = wrapper.get('dtype') in ('bfloat16', torch.bfloat16)
+    # a model of an unknown task may compute boxes
+    without_boxes = task_of(cfg) in (SEGMENTATION, CLASSIFICATION)
+    if machine.device == 'cpu' or (in_bfloat16 and not without_boxes):
+        for name in ONLY_AMP:
+            wrapper.pop(name, None)
+        wrapper.type = 'mmgcvit.BFloat16OptimWrapper'
+
+
+def adapt_fsdp(cfg: Config, machine: Machine) -> None:
+    """Replace FSDPStrategy by this package's, which can be resumed and runs on a CPU.
+
+    Raises:
+        UserError: If it is used in a single process, or together with what it does not support.
+    """
+    strategy = cfg.get('strategy') or {}
+    if _class_of(cfg, strategy, STRATEGIES) not in (FSDPStrategy, ResumableFSDPStrategy):
+        return
+    strategy['type'] = 'mmgcvit.FSDPStrategy'
+    if cfg.get('launcher', 'none') == 'none':
+        raise UserError(
+            'strategy FSDPStrategy shards a model over processes: start them with '
+            'tools/dist_train.sh, or train with the config that this one inherits from'
+        )
+    if any(issubclass(cls, EMAHook) for cls in _hook_classes(cfg)):
+        raise UserError(
+            'strategy FSDPStrategy and EMAHook do not go together, as the averaged model is not '
+            'sharded: leave one of them out of the config'
+        )
+    constructor = _class_of(cfg, cfg.optim_wrapper.get('constructor'), OPTIM_WRAPPER_CONSTRUCTORS)
+    if _is_subclass(constructor, LayerDecayOptimWrapperConstructor):
+        raise UserError(
+            'strategy FSDPStrategy and layer-wise learning-rate decay do not go together, as a '
+            'shard of a tensor does not have its shape: leave one of them out of the config'
+        )
+    if machine.device == 'cpu':
+        strategy.setdefault('model_wrapper', {})['device_id'] = 'cpu'
+
+
+def adapt_hooks(cfg: Config, machine: Machine) -> None:
+    """Add this package's hooks; those that the config already has keep their settings.
+
+    mmengine's CheckpointHook becomes SafeCheckpointHook, with its settings. Runs before
+    ``adapt_cpu``, which replaces SyncBN.
+    """
+    cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
+    checkpoint = cfg.default_hooks.setdefault('checkpoint', ConfigDict())
+    if isinstance(checkpoint, Mapping):  # None stands for no checkpoints
+        checkpoint.setdefault('type', 'CheckpointHook')
+    for hook in _hooks(cfg):
+        if isinstance(hook, Mapping) and _class_of(cfg, hook, HOOKS) is CheckpointHook:
+            hook['type'] = 'mmgcvit.SafeCheckpointHook'
+    wanted = [BadLossHook, CheckpointFitHook, ExactResumeHook]
+    if machine.device == 'cpu' and machine.processes > 1 and _uses_sync_bn(cfg):
+        wanted.insert(0, AverageBatchNorm)
+    present = list(_hook_classes(cfg))
+    cfg.custom_hooks = [
+        *(cfg.get('custom_hooks') or []),
+        *(
+            ConfigDict(type=f'mmgcvit.{hook.__name__}')
+            for hook in wanted
+            if not any(issubclass(cls, hook) for cls in present)
+        ),
+    ]
+
+
+def adapt_cpu(cfg: Config, machine: Machine) -> None:
+    """Replace what a CPU does not support, and log it in one line of the first process.
+
+    SyncBN becomes BN, evaluation in half precision becomes evaluation in float32, and
+    DistributedDataParallel gets no GPU.
+    """
+    if machine.device != 'cpu':
+        return
+    changes = ['running on the CPU']
+    if torch.cuda.is_available():
+        remedy = 'install torchvision for CUDA, from where torch came'
+        if require_operators().compiled:
+            remedy = 'replace mmcv by mmcv-lite to use those of torchvision'
+        changes = [
+            "running on the CPU, though there is a GPU: mmcv's operators do not run on it "
+            f'({gpu_failure()}); {remedy}'
+        ]
+    processes = machine.processes
+    if cfg.get('launcher', 'none') != 'none':
+        changes.append(f'{processes} process{"es" * (processes > 1)} connected by gloo')
+        _use_gloo(cfg, processes)
+    if _uses_sync_bn(cfg):
+        cfg.pop('sync_bn', None)
+        for layer in _sync_bn_configs(cfg.get('model')):
+            layer['type'] = 'BN'
+        changes.append('SyncBN replaced by BN')
+    for name in ('val_cfg', 'test_cfg'):
+        if (cfg.get(name) or {}).pop('fp16', False):
+            changes.append(f'{name} without fp16')
+    if is_main_process():
+        print_log(', '.join(changes), logger='current')
+
+
+def _use_gloo(cfg: Config, processes: int) -> None:
+    # DDP regroups gradients after its first step, unless it looks for unused parameters. A sum
+    # over three and more processes depends on the groups, and a resumed training has a first step
+    # of its own.
+    wrapper = cfg.get('model_wrapper_cfg') or dict(
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', processes > 2),
+    )
+    wrapper.setdefault('type', 'MMDistributedDataParallel')
+    if _is_subclass(_class_of(cfg, wrapper, MODEL_WRAPPERS), DistributedDataParallel):
+        wrapper['device_ids'] = None  # the Runner would set a GPU
+    cfg.model_wrapper_cfg = wrapper
+
+
+def adapt_resume(cfg: Config, machine: Machine) -> None:
+    """Find the checkpoint to resume from, if ``cfg.resume`` is set.
+
+    ``resume`` may be a checkpoint, or 'auto' for the newest one of the work dir; True stands for
+    ``load_from``, or for 'auto' if that is not set.
+    """
+    if resume := cfg.get('resume'):
+        checkpoint = cfg.get('load_from') if resume is True else resume
+        resume_training(cfg, None if checkpoint == 'auto' else checkpoint)
+
+
+ADAPTATIONS: tuple[Adaptation, ...] = (
+    adapt_launcher,
+    adapt_precision,
+    adapt_fsdp,
+    adapt_hooks,
+    adapt_cpu,
+    adapt_resume,
+)
+
+
+def _class_of(cfg: Config, config: Any, registry: Registry) -> Any:
+    return class_of(config, registry, cfg.get('default_scope'))
+
+
+def _is_subclass(cls: Any, base: type) -> bool:
+    return isinstance(cls, type) and issubclass(cls, base)
+
+
+def _hooks(cfg: Config) -> Iterator[Mapping | Hook]:
+    """Yield the hooks of a config, which are configs or, in a script, objects."""
+    yield from (hook for hook in (cfg.get('default_hooks') or {}).values() if hook is not None)
+    yield from cfg.get('custom_hooks') or []
+
+
+def _hook_classes(cfg: Config) -> Iterator[type]:
+    for hook in _hooks(cfg):
+        cls = type(hook) if isinstance(hook, Hook) else _class_of(cfg, hook, HOOKS)
+        if isinstance(cls, type):
+            yield cls
+
+
+def _uses_sync_bn(cfg: Config) -> bool:
+    return cfg.get('sync_bn') is not None or any(True for _ in _sync_bn_configs(cfg.get('model')))
+
+
+def _sync_bn_configs(node: Any) -> Iterator[dict]:
+    """Yield the config of every SyncBN in a model's config."""
+    if isinstance(node, dict):
+        # by name: a model's config has types of several registries
+        kind = node.get('type')
+        name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+        if name.rpartition('.')[2] in SYNC_BN:
+            yield node
+        node = node.values()
+    elif not isinstance(node, list | tuple):
+        return
+    for part in node:
+        yield from _sync_bn_configs(part)

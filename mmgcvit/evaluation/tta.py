@@ -1,0 +1,93 @@
+"""Test-time augmentation: several views of each image, whose predictions are merged."""
+
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.registry import MODELS
+
+from ..engine.device import Machine
+from ..errors import UserError
+from ..registry import class_of
+from ..task import CLASSIFICATION, SEGMENTATION, task_of
+from .metrics import evaluators
+
+# names with a scope, as a config need not have a default scope
+DETECTOR_TTA = dict(
+    type='mmdet.DetTTAModel',
+    tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+)
+CLASSIFIER_TTA = dict(type='mmpretrain.AverageClsScoreTTA')
+FLIPS = dict(
+    type='TestTimeAug',
+    transforms=[
+        # the image itself first: the result keeps the ground truth of the first view
+        [dict(type='mmdet.RandomFlip', prob=0.0), dict(type='mmdet.RandomFlip', prob=1.0)],
+        [
+            dict(
+                type='mmdet.PackDetInputs',
+                meta_keys=(
+                    *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+                    *('flip', 'flip_direction'),
+                ),
+            )
+        ],
+    ],
+)
+
+
+def adapt_tta(cfg: Config, machine: Machine) -> None:
+    """Test on several views of each image and merge their predictions, as ``--tta`` asks.
+
+    The views are those of the config's ``tta_pipeline``. Without one, a detector is tested on the
+    image and its mirror image. mmdet merges boxes only, so a detector's mask head is left out.
+
+    Raises:
+        UserError: If a segmentor's or classifier's config does not have the views, or a detector
+            has masks that cannot be left out.
+    """
+    task = task_of(cfg)
+    if task is SEGMENTATION:
+        if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
+            raise UserError(
+                '--tta needs tta_model and tta_pipeline in a segmentation config: inherit them '
+                'from mmseg::_base_/default_runtime.py and one of mmseg::_base_/datasets'
+            )
+    elif task is CLASSIFICATION:
+        if not cfg.get('tta_pipeline'):
+            raise UserError(
+                '--tta needs tta_pipeline in a classification config: add the test pipeline with '
+                "dict(type='TestTimeAug', transforms=[...]) as its last step, or test without --tta"
+            )
+        cfg.tta_model = cfg.get('tta_model') or CLASSIFIER_TTA
+    else:
+        _remove_masks(cfg)
+        cfg.tta_model = cfg.get('tta_model') or DETECTOR_TTA
+        cfg.tta_pipeline = cfg.get('tta_pipeline') or [*_test_dataset(cfg).pipeline[:-1], FLIPS]
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    _test_dataset(cfg).pipeline = cfg.tta_pipeline
+
+
+def _test_dataset(cfg: Config) -> ConfigDict:
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:  # in a wrapper such as RepeatDataset
+        dataset = dataset.dataset
+    return dataset
+
+
+def _remove_masks(cfg: Config) -> None:
+    wants_masks = False
+    for evaluator in evaluators(cfg):
+        wanted = evaluator.get('metric', 'bbox')
+        wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+        if 'segm' in wanted:
+            wants_masks = True
+            evaluator['metric'] = [name for name in wanted if name != 'segm'] or ['bbox']
+    roi_head = cfg.model.get('roi_head') or {}
+    if roi_head.pop('mask_head', None) is not None:
+        roi_head.pop('mask_roi_extractor', None)
+        print_log('--tta: mmdet merges boxes only, masks are left out', logger='current')
+    elif wants_masks:
+        cls = class_of(cfg.model, MODELS, cfg.get('default_scope'))
+        raise UserError(
+            f'--tta: mmdet merges boxes only, and {getattr(cls, "__name__", cfg.model.type)} has '
+            'no mask head of its own to leave out: test it without --tta'
+        )
