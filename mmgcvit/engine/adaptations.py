@@ -130,7 +130,7 @@ def adapt_fsdp(cfg: Config, machine: Machine) -> None:
             'shard of a tensor does not have its shape: leave one of them out of the config'
         )
     if machine.device == 'cpu':
-        strategy.setdefault('model_wrapper', {})['device_id'] = 'cpu'
+        strategy['model_wrapper'] = dict(strategy.get('model_wrapper') or {}, device_id='cpu')
 
 
 def adapt_hooks(cfg: Config, machine: Machine) -> None:
@@ -140,7 +140,8 @@ def adapt_hooks(cfg: Config, machine: Machine) -> None:
     ``adapt_cpu``, which replaces SyncBN.
     """
     cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
-    checkpoint = cfg.default_hooks.setdefault('checkpoint', ConfigDict())
+    cfg.default_hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook'))
+    checkpoint = cfg.default_hooks.checkpoint
     if isinstance(checkpoint, Mapping):  # None stands for no checkpoints
         checkpoint.setdefault('type', 'CheckpointHook')
     for hook in _hooks(cfg):

@@ -10,9 +10,10 @@ from ..registry import class_of
 from ..task import CLASSIFICATION, SEGMENTATION, task_of
 from .metrics import evaluators
 
-# names with a scope, as a config need not have a default scope
+# names with a scope, as a config need not have a default scope; mmdet registers DetTTAModel with
+# mmengine, under no scope of its own
 DETECTOR_TTA = dict(
-    type='mmdet.DetTTAModel',
+    type='DetTTAModel',
     tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
 )
 CLASSIFIER_TTA = dict(type='mmpretrain.AverageClsScoreTTA')

@@ -27,7 +27,7 @@ def detector(**model):
 def test_a_detector_keeps_its_boxes(log):
     cfg = detector(roi_head=dict(mask_head=dict(), mask_roi_extractor=dict(), bbox_head=dict()))
     adapt_tta(cfg, CPU)
-    assert cfg.model.type == 'mmdet.DetTTAModel'
+    assert cfg.model.type == 'DetTTAModel'
     assert cfg.model.module == dict(type='Detector', roi_head=dict(bbox_head=dict()))
     assert cfg.test_evaluator.metric == ['bbox']
     steps = [step['type'] for step in cfg.test_dataloader.dataset.dataset.pipeline]

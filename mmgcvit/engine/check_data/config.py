@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 from ...mmcv_ops import require_operators
+from ...registry import class_of
 from .coco import check_coco
 from .report import Findings, Report
 from .segmentation import check_segmentation
@@ -31,7 +32,8 @@ def check_data(
         splits: Which of train, val and test.
     """
     require_operators()  # mmdet and mmseg import them with their datasets
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    if (scope := cfg.get('default_scope', 'mmengine')) is not None:
+        init_default_scope(scope)
     report = Report()
     done: list[tuple[Mapping, int]] = []
     for split in splits:
@@ -69,11 +71,7 @@ def _check_dataset(
 ) -> Findings:
     kind = leaf.get('type')
     found = Findings()
-    cls = kind
-    if isinstance(kind, str):
-        # in the scope of mmdet or mmseg, as the config says
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            cls = registry.get(kind)
+    cls = class_of(leaf, DATASETS, cfg.get('default_scope'))
     if cls is None:
         found.stop(f'{option}.type={kind!r} is no known dataset: correct it, or import its module')
         return found
