@@ -6,16 +6,18 @@ options of the tools (``adapt_amp``, ``adapt_lr_scaling``, ``adapt_test`` and th
 :mod:`mmgcvit.evaluation`) run before them.
 
 Types in a config are names, names with a scope, paths or classes, so they are compared as classes.
+A config whose types are classes holds references that mmengine resolves when a value is read.
+Parts of it are moved as they are: mmengine cannot write a config with resolved references.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
-from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, Registry
@@ -130,7 +132,8 @@ def adapt_fsdp(cfg: Config, machine: Machine) -> None:
             'shard of a tensor does not have its shape: leave one of them out of the config'
         )
     if machine.device == 'cpu':
-        strategy['model_wrapper'] = dict(strategy.get('model_wrapper') or {}, device_id='cpu')
+        strategy['model_wrapper'] = strategy.get('model_wrapper') or ConfigDict()
+        strategy['model_wrapper']['device_id'] = 'cpu'
 
 
 def adapt_hooks(cfg: Config, machine: Machine) -> None:
@@ -140,12 +143,11 @@ def adapt_hooks(cfg: Config, machine: Machine) -> None:
     ``adapt_cpu``, which replaces SyncBN.
     """
     cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
-    cfg.default_hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook'))
-    checkpoint = cfg.default_hooks.checkpoint
-    if isinstance(checkpoint, Mapping):  # None stands for no checkpoints
-        checkpoint.setdefault('type', 'CheckpointHook')
+    cfg.default_hooks.setdefault('checkpoint', ConfigDict())
+    if cfg.default_hooks.checkpoint is not None:  # None stands for no checkpoints
+        cfg.default_hooks.checkpoint.setdefault('type', 'CheckpointHook')
     for hook in _hooks(cfg):
-        if isinstance(hook, Mapping) and _class_of(cfg, hook, HOOKS) is CheckpointHook:
+        if _class_of(cfg, hook, HOOKS) is CheckpointHook:
             hook['type'] = 'mmgcvit.SafeCheckpointHook'
     wanted = [BadLossHook, CheckpointFitHook, ExactResumeHook]
     if machine.device == 'cpu' and machine.processes > 1 and _uses_sync_bn(cfg):
@@ -237,17 +239,14 @@ def _is_subclass(cls: Any, base: type) -> bool:
     return isinstance(cls, type) and issubclass(cls, base)
 
 
-def _hooks(cfg: Config) -> Iterator[Mapping | Hook]:
-    """Yield the hooks of a config, which are configs or, in a script, objects."""
+def _hooks(cfg: Config) -> Iterator[ConfigDict]:
     yield from (hook for hook in (cfg.get('default_hooks') or {}).values() if hook is not None)
     yield from cfg.get('custom_hooks') or []
 
 
 def _hook_classes(cfg: Config) -> Iterator[type]:
-    for hook in _hooks(cfg):
-        cls = type(hook) if isinstance(hook, Hook) else _class_of(cfg, hook, HOOKS)
-        if isinstance(cls, type):
-            yield cls
+    classes = (_class_of(cfg, hook, HOOKS) for hook in _hooks(cfg))
+    return (cls for cls in classes if isinstance(cls, type))
 
 
 def _uses_sync_bn(cfg: Config) -> bool:

@@ -1,5 +1,7 @@
 """Test-time augmentation: several views of each image, whose predictions are merged."""
 
+import copy
+
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
@@ -63,7 +65,9 @@ def adapt_tta(cfg: Config, machine: Machine) -> None:
         _remove_masks(cfg)
         cfg.tta_model = cfg.get('tta_model') or DETECTOR_TTA
         cfg.tta_pipeline = cfg.get('tta_pipeline') or [*_test_dataset(cfg).pipeline[:-1], FLIPS]
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    model = copy.copy(cfg.tta_model)  # ** would resolve a type that is a class
+    model.module = cfg.model
+    cfg.model = model
     _test_dataset(cfg).pipeline = cfg.tta_pipeline
 
 

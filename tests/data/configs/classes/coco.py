@@ -5,6 +5,7 @@ from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, RandomFlip
 from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.evaluation import CocoMetric
 from mmdet.visualization import DetLocalVisualizer
+from mmengine.config import read_base
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import (
     CheckpointHook,
@@ -18,9 +19,8 @@ from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop
 from mmengine.visualization import LocalVisBackend
 from torch.optim import AdamW
 
-# what mmdet's own configs of this style have
-default_scope = None
-env_cfg = dict(cudnn_benchmark=False)
+with read_base():
+    from .no_scope import *  # noqa: F403
 
 data_root = 'data/shapes/coco/'
 metainfo = dict(classes=('circle', 'rectangle', 'triangle'))
@@ -75,7 +75,6 @@ test_cfg = dict(type=TestLoop)
 param_scheduler = [dict(type=LinearLR, start_factor=0.1, by_epoch=False, begin=0, end=4)]
 optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=AdamW, lr=4e-3))
 auto_scale_lr = dict(enable=False, base_batch_size=8)
-randomness = dict(seed=0)
 default_hooks = dict(
     timer=dict(type=IterTimerHook),
     logger=dict(type=LoggerHook, interval=1),
