@@ -1,7 +1,7 @@
-"""Draw shapes, train a small GC ViT Mask R-CNN on them, evaluate it and make pictures.
+"""Draw shapes, train a small GC ViT Mask R-CNN on them, evaluate it and plot the results.
 
-Called by tools/quickstart.sh, which sets the environment up first. Steps that are done already are
-not done again; --fresh starts over.
+tools/quickstart.sh calls this script after it has set up the environment. Steps that are complete
+are skipped; --fresh starts over.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from mmgcvit.visualization import draw_predictions, plot_training_curves
 CONFIG = Path('configs/detection/mask_rcnn_gcvit_shapes.py')
 DATA = Path('data/shapes')
 WORK_DIR = Path('work_dirs/quickstart')
-RUNNER = 'mmgcvit.BriefRunner'  # progress on screen, everything else in the log file
+RUNNER = 'mmgcvit.BriefRunner'  # progress on the screen, details in the log file
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
         print(f'--fresh: deleting {WORK_DIR}')
         shutil.rmtree(WORK_DIR)
 
-    heading(1, f'data: drawn shapes in COCO and ADE20K layout, {DATA}')
+    heading(1, f'data: drawn shapes in the layouts of COCO and ADE20K, {DATA}')
     draw_data(fresh=args.fresh)
     heading(2, f'training: {CONFIG}, a few minutes; "eta" is the time left')
     checkpoint = train()
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def draw_data(fresh: bool) -> None:
-    """Draw the dataset; with ``fresh`` an old or damaged one is replaced."""
+    """Draw the dataset; ``fresh`` replaces an old or damaged one."""
     try:
         draw_shapes(DATA, overwrite=fresh)
     except (ValueError, OSError) as error:
@@ -59,12 +59,12 @@ def heading(step: int, text: str) -> None:
 
 
 def final_checkpoint() -> Path:
-    """Return where the checkpoint of the last epoch is, or will be."""
+    """Return the path of the last epoch's checkpoint, which need not exist yet."""
     return WORK_DIR / f'epoch_{load_config(CONFIG).train_cfg.max_epochs}.pth'
 
 
 def train() -> Path:
-    """Train through tools/train.py, unless that is done, and return the last checkpoint."""
+    """Train with tools/train.py, unless that is complete, and return the last checkpoint."""
     checkpoint = final_checkpoint()
     latest = find_checkpoint(WORK_DIR)
     if latest and latest.name == checkpoint.name:
@@ -78,7 +78,7 @@ def train() -> Path:
     try:
         code = training.wait()
     except KeyboardInterrupt:
-        # the terminal has interrupted both: let it end by itself, a checkpoint may be half written
+        # the terminal has interrupted the training too: let it end, as it may write a checkpoint
         training.wait()
         raise
     if code:
@@ -90,7 +90,7 @@ def train() -> Path:
 
 
 def evaluate(checkpoint: Path) -> dict[str, float]:
-    """Return the checkpoint's metrics, and draw predictions, unless that is done."""
+    """Return the checkpoint's metrics and draw its predictions, unless that is complete."""
     metrics_file, pictures = WORK_DIR / 'metrics.json', WORK_DIR / 'predictions.png'
     made = checkpoint.stat().st_mtime
     if all(f.exists() and f.stat().st_mtime > made for f in (metrics_file, pictures)):
@@ -106,10 +106,10 @@ def evaluate(checkpoint: Path) -> dict[str, float]:
 
 
 def report(checkpoint: Path, metrics: dict[str, float]) -> None:
-    """Print the final table and where to look next."""
+    """Print the final table and the next steps."""
     print('\n            AP    AP50    AP75')
     for name, key in (('box', 'bbox'), ('mask', 'segm')):
-        # nothing found at all leaves no metric behind
+        # without any detection there is no metric
         values = [metrics.get(f'coco/{key}_mAP{suffix}', 0.0) for suffix in ('', '_50', '_75')]
         print(f'{name:6}' + ''.join(f'{value:8.3f}' for value in values))
     print(

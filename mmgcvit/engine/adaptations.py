@@ -43,9 +43,14 @@ def adapt_amp(cfg: Config, machine: Machine) -> None:
     """Train in mixed precision, as ``--amp`` asks; the optimizer wrapper keeps its settings.
 
     Raises:
-        UserError: If the optimizer wrapper is neither OptimWrapper nor AmpOptimWrapper.
+        UserError: If there is no optimizer wrapper, or it is neither OptimWrapper nor
+            AmpOptimWrapper.
     """
-    wrapper = cfg.optim_wrapper
+    wrapper = cfg.get('optim_wrapper')
+    if not wrapper:
+        raise UserError(
+            '--amp needs an optim_wrapper, and the config has none: add it, or train without --amp'
+        )
     cls = _class_of(cfg, wrapper.get('type', 'OptimWrapper'), OPTIM_WRAPPERS)
     if cls is OptimWrapper:
         wrapper.type = 'AmpOptimWrapper'
@@ -73,7 +78,18 @@ def adapt_lr_scaling(cfg: Config, machine: Machine) -> None:
 
 
 def adapt_test(cfg: Config, machine: Machine) -> None:
-    """Test with mmengine's Runner: a checkpoint holds the whole model, even if it was sharded."""
+    """Test with mmengine's Runner: a checkpoint holds the whole model, even if it was sharded.
+
+    Raises:
+        UserError: If the config lacks a part that a test needs.
+    """
+    needed = ('test_dataloader', 'test_evaluator', 'test_cfg')
+    missing = [name for name in needed if cfg.get(name) is None]
+    if missing:
+        raise UserError(
+            f'a test needs {", ".join(needed)}, and the config has no {", ".join(missing)}: add '
+            f'them, for example {missing[0]} = {missing[0].replace("test", "val")}'
+        )
     cfg.pop('runner_type', None)
     cfg.pop('strategy', None)
 
@@ -125,7 +141,9 @@ def adapt_fsdp(cfg: Config, machine: Machine) -> None:
             'strategy FSDPStrategy and EMAHook do not go together, as the averaged model is not '
             'sharded: leave one of them out of the config'
         )
-    constructor = _class_of(cfg, cfg.optim_wrapper.get('constructor'), OPTIM_WRAPPER_CONSTRUCTORS)
+    constructor = _class_of(
+        cfg, (cfg.get('optim_wrapper') or {}).get('constructor'), OPTIM_WRAPPER_CONSTRUCTORS
+    )
     if _is_subclass(constructor, LayerDecayOptimWrapperConstructor):
         raise UserError(
             'strategy FSDPStrategy and layer-wise learning-rate decay do not go together, as a '

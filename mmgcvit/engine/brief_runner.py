@@ -1,4 +1,4 @@
-"""A runner for short trainings that somebody watches: progress on screen, details in the log."""
+"""A runner for interactive use: progress on the screen, details in the log file."""
 
 import contextlib
 import datetime
@@ -21,11 +21,11 @@ DETECTION = {'coco/bbox_mAP': 'box', 'coco/segm_mAP': 'mask'}
 
 @RUNNERS.register_module()
 class BriefRunner(Runner):
-    """mmengine's Runner with little on the screen and everything in its log file.
+    """mmengine's Runner with short output on the screen and all of it in the log file.
 
-    The screen gets warnings, progress with the remaining time and the loss, and one line of metrics
-    after each validation. The dumps of environment and config, lists of hooks and tables of metrics
-    go to the log file alone; so does what libraries print. Any config can use it::
+    The screen shows warnings, progress with loss and remaining time, and one line of metrics per
+    validation. The environment, the config, the list of hooks, tables of metrics and the output of
+    libraries go to the log file only. Any config can use it::
 
         python tools/train.py CONFIG --cfg-options runner_type=mmgcvit.BriefRunner
     """
@@ -44,7 +44,7 @@ class BriefRunner(Runner):
         default_hooks: dict[str, Hook | dict] | None = None,
         custom_hooks: list[Hook | dict] | None = None,
     ) -> None:
-        """Register the hooks of the config, and the one that reports progress."""
+        """Register the config's hooks and ProgressHook."""
         super().register_hooks(default_hooks, custom_hooks)
         self.register_hook(ProgressHook(sys.stdout), priority='LOWEST')
 
@@ -65,10 +65,10 @@ class BriefRunner(Runner):
 
 
 class ProgressHook(Hook):
-    """Write one short line wherever mmengine's LoggerHook logs a long one.
+    """Print one short line whenever mmengine's LoggerHook logs a long one.
 
     Args:
-        screen: Where the lines go.
+        screen: Stream to print to.
     """
 
     def __init__(self, screen: TextIO) -> None:
@@ -76,13 +76,13 @@ class ProgressHook(Hook):
 
     @master_only
     def before_train(self, runner: Runner) -> None:
-        """Name the file that has what the screen does not show."""
+        """Print the path of the log file."""
         log = Path(runner.log_dir, f'{runner.timestamp}.log')
         self._write(f'config, environment and details: {log}')
 
     @master_only
     def after_train_iter(self, runner: Runner, batch_idx: int, *_: object, **__: object) -> None:
-        """Report epoch, iteration, mean loss and remaining time."""
+        """Print epoch, iteration, mean loss and remaining time."""
         interval = next((h.interval for h in runner.hooks if isinstance(h, LoggerHook)), 10)
         if not self.every_n_inner_iters(batch_idx, interval):
             return
@@ -98,7 +98,7 @@ class ProgressHook(Hook):
 
     @master_only
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
-        """Report metrics: COCO's AP and AP50 of boxes and masks, of other tasks all of them."""
+        """Print the metrics: AP and AP50 of boxes and masks for COCO, all metrics otherwise."""
         self._write(f'validation  {_in_one_line(metrics or {})}')
 
     def _write(self, line: str) -> None:
@@ -116,12 +116,12 @@ def _in_one_line(metrics: Mapping[str, float]) -> str:
 
 
 def _is_no_deprecation(record: logging.LogRecord) -> bool:
-    """Libraries warn each other so; a user of theirs can do nothing about it."""
+    """Filter out deprecations between libraries, which their users cannot correct."""
     return 'deprecated' not in record.getMessage()
 
 
 class _PrintsToLog(io.TextIOBase):
-    """Takes what is printed, by pycocotools for example, and logs it line by line."""
+    """Log what libraries such as pycocotools print."""
 
     def __init__(self, logger: MMLogger) -> None:
         self._logger = logger

@@ -24,23 +24,26 @@ class Machine:
 
 
 def choose_device() -> str:
-    """Choose the device of this process, such as 'cuda' or 'cpu', for mmengine too.
+    """Return the type of this process's device, such as 'cuda' or 'cpu', and set it for mmengine.
 
-    A GPU that mmcv's operators do not run on is not used.
+    A GPU on which mmcv's operators do not run is not used.
 
     Raises:
-        UserError: If mmcv is missing or broken.
-        UserError: If the GPU does not work.
+        UserError: If mmcv is missing or broken, or the GPU does not work.
     """
     require_operators()
     if utils.DEVICE != 'cpu' and gpu_failure():
-        # what mmengine.device.get_device() returns from now on; it has no setter
+        # mmengine.device.get_device() returns this, and has no setter
         utils.DEVICE = 'cpu'
     return utils.DEVICE
 
 
 def gpu_failure() -> str | None:
-    """Return why mmcv's operators do not run on the GPU of this process, or None."""
+    """Return why mmcv's operators do not run on this process's GPU, None if they do.
+
+    Raises:
+        UserError: If the GPU does not work.
+    """
     device = utils.DEVICE
     if torch.cuda.is_available():
         rank = os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID', '0'))
@@ -50,6 +53,6 @@ def gpu_failure() -> str | None:
     except RuntimeError as error:
         reason = ' '.join(str(error).split())[:300]
         raise UserError(
-            f'{device} does not work ({reason}): see what runs on it (nvidia-smi), choose another '
-            'GPU by CUDA_VISIBLE_DEVICES, or set that to -1 to use the CPU'
+            f'{device} does not work ({reason}): see what runs on it (nvidia-smi), select another '
+            'GPU with CUDA_VISIBLE_DEVICES, or set CUDA_VISIBLE_DEVICES=-1 to use the CPU'
         ) from error

@@ -1,4 +1,4 @@
-"""Fully sharded data parallel training, by mmengine's FlexibleRunner and FSDPStrategy."""
+"""Fully sharded data parallel training with mmengine's FlexibleRunner and FSDPStrategy."""
 
 from typing import Any
 
@@ -15,23 +15,23 @@ from ..registry import FUNCTIONS, STRATEGIES
 
 @FUNCTIONS.register_module()
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """Make each block of GC ViT a unit of its own, as FSDP's ``auto_wrap_policy``.
+    """Wrap each block of GC ViT as an FSDP unit; an ``auto_wrap_policy``.
 
-    Heads stay with the rest of the model: detectors call their methods, and FSDP fetches weights
-    for ``forward`` alone.
+    Heads stay in the root unit: detectors call other methods of theirs, and FSDP gathers the
+    weights of a unit in ``forward`` only.
     """
     return transformer_auto_wrap_policy(module, recurse, nonwrapped_numel, {Block})
 
 
 @STRATEGIES.register_module(name='FSDPStrategy')
 class ResumableFSDPStrategy(FSDPStrategy):
-    """mmengine's FSDPStrategy, whose trainings can be resumed with torch 2.1 and later."""
+    """mmengine's FSDPStrategy, with trainings that can be resumed on torch 2.1 and later."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if get_device() == 'cpu':
-            # There torch copies nothing to offload, and gathers the next state into the same
-            # memory: checkpoints would have AdamW's second moments in place of its first.
+            # On a CPU torch does not copy a state in order to offload it, and gathers the next one
+            # into the same memory: AdamW's second moments would overwrite its first.
             self.optim_state_dict_config.offload_to_cpu = False
 
     def build_optim_wrapper(
@@ -39,16 +39,16 @@ class ResumableFSDPStrategy(FSDPStrategy):
     ) -> BaseOptimWrapper:
         built = super().build_optim_wrapper(optim_wrapper, model)
         if getattr(built, 'clip_grad_kwargs', None) and built.grad_name == 'grad_norm':
-            # mmengine's would take the norm of this process's part of the gradients
+            # mmengine's function uses the norm of this process's shards alone
             built.clip_func = lambda _, **settings: self.model.clip_grad_norm_(**settings)
         return built
 
     def load_checkpoint(self, filename: str, **kwargs: Any) -> dict:
-        # mmengine would resume from a copy of the whole model on each GPU
+        # mmengine would load a copy of the whole model onto each GPU
         return super().load_checkpoint(filename, **(kwargs | {'map_location': 'cpu'}))
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        # mmengine gives these by place, in the order that torch had before
+        # mmengine passes these by position, in the order of an earlier torch
         state = FullyShardedDataParallel.optim_state_dict_to_load(
             model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
         )

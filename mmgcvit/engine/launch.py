@@ -1,4 +1,4 @@
-"""Connecting the processes that ``tools/dist_*.sh`` and ``tools/slurm_*.sh`` start."""
+"""Connection of the processes that ``tools/dist_*.sh`` and ``tools/slurm_*.sh`` start."""
 
 import ctypes
 import os
@@ -15,26 +15,25 @@ from mmengine.utils.dl_utils import set_multi_processing
 
 from ..errors import UserError
 
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
+PR_SET_PDEATHSIG = 1  # option of prctl on Linux
 TORCH_SETTINGS = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
 
 def start_processes(cfg: Config, device: str) -> int:
-    """Connect this process with the others of its training, by nccl on CUDA and by gloo without.
+    """Connect this process with the others of its training: by NCCL on CUDA, by gloo on a CPU.
 
-    mmengine's Runner would do so by itself, but only on a GPU; it leaves a group alone that it
-    finds. Nothing is done for a config whose ``launcher`` is 'none' or missing.
+    mmengine's Runner can do this on a GPU only; it uses a process group that exists already.
 
     Args:
-        cfg: Config with ``launcher`` 'none', 'pytorch' (torchrun) or 'slurm'; 'slurm' becomes
-            'pytorch', as its settings are translated.
+        cfg: Config whose ``launcher`` is 'pytorch' (torchrun), 'slurm', or 'none' for one process.
+            Slurm's environment variables are translated to torchrun's.
         device: 'cuda' or 'cpu'.
 
     Returns:
         Number of processes.
 
     Raises:
-        UserError: The processes were not started as the launcher says, there are more than GPUs,
+        UserError: If the launcher did not start the processes, there are more processes than GPUs,
             or they cannot be connected.
     """
     launcher = cfg.get('launcher', 'none')
@@ -47,8 +46,8 @@ def start_processes(cfg: Config, device: str) -> int:
         return 1
     env_cfg = cfg.get('env_cfg', {})
     dist_cfg = dict(env_cfg.get('dist_cfg', {}))
-    port = dist_cfg.pop('port', None)  # mmengine takes it under Slurm alone
-    if torch.distributed.is_initialized():  # by a script that builds its Runner with ours
+    port = dist_cfg.pop('port', None)  # mmengine reads it under Slurm only
+    if torch.distributed.is_initialized():  # by a script that calls build_runner
         return torch.distributed.get_world_size()
     if launcher == 'slurm':
         if port is not None:
@@ -64,39 +63,43 @@ def start_processes(cfg: Config, device: str) -> int:
         _end_with_parent()
     if device == 'cuda':
         check_gpu(int(os.environ['LOCAL_RANK']), torch.cuda.device_count())
-    # As the Runner does first: init_dist would settle on another way to start workers otherwise.
+    # The Runner does this first, as init_dist would select another start method for workers.
     set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
     _connect(device, dist_cfg)
     return torch.distributed.get_world_size()
 
 
 def _end_with_parent() -> None:
-    """Have Linux kill this process when torchrun is killed, which starts it in its own session.
+    """Have Linux kill this process when torchrun is killed.
 
-    It would go on otherwise, and write checkpoints beside those of the training that resumes.
+    torchrun starts it in a session of its own, so it would keep running and write checkpoints
+    beside those of the resumed training.
     """
     if sys.platform != 'linux':
         return
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was killed meanwhile
+    if os.getppid() != parent:  # torchrun was killed in the meantime
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def check_gpu(local_rank: int, gpus: int) -> None:
-    """Refuse a process that would have no GPU of its own."""
+    """Raise a UserError if there is no GPU for this process of the node."""
     if local_rank >= gpus:
         raise UserError(
             f'process {local_rank + 1} of this node has no GPU, there are {gpus}: give a GPU '
-            f'count of at most {gpus}, or look at CUDA_VISIBLE_DEVICES and nvidia-smi'
+            f'count of at most {gpus}, or check CUDA_VISIBLE_DEVICES and nvidia-smi'
         )
 
 
 def translate_slurm(environment: MutableMapping[str, str]) -> None:
-    """Set what torch reads (``RANK``, ``MASTER_ADDR``, ...) from what Slurm sets for each task.
+    """Set torch's variables (``RANK``, ``MASTER_ADDR``, …) from those that Slurm sets.
 
-    ``MASTER_ADDR`` and ``MASTER_PORT`` are kept if set; otherwise the first node of the job and a
-    port that follows from the job's and the step's number, so that jobs on one node differ.
+    ``MASTER_ADDR`` and ``MASTER_PORT`` are kept if they are set. The defaults are the first node of
+    the job, and a port computed from the job and step numbers, so that jobs on one node differ.
+
+    Raises:
+        UserError: If one of Slurm's variables is missing, or the first node cannot be determined.
     """
     needed = ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_JOB_ID', 'SLURM_NODELIST')
     missing = [name for name in needed if name not in environment]
@@ -111,20 +114,20 @@ def translate_slurm(environment: MutableMapping[str, str]) -> None:
     if 'MASTER_ADDR' not in environment:
         environment['MASTER_ADDR'] = _first_node(environment['SLURM_NODELIST'])
     job = int(environment['SLURM_JOB_ID']) + int(environment.get('SLURM_STEP_ID', 0))
-    # below 32768, where Linux begins to give ports to outgoing connections
+    # below 32768, the first port that Linux uses for outgoing connections
     environment.setdefault('MASTER_PORT', str(20000 + job % 10000))
 
 
 def _first_node(nodes: str) -> str:
-    """Return the first name of a list such as ``node[07-08,11]``."""
+    """Return the first node of a list such as ``node[07-08,11]``."""
     try:
         found = subprocess.run(
             ['scontrol', 'show', 'hostnames', nodes], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(
-            f'scontrol does not tell the first of the nodes {nodes} ({error}): set MASTER_ADDR to '
-            'its address'
+            f'scontrol cannot expand the nodes {nodes} ({error}): set MASTER_ADDR to the address '
+            'of the first one'
         ) from error
     return found.stdout.split()[0]
 
@@ -134,7 +137,7 @@ def _connect(device: str, dist_cfg: dict) -> None:
         if device == 'cuda':
             init_dist('pytorch', **dist_cfg)
         elif 'timeout' in dist_cfg:
-            # not init_dist, which selects a GPU whatever the backend
+            # not init_dist, which selects a GPU for every backend
             limit = timedelta(seconds=dist_cfg['timeout'])
             torch.distributed.init_process_group('gloo', timeout=limit)
         else:
@@ -144,6 +147,6 @@ def _connect(device: str, dist_cfg: dict) -> None:
         reason = str(error).strip().partition('\n')[0]
         raise UserError(
             f'process {os.environ["RANK"]} of {os.environ["WORLD_SIZE"]} cannot be connected with '
-            f'the others at {address} ({reason}): is the port in use, or the address wrong? Set '
-            'PORT (under Slurm MASTER_PORT) and MASTER_ADDR'
+            f'the others at {address} ({reason}): the port may be in use, or the address wrong; '
+            'set PORT (MASTER_PORT under Slurm) and MASTER_ADDR'
         ) from error

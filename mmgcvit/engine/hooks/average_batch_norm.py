@@ -1,4 +1,4 @@
-"""BatchNorm of several processes that cannot share their batches' statistics."""
+"""BatchNorm in several processes, where SyncBN is not available."""
 
 from mmengine.dist import all_reduce_params
 from mmengine.hooks import Hook
@@ -10,13 +10,13 @@ from ...registry import HOOKS
 
 @HOOKS.register_module()
 class AverageBatchNorm(Hook):
-    """Averages BatchNorm's running statistics over all processes after each iteration.
+    """Average BatchNorm's running statistics over all processes after each iteration.
 
-    Where BN stands in for SyncBN every process would keep statistics of its own: validation would
-    run a different network in each, and a checkpoint hold the first one's.
+    When BN replaces SyncBN, each process has its own running statistics. Without this hook,
+    processes would validate different networks, and a checkpoint would hold those of rank 0.
     """
 
-    priority = 'HIGH'  # before the weights are averaged over time, validated or saved
+    priority = 'HIGH'  # before EMAHook, validation and CheckpointHook
 
     def after_train_iter(
         self,

@@ -1,4 +1,4 @@
-"""What becomes of a training whose loss is no longer finite."""
+"""Trainings whose loss or gradients are no longer finite."""
 
 import math
 from collections.abc import Sequence
@@ -15,22 +15,28 @@ from torch.optim import Optimizer
 from ...errors import UserError
 from ...registry import HOOKS
 
-MAX_SKIPPED = 32  # a scaler begins at 2 ** 16, and halves its scale each time
+MAX_SKIPPED = 32  # a loss scaler starts at 2 ** 16 and halves its scale at each skipped update
 
 
 @HOOKS.register_module()
 class BadLossHook(Hook):
-    """Names the images of an iteration whose loss is NaN or infinite, and stops after several.
+    """Skip updates with a NaN or infinite loss, and stop the training if there are several.
 
-    The update of such an iteration is left out, so that the weights stay as they were; so is one
-    whose gradients are not finite. A loss scaler leaves such updates out by itself: the training
-    stops after 32 of them in a row, when no scale can be the reason any more. It stops at once if
-    the model is spoilt all the same, as the running statistics of a BatchNorm can be. It stops
-    before a checkpoint is saved, in all processes.
+    An iteration is bad if its loss or its gradients are not finite. Its update is skipped, so the
+    weights do not change, and its images are logged. The training stops in all processes, before
+    the next checkpoint is saved:
+
+    - after ``max_consecutive`` bad iterations without a good update between them;
+    - after 32 updates in a row that a loss scaler skipped, as no scale helps then;
+    - at once if the model itself holds values that are not finite, for example the running
+      statistics of a BatchNorm.
 
     Args:
-        max_consecutive: At how many bad iterations without a good update between them the training
-            stops.
+        max_consecutive: Number of consecutive bad iterations after which the training stops.
+
+    Raises:
+        ValueError: If ``max_consecutive`` is not an integer of at least 1.
+        UserError: When the training stops.
     """
 
     priority = 'NORMAL'  # before CheckpointHook
@@ -43,26 +49,26 @@ class BadLossHook(Hook):
         self.max_consecutive = max_consecutive
         self._bad = 0
         self._skipped = 0
-        # whether this iteration's update was good, None where there was none (accumulation)
+        # whether this iteration's gradients were finite, None if there was no update (accumulation)
         self._updated: bool | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Look at gradients before each update from now on."""
-        if isinstance(runner.optim_wrapper, OptimWrapper):  # not several of them in a dict
+        """Check gradients before each update."""
+        if isinstance(runner.optim_wrapper, OptimWrapper):  # not an OptimWrapperDict
             runner.optim_wrapper.optimizer.register_step_pre_hook(self._before_update)
 
     def _before_update(self, optimizer: Optimizer, *_: Any) -> None:
         parameters = [
             p for group in optimizer.param_groups for p in group['params'] if p.grad is not None
         ]
-        # the norm at the price of a factor 1: torch before 2.6 has no other public way
+        # for the norm alone: torch before 2.6 has no other public function for it
         norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf)
         bad = (~torch.isfinite(norm)).to(torch.int32)
-        all_reduce(bad, 'max')  # where each process has a part of the gradients
+        all_reduce(bad, 'max')  # with FSDP each process has a shard of the gradients
         self._updated = not bad
         if bad:
             for parameter in parameters:
-                parameter.grad = None  # optimizers pass over such parameters
+                parameter.grad = None  # optimizers skip these parameters
 
     def after_train_iter(
         self,
@@ -71,15 +77,15 @@ class BadLossHook(Hook):
         data_batch: Any = None,
         outputs: dict[str, Tensor] | None = None,
     ) -> None:
-        """Log an iteration with a bad loss, and end the training if it is one too many."""
+        """Log a bad iteration, and stop the training if there were too many."""
         losses = {k: v.detach() for k, v in (outputs or {}).items() if 'loss' in k}
-        # the sum of the others
+        # mmengine's sum of all losses
         total = losses.get('loss')
         bad_here = total is not None and not bool(torch.isfinite(total))
-        spoilt_here = bad_here and not _is_finite(runner.model)
-        flags = torch.tensor([bad_here, spoilt_here], dtype=torch.int32)
+        corrupted_here = bad_here and not _is_finite(runner.model)
+        flags = torch.tensor([bad_here, corrupted_here], dtype=torch.int32)
         all_reduce(flags, 'max')
-        bad, spoilt = flags.tolist()
+        bad, corrupted = flags.tolist()
         updated, self._updated = self._updated, None
         if not bad and updated is not False:
             if updated:
@@ -89,38 +95,38 @@ class BadLossHook(Hook):
             return
         self._bad += 1
         iteration = runner.iter + 1
-        told = _images(data_batch) if bad_here or not bad else []
-        images = [name for names in all_gather_object(told) for name in names]
+        own = _images(data_batch) if bad_here or not bad else []
+        images = [name for names in all_gather_object(own) for name in names]
         what = 'the loss is not finite' if bad else 'the gradients are not finite'
         values = ', '.join(f'{k} {v.item()}' for k, v in losses.items() if not v.isfinite())
         runner.logger.warning(
             f'iteration {iteration}: {what}{f" ({values})" if values else ""}'
-            f'{", its update is left out" if updated is False else ""}; {self._bad} of '
+            f'{", its update is skipped" if updated is False else ""}; {self._bad} of '
             f'{self.max_consecutive} before the training stops; images: {"; ".join(images)}'
         )
-        if spoilt or self._bad >= self.max_consecutive:
+        if corrupted or self._bad >= self.max_consecutive:
             reason = (
-                'the model holds values that are not finite now'
-                if spoilt
+                'the model now holds values that are not finite'
+                if corrupted
                 else f'bad iterations in a row: {self._bad}'
             )
             raise UserError(
                 f'stopped at iteration {iteration}, {what} ({reason}); last images: '
-                f'{"; ".join(images)}. The last checkpoint is untouched: look at these images and '
+                f'{"; ".join(images)}. The last checkpoint is not affected: check these images and '
                 'their annotations, lower optim_wrapper.optimizer.lr or set '
                 'optim_wrapper.clip_grad.max_norm, then --resume'
             )
 
     def _count_skipped(self, runner: Runner) -> None:
-        """Count an iteration without an update, unless gradients are being accumulated."""
+        """Count an iteration whose update the loss scaler skipped."""
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, OptimWrapper) or not wrapper.should_update():
             return
         self._skipped += 1
         if self._skipped >= MAX_SKIPPED:
             raise UserError(
-                f'stopped at iteration {runner.iter + 1}: the loss scaler has left out '
-                f'{self._skipped} updates in a row, the gradients are not finite at any scale. '
+                f'stopped at iteration {runner.iter + 1}: the loss scaler has skipped '
+                f'{self._skipped} updates in a row, as the gradients are not finite at any scale. '
                 'Lower optim_wrapper.optimizer.lr, or train in bfloat16 with '
                 'optim_wrapper.dtype=bfloat16 or without --amp, then --resume'
             )
@@ -132,11 +138,11 @@ def _is_finite(model: torch.nn.Module) -> bool:
 
 
 def _images(data_batch: Any) -> Sequence[str]:
-    """Return path and id of each image of a batch, as far as its data samples have them."""
+    """Return the path and, if there is one, the id of each image of a batch."""
     samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
     names = []
     for sample in samples or ():
-        name = str(getattr(sample, 'img_path', 'an image without a path'))
+        name = str(getattr(sample, 'img_path', 'image without a path'))
         number = getattr(sample, 'img_id', None)
         names.append(name if number is None else f'{name} (id {number})')
     return names

@@ -1,7 +1,7 @@
-"""Layer-wise learning-rate decay: early layers of a pretrained backbone learn more slowly.
+"""Layer-wise learning-rate decay: lower learning rates for early layers of a pretrained backbone.
 
-Introduced for fine-tuning by Clark et al. (ELECTRA, ICLR 2020), for vision transformers by Bao
-et al. (BEiT, ICLR 2022).
+Clark et al. (ELECTRA, ICLR 2020) introduced it for fine-tuning, Bao et al. (BEiT, ICLR 2022) for
+vision transformers.
 """
 
 from mmengine.logging import print_log
@@ -15,23 +15,23 @@ from ...registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Give every layer of a model with a GC ViT backbone its own learning rate.
+    """Set a learning rate for each layer of a model with a GC ViT backbone.
 
-    With n blocks in the backbone, the stem is layer 0, the blocks are layers 1 to n, and all that
-    is not in the backbone is layer n + 1. A query generator belongs to its stage's first block, a
-    downsampler and an output norm to its stage's last. A layer's learning rate is
-    ``decay_rate ** (n + 1 - layer)`` times what it would be. One-dimensional tensors and position
-    bias tables get no weight decay. Each layer has one parameter group with weight decay and one
-    without, more only where ``custom_keys`` distinguish more.
+    With n blocks in the backbone, the stem is layer 0, the blocks are layers 1 to n, and the rest
+    of the model is layer n + 1. A query generator belongs to the first block of its stage, a
+    downsampler and an output norm to the last. The learning rate of a layer is multiplied by
+    ``decay_rate ** (n + 1 - layer)``. One-dimensional tensors and position bias tables get no
+    weight decay. Each layer has one parameter group with weight decay and one without, and more
+    only if ``custom_keys`` distinguishes them.
 
     Args:
         optim_wrapper_cfg: Config of the optimizer wrapper; its optimizer needs an ``lr``.
-        paramwise_cfg: ``decay_rate``, above 0 and at most 1; and what mmengine's own constructor
-            takes, with its own meaning.
+        paramwise_cfg: ``decay_rate``, above 0 and at most 1, and the keys of mmengine's
+            ``DefaultOptimWrapperConstructor``.
 
     Raises:
-        UserError: If there is no such ``decay_rate`` or no ``lr``; when called, if the model's
-            ``backbone`` is not a GC ViT.
+        UserError: If ``decay_rate`` or ``lr`` is missing or not allowed; when called, if the
+            model's ``backbone`` is not a GC ViT.
 
     Example:
         >>> optim_wrapper = dict(
@@ -51,7 +51,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 'above 0 and at most 1, for example 0.8'
             )
         if self.base_lr is None:
-            raise UserError('optim_wrapper.optimizer has no lr, which layer-wise decay scales')
+            raise UserError(
+                'optim_wrapper.optimizer has no lr, which layer-wise decay scales: set '
+                'optim_wrapper.optimizer.lr'
+            )
         self.decay_rate = rate
 
     def add_params(
@@ -63,7 +66,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ) -> None:
         """Add all parameters of a model to the list of parameter groups."""
         if prefix:
-            # mmengine's constructor calls this for submodules; the model itself has no prefix
+            # mmengine's constructor calls this method for submodules; only the model has no prefix
             super().add_params(params, module, prefix, is_dcn_module)
             return
         backbone = getattr(module, 'backbone', None)
@@ -78,14 +81,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         params.extend(self._group(single, module, backbone))
 
     def _group(self, single: list[dict], model: nn.Module, backbone: GCViT) -> list[dict]:
-        """Scale the learning rates of groups of one parameter, and put equal groups together."""
+        """Scale the learning rates of single-parameter groups, and merge equal groups."""
         names = {parameter: name for name, parameter in model.named_parameters()}
         _, num_layers = backbone.get_layer_depth('')
         groups = {}
         for settings in single:
             (parameter,) = settings.pop('params')
             name = names[parameter]
-            # mmengine has applied these two already and only leaves them lying there
+            # mmengine has already applied these two
             settings = {k: v for k, v in settings.items() if k not in ('lr_mult', 'decay_mult')}
             layer, _ = backbone.get_layer_depth(name, 'backbone.')
             scale = self.decay_rate ** (num_layers - 1 - layer)
@@ -99,8 +102,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         blocks = num_layers - 2
         print_log(
             f'layer-wise learning-rate decay {self.decay_rate}: {blocks} blocks, {len(groups)} '
-            f'parameter groups, stem at {self.decay_rate ** (blocks + 1):.2g} of the rate of the '
-            'heads',
+            f"parameter groups, stem at {self.decay_rate ** (blocks + 1):.2g} of the heads' rate",
             logger='current',
         )
         return [groups[key] for key in sorted(groups)]

@@ -1,8 +1,9 @@
-"""Mixed precision where torch's usual kind does not work: on a CPU, and in bfloat16 for detectors.
+"""Mixed precision where ``AmpOptimWrapper`` does not work: on a CPU, and for detectors in bfloat16.
 
-mmengine's ``AmpOptimWrapper`` refuses a CPU. On a GPU it puts a whole model under autocast, where
-mmdet computes boxes in the type of the layers' outputs. bfloat16 has steps of 4 pixels at 1000, so
-here only layers compute in it: anchors, boxes, NMS, RoIAlign and losses stay in float32.
+mmengine's ``AmpOptimWrapper`` does not support CPUs. On a GPU it runs the whole model under
+autocast, and mmdet computes boxes in the dtype of the layers' outputs. Near 1000, bfloat16 has a
+resolution of 4 pixels. Here only layers compute in bfloat16: anchors, boxes, NMS, RoIAlign and
+losses stay in float32.
 """
 
 import functools
@@ -20,17 +21,22 @@ from torch.optim import Optimizer
 from ...errors import UserError
 from ...registry import OPTIM_WRAPPERS
 
-ONLY_AMP = ('loss_scale', 'dtype', 'use_fsdp')  # arguments that AmpOptimWrapper adds
+ONLY_AMP = ('loss_scale', 'dtype', 'use_fsdp')  # arguments of AmpOptimWrapper alone
 
 
 @OPTIM_WRAPPERS.register_module()
 class BFloat16OptimWrapper(OptimWrapper):
-    """Computes layers in bfloat16 during training, and everything else in float32.
+    """Train with layers in bfloat16 and everything else in float32.
 
-    These are the layers of backbone and neck, and in two-stage detectors those of the heads too.
-    Other heads compute coordinates between their layers and stay in float32. Weights, gradients
-    and the optimizer's state are float32. The loss is not scaled, as bfloat16 has float32's range.
-    Arguments: those of mmengine's ``OptimWrapper``.
+    The layers of backbone and neck compute in bfloat16, and in two-stage detectors those of the
+    heads. Other heads compute coordinates between their layers and stay in float32. Weights,
+    gradients and the optimizer's state are float32. The loss is not scaled, as bfloat16 has the
+    range of float32.
+
+    Args:
+        optimizer: See mmengine's ``OptimWrapper``.
+        accumulative_counts: See mmengine's ``OptimWrapper``.
+        clip_grad: See mmengine's ``OptimWrapper``.
     """
 
     def __init__(
@@ -45,6 +51,11 @@ class BFloat16OptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Run the model's layers in bfloat16 within this context.
+
+        Raises:
+            UserError: If the model has no backbone.
+        """
         parts = mixed_parts(model.module if is_model_wrapper(model) else model)
         for part in parts:
             part.forward = in_mixed_precision(part, torch.bfloat16)
@@ -53,28 +64,38 @@ class BFloat16OptimWrapper(OptimWrapper):
                 yield
         finally:
             for part in parts:
-                del part.forward  # the class's own is found again
+                del part.forward  # which uncovers the method of the class
 
 
 def mixed_parts(model: nn.Module) -> list[nn.Module]:
-    """Return the parts of a model whose layers compute in bfloat16, as far as it has them."""
+    """Return the parts of a model whose layers compute in bfloat16.
+
+    Raises:
+        UserError: If the model has no backbone.
+    """
     if getattr(model, 'backbone', None) is None:
         raise UserError(
-            f'mixed precision in bfloat16 is for models with a backbone, {type(model).__name__} '
+            f'mixed precision in bfloat16 needs a model with a backbone, {type(model).__name__} '
             'has none: train without --amp, with optim_wrapper.type=OptimWrapper'
         )
     roi_head = getattr(model, 'roi_head', None)
     parts = [getattr(model, name, None) for name in ('backbone', 'neck', 'rpn_head')]
     parts += [getattr(roi_head, name, None) for name in ('bbox_head', 'mask_head')]
     stages = [part if isinstance(part, nn.ModuleList) else [part] for part in parts]
-    # a classifier's neck pools and has no layers
+    # the neck of a classifier only pools
     return [p for stage in stages for p in stage if p is not None and list(p.parameters())]
 
 
 def in_mixed_precision(
     module: nn.Module, dtype: torch.dtype, to_float32: bool = True
 ) -> Callable[..., Any]:
-    """Return a module's forward in mixed precision, which gives float32 if asked to."""
+    """Return a module's ``forward`` in mixed precision.
+
+    Args:
+        module: Module with parameters.
+        dtype: Type that the layers compute in.
+        to_float32: Whether outputs are converted to float32.
+    """
     forward = module.forward
 
     @functools.wraps(forward)
@@ -95,4 +116,4 @@ def _as_float32(outputs: Any) -> Any:
         return outputs.float()
     if isinstance(outputs, list | tuple):
         return type(outputs)(_as_float32(output) for output in outputs)
-    return outputs  # None of a head without regression
+    return outputs  # None from a head without regression

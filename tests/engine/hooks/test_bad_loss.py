@@ -100,7 +100,9 @@ def test_updates_that_are_all_left_out_by_a_loss_scaler_stop_the_training(
     monkeypatch.setattr(SkippingOptimWrapper, 'updates', updates)
     cfg = toy_config(tmp_path, iterations=100)
     cfg.optim_wrapper.update(type='SkippingOptimWrapper', accumulative_counts=accumulated)
-    with pytest.raises(UserError, match=rf'stopped at iteration {last}: the loss scaler has left'):
+    with pytest.raises(
+        UserError, match=rf'stopped at iteration {last}: the loss scaler has skipped'
+    ):
         build_runner(cfg).train()
 
 
