@@ -224,3 +224,18 @@ def test_hooks_are_added_to_the_dump_of_a_config_once(tmp_path):
     runner = build_runner(Config.fromfile(dump))
     ours = [hook for hook in runner.hooks if isinstance(hook, BadLossHook | ExactResumeHook)]
     assert len(ours) == 2
+
+
+def test_a_config_without_what_an_option_needs_is_refused():
+    with pytest.raises(UserError, match='--amp needs an optim_wrapper'):
+        adapt_amp(Config(dict(model=dict())), CPU)
+    cfg = Config(dict(test_dataloader=dict(), test_evaluator=None))
+    with pytest.raises(UserError, match=r'has no test_evaluator, test_cfg: .* = val_evaluator'):
+        adapt_test(cfg, CPU)
+
+
+def test_a_checkpoint_is_tested_as_a_whole_however_it_was_trained():
+    needed = dict(test_dataloader=dict(), test_evaluator=dict(), test_cfg=dict())
+    cfg = Config(dict(needed, runner_type='FlexibleRunner', strategy=dict(type='FSDPStrategy')))
+    adapt_test(cfg, CPU)
+    assert cfg.to_dict() == needed

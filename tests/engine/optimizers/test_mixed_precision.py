@@ -25,6 +25,14 @@ def segmentor():
 
 
 CPU = Machine('cpu')
+
+
+def classifier():
+    cfg = segmentor()
+    cfg.model = dict(type='ImageClassifier', head=dict())
+    return cfg
+
+
 OURS = 'mmgcvit.BFloat16OptimWrapper'
 
 
@@ -38,6 +46,8 @@ OURS = 'mmgcvit.BFloat16OptimWrapper'
         (detector, 'cuda', 'float16', 'AmpOptimWrapper'),
         (detector, 'cuda', 'bfloat16', OURS),
         (segmentor, 'cuda', 'bfloat16', 'AmpOptimWrapper'),
+        (classifier, 'cuda', 'bfloat16', 'AmpOptimWrapper'),
+        (classifier, 'cpu', 'float16', OURS),
     ],
 )
 def test_wrapper_by_device_and_dtype(cfg, device, dtype, used):
