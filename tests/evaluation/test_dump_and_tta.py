@@ -52,6 +52,16 @@ def test_masks_that_cannot_be_left_out_are_refused():
         adapt_tta(detector(mask_head=dict()), CPU)
 
 
+def test_a_classifier_averages_the_scores_of_its_views():
+    cfg = detector(head=dict())
+    with pytest.raises(UserError, match='--tta needs tta_pipeline in a classification config'):
+        adapt_tta(cfg, CPU)
+    cfg.tta_pipeline = [dict(type='Own')]
+    adapt_tta(cfg, CPU)
+    assert cfg.model.type == 'mmpretrain.AverageClsScoreTTA'
+    assert cfg.test_dataloader.dataset.dataset.pipeline == [dict(type='Own')]
+
+
 def test_a_segmentor_needs_views():
     cfg = Config(dict(model=dict(decode_head=dict()), tta_model=dict(type='SegTTAModel')))
     with pytest.raises(UserError, match='--tta needs tta_model and tta_pipeline'):
@@ -60,7 +70,11 @@ def test_a_segmentor_needs_views():
 
 @pytest.mark.parametrize(
     ('model', 'kind'),
-    [(dict(), 'mmdet.DumpDetResults'), (dict(decode_head=dict()), 'mmgcvit.DumpLabelMaps')],
+    [
+        (dict(), 'mmdet.DumpDetResults'),
+        (dict(decode_head=dict()), 'mmgcvit.DumpLabelMaps'),
+        (dict(head=dict()), 'DumpResults'),
+    ],
 )
 def test_predictions_are_dumped_beside_the_metrics(model, kind):
     cfg = detector(**model)
