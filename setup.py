@@ -70,7 +70,7 @@ setup(
     long_description=read_description(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    license_files=['LICENSE'],
+    license_files=['LICENSE', 'NOTICE'],
     keywords='computer vision, object detection, semantic segmentation, vision transformer',
     classifiers=[
         'Development Status :: 3 - Alpha',

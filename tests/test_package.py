@@ -120,7 +120,7 @@ def test_a_segmentor_runs_on_it():
 @pytest.mark.parametrize('build', ['build_wheel', 'build_editable'])
 def test_pip_installs_and_removes_the_finder_of_mmcvs_operators(tmp_path, build):
     """Both files are in the wheel's record, beside the package and not in it."""
-    for name in ('mmgcvit', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
+    for name in ('mmgcvit', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'NOTICE'):
         source = ROOT / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, tmp_path / name)
@@ -137,6 +137,7 @@ def test_pip_installs_and_removes_the_finder_of_mmcvs_operators(tmp_path, build)
         assert f'\n_mmgcvit_mmcv_ops.{end},sha256=' in f'\n{record}'
     assert start == 'import _mmgcvit_mmcv_ops; _mmgcvit_mmcv_ops.enable()\n'
     assert not any(name.startswith('mmcv/') for name in names)
+    assert {'LICENSE', 'NOTICE'} <= {Path(name).name for name in names}
 
 
 def test_extras_name_one_mmcv_each():
