@@ -1,11 +1,18 @@
-"""The tables of README and docs, and the metafile that they are made from."""
+"""README and docs: tables and the metafile behind them, links, paths, and code."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.fileio import load
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS as MODEL_REGISTRY
+from mmengine.registry import init_default_scope
+from torch import nn
 
+import mmgcvit
 from mmgcvit import GCViT
 from mmgcvit.engine import load_config
 from mmgcvit.errors import UserError
@@ -14,6 +21,11 @@ from mmgcvit.models import ARCHS
 ROOT = Path(__file__).parents[1]
 MODELS = load(ROOT / 'metafile.yml')['Models']
 NETWORKS = [model for model in MODELS if 'Config' in model]
+PAGES = [
+    path.relative_to(ROOT)
+    for pattern in ('*.md', 'docs/*.md', 'tests/data/*/*.md')
+    for path in sorted(ROOT.glob(pattern))
+]
 BACKBONES = {model['Name']: model for model in MODELS if 'Config' not in model}
 
 
@@ -38,9 +50,13 @@ def test_metafile_is_one_that_openmmlab_reads():
 
 def test_metafile_lists_every_size_and_every_config():
     assert list(BACKBONES) == [f'gcvit_{name}' for name in ARCHS]
-    kinds = ('detection/mask_rcnn', 'detection/cascade', 'segmentation/upernet')
     sizes = ('xxt', 'xt', 't', 't2', 's', 's2', 'b', 'l')
-    expected = [f'configs/{kind}_gcvit_{size}.py' for kind in kinds for size in sizes]
+    names = (
+        'detection/mask-rcnn_gcvit-{}_fpn_3x_coco',
+        'detection/cascade-mask-rcnn_gcvit-{}_fpn_3x_coco',
+        'segmentation/upernet_gcvit-{}_160k_ade20k-512x512',
+    )
+    expected = [f'configs/{name.format(size)}.py' for name in names for size in sizes]
     assert [model['Config'] for model in NETWORKS] == expected
     assert all(model['Name'] == Path(model['Config']).stem for model in NETWORKS)
 
@@ -68,7 +84,11 @@ def test_configs_start_from_the_metafiles_weights_and_tell_its_results(network):
 
 def test_the_worked_example_of_scaling_is_the_formulas(load_tool):
     tool = load_tool('make_docs')
-    (params,) = [m['Metadata']['Parameters'] for m in NETWORKS if m['Name'] == 'cascade_gcvit_b']
+    (params,) = [
+        network['Metadata']['Parameters']
+        for network in NETWORKS
+        if 'cascade' in network['Name'] and network['Metadata']['Backbone'] == 'gcvit_base'
+    ]
     assert tool.gradient_traffic(params, 8) == 1.75 * 4 * params
     page = ' '.join((ROOT / 'docs/scaling.md').read_text().split())
     hidden = 0.6 * 0.9 * 500
@@ -77,3 +97,83 @@ def test_the_worked_example_of_scaling_is_the_formulas(load_tool):
         exposed = sent - hidden
         assert f'{sent:.0f} − {hidden:.0f} = {exposed:.0f} ms' in page
         assert f'{500 / (500 + exposed):.0%}'.replace('%', ' %') in page
+
+
+def python_blocks(path):
+    return re.findall(r'```python\n(.*?)```', (ROOT / path).read_text(), re.DOTALL)
+
+
+def anchors(path):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r'^#+ (.+)$', path.read_text(), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', h).strip().lower().replace(' ', '-') for h in headings}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=str)
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r'\]\(([^)]+)\)', (ROOT / page).read_text()):
+        if '://' in target:
+            continue
+        name, _, anchor = target.partition('#')
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
+
+
+@pytest.mark.parametrize('page', PAGES, ids=str)
+def test_pages_name_paths_that_exist(page):
+    text = (ROOT / page).read_text()
+    folders = r'(?:configs|docs|mmgcvit|requirements|tests|tools|\.ci)/'
+    named = re.findall(rf'(?<![\w/.$-])({folders}[\w./-]*)', text)
+    # a path that ends before a placeholder is not complete
+    paths = {path.rstrip('.') for path in named if not re.search(r'NAME|SIZE|METHOD', path)}
+    missing = {path for path in paths if not (ROOT / path).exists()}
+    assert not missing
+    for name in re.findall(r'`([\w-]+\.md)`', text):
+        assert (ROOT / page).with_name(name).exists() or (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize('page', PAGES, ids=str)
+def test_python_in_pages_compiles(page):
+    for block in python_blocks(page):
+        compile(block, str(page), 'exec')
+
+
+def test_readme_drop_in_config_is_a_complete_recipe(tmp_path):
+    (text,) = (block for block in python_blocks('README.md') if '_base_' in block)
+    (tmp_path / 'config.py').write_text(text.replace('PATH_OF_THE_CHECKOUT', str(ROOT)))
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    backbone = cfg.model.backbone
+    assert backbone.pop('init_cfg').checkpoint == BACKBONES[f'gcvit_{backbone.arch}']['Weights']
+    init_default_scope(cfg.default_scope)
+    model = MODEL_REGISTRY.build(cfg.model)
+    assert tuple(cfg.model.neck.in_channels) == model.backbone.out_channels
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    assert type(optimizer) is torch.optim.AdamW and optimizer.defaults['lr'] == 1e-4
+    decay = {p: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
+    for name, module in model.backbone.named_modules():
+        for kind, parameter in module.named_parameters(name, recurse=False):
+            is_free = isinstance(module, nn.LayerNorm) or kind.endswith('bias_table')
+            assert decay[parameter] == (0 if is_free else 0.05), kind
+
+
+def test_readme_runs_in_plain_pytorch(capsys):
+    (text,) = (block for block in python_blocks('README.md') if '_base_' not in block)
+    exec(text, namespace := {})
+    assert [tuple(m.shape[2:]) for m in namespace['feature_maps']] == [
+        (200, 320),
+        (100, 160),
+        (50, 80),
+        (25, 40),
+    ]
+    assert capsys.readouterr().out.strip() == re.search(r'# (\(64.+)', text)[1]
+
+
+def test_citation_is_of_this_version():
+    citation = load(ROOT / 'CITATION.cff', file_format='yaml')
+    assert citation['version'] == mmgcvit.__version__
+    (paper,) = citation['references']
+    for author in paper['authors']:
+        assert (
+            f'{author["family-names"]}, {author["given-names"]}' in (ROOT / 'README.md').read_text()
+        )
