@@ -177,3 +177,34 @@ def test_citation_is_of_this_version():
         assert (
             f'{author["family-names"]}, {author["given-names"]}' in (ROOT / 'README.md').read_text()
         )
+
+
+def rows(path, header):
+    """The cells below the header of a table that begins so."""
+    table = (ROOT / path).read_text().split(header)[1].split('\n\n')[0]
+    return [[cell.strip() for cell in row.strip('|').split('|')] for row in table.splitlines()[2:]]
+
+
+def test_stem_rates_of_layer_decay_are_the_formula():
+    blocks = sum(ARCHS['tiny'].depths)
+    rates = rows('docs/training.md', '| rate | stem')
+    assert len(rates) == 4
+    for rate, stem in rates:
+        assert f'{float(rate) ** (blocks + 1):.2g}' == stem
+
+
+def test_ratios_of_performance_follow_from_its_table():
+    table = rows('docs/performance.md', '| | params | GMAC |')
+    # time of a forward pass and of a training step, memory; each followed by its ratio
+    measured = {name: [float(c.split()[0]) for c in cells[2::2]] for name, *cells in table}
+    page = ' '.join((ROOT / 'docs/performance.md').read_text().split())
+    for name, *cells in table:
+        ratios = [a / b for a, b in zip(measured[name], measured['gcvit'], strict=True)]
+        assert [float(c) for c in cells[3::2]] == pytest.approx(ratios, abs=0.01)
+    forward, training, _ = (
+        a / b for a, b in zip(measured['reference'], measured['Swin-T'], strict=True)
+    )
+    assert (
+        f'takes {forward:.1f} times the time of Swin-T in the forward pass, and {training:.1f}'
+        in page
+    )
