@@ -137,21 +137,29 @@ def test_python_in_pages_compiles(page):
 
 
 def test_readme_drop_in_config_is_a_complete_recipe(tmp_path):
-    (text,) = (block for block in python_blocks('README.md') if '_base_' in block)
-    (tmp_path / 'config.py').write_text(text.replace('PATH/TO/mmgcvit', str(ROOT)))
-    cfg = Config.fromfile(tmp_path / 'config.py')
-    backbone = cfg.model.backbone
-    assert backbone.pop('init_cfg').checkpoint == BACKBONES[f'gcvit_{backbone.arch}']['Weights']
-    init_default_scope(cfg.default_scope)
-    model = MODEL_REGISTRY.build(cfg.model)
-    assert tuple(cfg.model.neck.in_channels) == model.backbone.out_channels
-    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
-    assert type(optimizer) is torch.optim.AdamW and optimizer.defaults['lr'] == 1e-4
-    decay = {p: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
-    for name, module in model.backbone.named_modules():
-        for kind, parameter in module.named_parameters(name, recurse=False):
-            is_free = isinstance(module, nn.LayerNorm) or kind.endswith('bias_table')
-            assert decay[parameter] == (0 if is_free else 0.05), kind
+    (config,) = (block for block in python_blocks('README.md') if '_base_' in block)
+    (change,) = (b for b in python_blocks('docs/other_heads.md') if b.startswith('optim_wrapper'))
+    config = config.replace('PATH/TO/mmgcvit', str(ROOT))
+    for name, text, lr in (('config', config, 1e-4), ('changed', config + change, 6e-5)):
+        (tmp_path / f'{name}.py').write_text(text)
+        cfg = Config.fromfile(tmp_path / f'{name}.py')
+        backbone = cfg.model.backbone
+        weights = BACKBONES[f'gcvit_{backbone.arch}']['Weights']
+        assert backbone.init_cfg == dict(type='Pretrained', checkpoint=weights)
+        init_default_scope(cfg.default_scope)
+        with torch.device('meta'):
+            model = MODEL_REGISTRY.build(cfg.model)
+        assert tuple(cfg.model.neck.in_channels) == model.backbone.out_channels
+        optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+        assert type(optimizer) is torch.optim.AdamW
+        groups = optimizer.param_groups
+        assert {group['lr'] for group in groups} == {lr}
+        decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
+        norms = [m for m in model.backbone.modules() if isinstance(m, nn.LayerNorm)]
+        free = {id(p) for norm in norms for p in norm.parameters()}
+        free |= {id(p) for n, p in model.named_parameters() if n.endswith('bias_table')}
+        assert {p for p, value in decay.items() if value == 0} == free
+        assert {decay[id(p)] for p in model.parameters()} == {0, 0.05}
 
 
 def test_readme_runs_in_plain_pytorch(capsys):
