@@ -1,6 +1,7 @@
 """The package in somebody else's project: its wheel, their folder, mmdet's own training tool."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,10 @@ from pathlib import Path
 
 import mmdet
 import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
 
 from mmgcvit.datasets import draw_shapes
 
@@ -18,10 +23,12 @@ _base_ = [
     'mmdet::_base_/datasets/coco_instance.py',
     'mmdet::_base_/schedules/schedule_1x.py',
     'mmdet::_base_/default_runtime.py',
+    'source/configs/_base_/adamw.py',
 ]
 model = dict(
     backbone=dict(_delete_=True, type='mmgcvit.GCViT', arch='xxtiny', window_size=8),
     neck=dict(in_channels=[64, 128, 256, 512]))
+optim_wrapper = dict(_base_.adamw, _delete_=True)
 
 # their own data
 classes = dict(classes=('circle', 'rectangle', 'triangle'))
@@ -71,7 +78,32 @@ def test_wheel_trains_in_a_fresh_folder_by_mmdets_own_tool(tmp_path):
     assert 'Epoch(train) [1][3/3]' in log
     assert 'nan' not in log.split('Epoch(train) [1][3/3]')[1].split('\n')[0]
     assert (tmp_path / 'work_dirs' / 'config' / 'epoch_1.pth').is_file()
+    used = Config.fromfile(tmp_path / 'work_dirs' / 'config' / 'config.py').optim_wrapper.optimizer
+    assert used == dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
     # without importing it, which takes seconds
     find = 'import importlib.util; print(importlib.util.find_spec("mmgcvit").origin)'
     where = python('-c', find, PYTHONPATH=str(site))
     assert where.stdout.startswith(str(site))
+
+
+def test_the_documented_config_replaces_mmdets_optimizer(tmp_path):
+    page = (ROOT / 'docs/model_zoo.md').read_text()
+    config, change = re.findall('```python\n(.*?)```', page, re.DOTALL)
+    config = config.replace('PATH/TO/mmgcvit', str(ROOT))
+    (tmp_path / 'config.py').write_text(config)
+    (tmp_path / 'changed.py').write_text(config + change)
+    for name, lr in (('config', 1e-4), ('changed', 6e-5)):
+        cfg = Config.fromfile(tmp_path / f'{name}.py')
+        init_default_scope(cfg.default_scope)
+        with torch.device('meta'):
+            model = MODELS.build(cfg.model)
+        optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+        assert type(optimizer) is torch.optim.AdamW
+        decay = {id(p): g['weight_decay'] for g in optimizer.param_groups for p in g['params']}
+        undecayed = {n for n, p in model.named_parameters() if decay[id(p)] == 0}
+        assert undecayed == {
+            name
+            for name, _ in model.backbone.named_parameters(prefix='backbone')
+            if 'norm' in name or name.endswith('relative_position_bias_table')
+        }
+        assert {group['lr'] for group in optimizer.param_groups} == {lr}

@@ -62,7 +62,7 @@ def paper(name: str, same_shape: bool) -> str:
     """Return the published parameters and FLOPs of a network, as the metafile has them."""
     for model in load(METAFILE)['Models']:
         data = model['Metadata']
-        if model['Name'] == name and 'Paper FLOPs (G)' in data:
+        if name in (model['Name'], *model.get('Alias', ())) and 'Paper FLOPs (G)' in data:
             text = f'{data["Paper Parameters (M)"]} M, {data["Paper FLOPs (G)"]} G'
             return text if same_shape else f'{text}, at another size'
     return 'not published'

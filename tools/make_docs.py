@@ -1,7 +1,7 @@
-"""Write the tables of README.md and docs/ from metafile.yml, between their markers.
+"""Write the tables in README.md and docs/ from metafile.yml.
 
 python tools/make_docs.py            # after a change of metafile.yml
-python tools/make_docs.py --measure  # after a change of a network: counts it anew first
+python tools/make_docs.py --measure  # after a change of a network: count all networks first
 """
 
 import argparse
@@ -20,8 +20,9 @@ from mmgcvit.task import require_task
 
 ROOT = Path(__file__).parents[1]
 METAFILE = ROOT / 'metafile.yml'
+FLOPS = ('FLOPs, all products', 'FLOPs, linear, padded', 'FLOPs, all, padded')  # headings
 NAIVE, NAIVE_ALL = 'FLOPs (linear and convolution, padded)', 'FLOPs (all products, padded)'
-# GB/s in one direction, as the standards and vendors tell them
+# GB/s in one direction, according to the standards and vendors
 LINKS = {
     'NVLink 3': 300,
     'PCIe 4 ×16': 31.5,
@@ -30,6 +31,7 @@ LINKS = {
     '25 Gb/s Ethernet': 3.125,
 }
 GPUS = 8
+SOURCES = ('paper', 'model card')  # of ImageNet-1K top-1 accuracies
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def with_tables(path: str, models: Sequence[dict]) -> str:
-    """Return the text of a page with its tables made anew."""
+    """Return the text of a page with its tables generated from the models of the metafile."""
     text = (ROOT / path).read_text(encoding='utf-8')
     for name, table in TABLES[path].items():
         text = replace_table(text, name, table(models), path)
@@ -55,16 +57,16 @@ def with_tables(path: str, models: Sequence[dict]) -> str:
 
 
 def measure() -> None:
-    """Count the networks of the metafile and write what was found into it."""
+    """Count parameters and FLOPs of the metafile's networks and write them into it."""
     metafile = load(METAFILE)
     for model in networks(metafile['Models']):
         cfg = load_config(ROOT / model['Config'])
-        found = count_complexity(build_on_meta(cfg), require_task(cfg).counted_shape)
+        complexity = count_complexity(build_on_meta(cfg), require_task(cfg).counted_shape)
         counts = {
-            'Parameters': found.params,
-            'FLOPs': found.macs,
-            NAIVE: found.naive_linear_macs,
-            NAIVE_ALL: found.naive_macs,
+            'Parameters': complexity.params,
+            'FLOPs': complexity.macs,
+            NAIVE: complexity.naive_linear_macs,
+            NAIVE_ALL: complexity.naive_macs,
         }
         model['Metadata'] |= counts
         print(model['Name'], *counts.values())
@@ -73,32 +75,34 @@ def measure() -> None:
 
 
 def replace_table(text: str, name: str, table: str, path: str) -> str:
-    """Put a table between its markers.
+    """Replace what is between a table's markers.
 
     Raises:
-        UserError: If the text does not have them once each.
+        UserError: If one of the two markers is missing or occurs more than once.
     """
     begin, end = f'<!-- {name}: made by tools/make_docs.py -->', f'<!-- end of {name} -->'
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise UserError(f'{path} has to have the lines {begin!r} and {end!r} once each')
+        raise UserError(f'{path} has to have the lines {begin!r} and {end!r}, each of them once')
     pattern = f'{re.escape(begin)}.*{re.escape(end)}'
     return re.sub(pattern, lambda _: f'{begin}\n{table}\n{end}', text, flags=re.DOTALL)
 
 
 def sizes(models: Sequence[dict]) -> str:
-    """Return the backbone's sizes and where their weights are."""
+    """Return the table of the backbone's sizes, with links to their weights."""
     rows = []
     for model in models:
         if 'Config' in model:
             continue
         name = model['Name'].removeprefix('gcvit_')
-        accuracy = model['Results'][0]['Metrics']['paper Top 1 Accuracy']
+        metrics = model['Results'][0]['Metrics']
         arch, params = ARCHS[name], model['Metadata']['Parameters']
         channels, depths = (' '.join(map(str, v)) for v in (arch.dims, arch.depths))
-        row = [f'`{name}`', channels, depths, f'{params / 1e6:.1f} M', str(accuracy)]
+        top1 = [str(metrics.get(f'{source} Top 1 Accuracy', '–')) for source in SOURCES]
+        row = [f'`{name}`', channels, depths, f'{params / 1e6:.1f} M', *top1]
         rows.append([*row, f'[file]({model["Weights"]})'])
     header = ['`arch`', 'channels', 'depths', 'backbone parameters']
-    return markdown([*header, 'ImageNet-1K top-1 (paper)', 'NVIDIA weights'], rows)
+    header += [f'ImageNet-1K top-1 ({source})' for source in SOURCES]
+    return markdown([*header, 'NVIDIA weights'], rows)
 
 
 def networks(models: Sequence[dict], folder: str = 'configs') -> list[dict]:
@@ -106,7 +110,7 @@ def networks(models: Sequence[dict], folder: str = 'configs') -> list[dict]:
 
 
 def zoo(folder: str, metrics: Sequence[str]) -> Callable[[Sequence[dict]], str]:
-    """Return what makes the table of the networks in a folder of configs."""
+    """Return a function that generates the table of the networks in a folder of configs."""
 
     def table(models: Sequence[dict]) -> str:
         rows = []
@@ -120,18 +124,18 @@ def zoo(folder: str, metrics: Sequence[str]) -> Callable[[Sequence[dict]], str]:
                 *(f'{data[key] / 1e9:.0f} G' for key in ('FLOPs', NAIVE, NAIVE_ALL)),
                 f'{data["Paper FLOPs (G)"]} G' if 'Paper FLOPs (G)' in data else '–',
                 *(str(results.get(f'paper {metric}', '–')) for metric in metrics),
-                'not trained',
+                'no',
             ]
             rows.append(row)
-        header = ['config', 'params', 'paper', 'all products', 'linear, padded', 'all, padded']
-        header += ['paper', *(f'{metric} (paper)' for metric in metrics), 'ours']
+        header = ['config', 'params', 'params (paper)', *FLOPS, 'FLOPs (paper)']
+        header += [*(f'{metric} (paper)' for metric in metrics), 'trained by us']
         return markdown(header, rows)
 
     return table
 
 
 def traffic(models: Sequence[dict]) -> str:
-    """Return what 8 GPUs send for each network in a step, and how long that takes."""
+    """Return the table of the gradients that each of 8 GPUs sends per iteration, and the time."""
     rows = []
     for model in networks(models):
         data = gradient_traffic(model['Metadata']['Parameters'], GPUS)

@@ -1,8 +1,8 @@
-# Fully sharded data parallel: each GPU keeps a part of weights, gradients and optimizer state, and
-# fetches a block's weights when it computes the block. For models that do not fit otherwise.
+# Fully sharded data parallel, for models that do not fit into one GPU otherwise. Each GPU holds a
+# part of the weights, gradients and optimizer state, and gathers a block's weights to compute it.
 runner_type = 'FlexibleRunner'
 strategy = dict(
     type='mmgcvit.FSDPStrategy',
     model_wrapper=dict(auto_wrap_policy='mmgcvit.wrap_blocks'),
-    state_dict_cfg='full',  # checkpoints as of any other training, written by the first process
+    state_dict_cfg='full',  # the same checkpoints as without sharding
 )

@@ -1,19 +1,2 @@
-# Cascade Mask R-CNN with GC ViT-XXT on COCO 3x.
-#
-# Launch:   bash tools/dist_train.sh configs/detection/cascade_gcvit_xxt.py 8
-# Hardware: 8 GPUs, 2 images each
-# Source:   GC ViT-T's published recipe; drop path ours: the size's ImageNet value
-# Result:   paper: not reported; ours: not trained
-_base_ = ['./_base_/cascade_mask_rcnn_gcvit.py', './_base_/coco_3x.py']
-
-model = dict(
-    backbone=dict(
-        arch='xxtiny',
-        drop_path_rate=0.2,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/nvidia/GCViT/resolve/main/gcvit_1k_xxtiny.pth.tar',
-        ),
-    ),
-    neck=dict(in_channels=[64, 128, 256, 512]),
-)
+# Short name of cascade-mask-rcnn_gcvit-xxt_fpn_3x_coco.py
+_base_ = './cascade-mask-rcnn_gcvit-xxt_fpn_3x_coco.py'

@@ -1,17 +1,18 @@
-# Cascade Mask R-CNN with GC ViT-T on a dataset of your own in COCO's format; copy and change it.
+# Cascade Mask R-CNN with GC ViT-T on your own dataset in COCO format. Copy this file and change it.
 #
 # Launch:   python tools/draw_shapes.py data/shapes
 #           python tools/check_data.py configs/detection/custom_coco.py
 #           bash tools/dist_train.sh configs/detection/custom_coco.py 8
-# Hardware: 8 GPUs, 2 images each; with fewer add --auto-scale-lr
-# Source:   as cascade_gcvit_t.py, which has the schedule and the weights (ImageNet's); to begin
-#           from a detector instead: load_from = 'PATH'. The data are the drawn shapes
+# Hardware: 8 GPUs, 2 images each; for fewer GPUs add --auto-scale-lr
+# Source:   cascade-mask-rcnn_gcvit-t_fpn_3x_coco.py. To start from a detector instead of ImageNet
+#           weights, set load_from = 'PATH'. The data are drawn shapes
 # Result:   paper: none; ours: not trained
-_base_ = './cascade_gcvit_t.py'
+# Licence:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
+_base_ = './cascade-mask-rcnn_gcvit-t_fpn_3x_coco.py'
 
 data_root = 'data/shapes/coco/'
-classes = ('circle', 'rectangle', 'triangle')  # names and order of the file's categories
-# other files than COCO's names: ann_file='…' and data_prefix=dict(img='…') in each dataset
+classes = ('circle', 'rectangle', 'triangle')  # the file's categories, by name and in its order
+# for other file names than COCO's, set ann_file='…' and data_prefix=dict(img='…') in each dataset
 data = dict(data_root=data_root, metainfo=dict(classes=classes))
 train_dataloader = dict(dataset=data)
 val_dataloader = test_dataloader = dict(dataset=data)

@@ -1,19 +1,3 @@
-# Mask R-CNN with GC ViT-S on COCO 3x.
-#
-# Launch:   bash tools/dist_train.sh configs/detection/mask_rcnn_gcvit_s.py 8
-# Hardware: 8 GPUs, 2 images each
-# Source:   GC ViT-T's published recipe; drop path ours: the size's ImageNet value
-# Result:   paper: not reported; ours: not trained
-_base_ = ['./_base_/mask_rcnn_gcvit.py', './_base_/coco_3x.py']
-
-model = dict(
-    backbone=dict(
-        arch='small',
-        drop_path_rate=0.3,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/nvidia/GCViT/resolve/main/gcvit_1k_small.pth.tar',
-        ),
-    ),
-    neck=dict(in_channels=[96, 192, 384, 768]),
-)
+# Old name of mask-rcnn_gcvit-s_fpn_3x_coco.py
+_base_ = './mask-rcnn_gcvit-s_fpn_3x_coco.py'
+_deprecation_ = dict(expected='configs/detection/mask-rcnn_gcvit-s_fpn_3x_coco.py')

@@ -1,20 +1,3 @@
-# UPerNet with GC ViT-S on ADE20K 512x512, 160k iterations.
-#
-# Launch:   bash tools/dist_train.sh configs/segmentation/upernet_gcvit_s.py 8
-# Hardware: 8 GPUs, 2 images each
-# Source:   window, crop, batch and weights published; schedule ours: Swin's
-# Result:   paper: mIoU 48.3; ours: not trained
-_base_ = ['./_base_/upernet_gcvit.py', './_base_/ade20k_160k.py']
-
-model = dict(
-    backbone=dict(
-        arch='small',
-        drop_path_rate=0.3,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/nvidia/GCViT/resolve/main/gcvit_1k_small.pth.tar',
-        ),
-    ),
-    decode_head=dict(in_channels=[96, 192, 384, 768]),
-    auxiliary_head=dict(in_channels=384),
-)
+# Old name of upernet_gcvit-s_160k_ade20k-512x512.py
+_base_ = './upernet_gcvit-s_160k_ade20k-512x512.py'
+_deprecation_ = dict(expected='configs/segmentation/upernet_gcvit-s_160k_ade20k-512x512.py')

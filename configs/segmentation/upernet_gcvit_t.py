@@ -1,20 +1,3 @@
-# UPerNet with GC ViT-T on ADE20K 512x512, 160k iterations.
-#
-# Launch:   bash tools/dist_train.sh configs/segmentation/upernet_gcvit_t.py 8
-# Hardware: 8 GPUs, 2 images each
-# Source:   window, crop, batch and weights published; schedule ours: Swin's
-# Result:   paper: mIoU 47.0; ours: not trained
-_base_ = ['./_base_/upernet_gcvit.py', './_base_/ade20k_160k.py']
-
-model = dict(
-    backbone=dict(
-        arch='tiny',
-        drop_path_rate=0.2,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/nvidia/GCViT/resolve/main/gcvit_1k_tiny.pth.tar',
-        ),
-    ),
-    decode_head=dict(in_channels=[64, 128, 256, 512]),
-    auxiliary_head=dict(in_channels=256),
-)
+# Old name of upernet_gcvit-t_160k_ade20k-512x512.py
+_base_ = './upernet_gcvit-t_160k_ade20k-512x512.py'
+_deprecation_ = dict(expected='configs/segmentation/upernet_gcvit-t_160k_ade20k-512x512.py')

@@ -17,6 +17,7 @@ from mmgcvit.task import require_task
 
 ROOT = Path(__file__).parents[2]
 MODELS = {m['Name']: m for m in load(ROOT / 'metafile.yml')['Models'] if 'Config' in m}
+MASK_RCNN, UPERNET = 'mask-rcnn_gcvit-t_fpn_3x_coco', 'upernet_gcvit-t_160k_ade20k-512x512'
 PUBLISHED = [name for name, model in MODELS.items() if 'Paper FLOPs (G)' in model['Metadata']]
 
 
@@ -60,7 +61,7 @@ def test_counting_leaves_no_hooks_behind():
 
 def test_parts_of_a_detector_add_up():
     """1000 proposals in the box head, 100 in the mask head, by their layers' sizes."""
-    cfg = load_config(ROOT / MODELS['mask_rcnn_gcvit_t']['Config'])
+    cfg = load_config(ROOT / MODELS[MASK_RCNN]['Config'])
     model = build_on_meta(cfg)
     whole = count_complexity(model, (800, 1280)).macs
     model.roi_head.mask_head = model.roi_head.mask_roi_extractor = None
@@ -74,7 +75,7 @@ def test_parts_of_a_detector_add_up():
     assert whole - without_masks == 100 * mask_head
 
 
-@pytest.mark.parametrize('name', only_quick(PUBLISHED, ['mask_rcnn_gcvit_t', 'upernet_gcvit_t']))
+@pytest.mark.parametrize('name', only_quick(PUBLISHED, [MASK_RCNN, UPERNET]))
 def test_published_networks_have_the_papers_size_and_the_metafiles_counts(name):
     model = MODELS[name]
     cfg = load_config(ROOT / model['Config'])
@@ -101,10 +102,11 @@ def test_parameters_of_the_other_networks_are_the_metafiles(name):
 
 
 def test_tool_prints_and_writes_the_numbers(load_tool, capsys, tmp_path):
-    config = str(ROOT / MODELS['cascade_gcvit_xxt']['Config'])
+    name = 'cascade-mask-rcnn_gcvit-xxt_fpn_3x_coco'
+    config = str(ROOT / MODELS[name]['Config'])
     load_tool('get_flops').main([config, '--shape', '96', '128', '--json', str(tmp_path / 'f')])
     printed = capsys.readouterr().out
-    assert 'cascade_gcvit_xxt, one image of 128×96, 1000 proposals, 100 masks' in printed
+    assert f'{name}, one image of 128×96, 1000 proposals, 100 masks' in printed
     assert '69.63 M' in printed and 'not published' in printed
     written = json.loads((tmp_path / 'f').read_text())
     assert written['shape'] == [96, 128] and written['params'] == 69630350
@@ -113,7 +115,7 @@ def test_tool_prints_and_writes_the_numbers(load_tool, capsys, tmp_path):
 
 @pytest.mark.parametrize(('shape', 'expected'), [([], '58 M, 947 G\n'), (['64', '64'], 'another')])
 def test_tool_prints_the_papers(load_tool, capsys, shape, expected):
-    config = str(ROOT / MODELS['upernet_gcvit_t']['Config'])
+    config = str(ROOT / MODELS[UPERNET]['Config'])
     load_tool('get_flops').main([config, *(['--shape', *shape] if shape else [])])
     printed = capsys.readouterr().out
     assert expected in printed
@@ -123,7 +125,7 @@ def test_tool_prints_the_papers(load_tool, capsys, shape, expected):
 def test_tool_refuses_what_it_cannot_count(load_tool, tmp_path):
     tool = load_tool('get_flops')
     with pytest.raises(UserError, match='--shape 0 5 is not allowed'):
-        tool.main([str(ROOT / MODELS['upernet_gcvit_t']['Config']), '--shape', '0', '5'])
+        tool.main([str(ROOT / MODELS[UPERNET]['Config']), '--shape', '0', '5'])
     (tmp_path / 'empty.py').write_text('lr = 1\n')
     with pytest.raises(UserError, match='none of roi_head'):
         tool.main([str(tmp_path / 'empty.py')])

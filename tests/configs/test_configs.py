@@ -1,5 +1,6 @@
 """Every config is read, built and run on one small image."""
 
+import ast
 import copy
 import functools
 import re
@@ -7,24 +8,47 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
+from mmgcvit import GCViT
 from mmgcvit.engine import load_config
 from mmgcvit.models.arch import ARCHS
+from mmgcvit.task import SEGMENTATION, require_task
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = [
+FILES = [
     path.relative_to(ROOT)
     for path in sorted(ROOT.glob('configs/*/*.py'))
     if path.parent.name != '_base_'
 ]
-# letters of a config's name → arch
+# a size in the names of configs → arch, from small to large
 SIZES = {
     **{'xxt': 'xxtiny', 'xt': 'xtiny', 't': 'tiny', 't2': 'tiny2'},
     **{'s': 'small', 's2': 'small2', 'b': 'base', 'l': 'large'},
 }
+
+
+@functools.cache
+def assigned(path):
+    """What a config file itself assigns at its top level, as syntax trees by name."""
+    tree = ast.parse((ROOT / path).read_text())
+    statements = (node for node in tree.body if isinstance(node, ast.Assign))
+    return {target.id: node.value for node in statements for target in node.targets}
+
+
+def is_alias(path):
+    return assigned(path).keys() <= {'_base_', '_deprecation_'} and isinstance(
+        assigned(path)['_base_'], ast.Constant
+    )
+
+
+ALIASES = [path for path in FILES if is_alias(path)]
+CONFIGS = [path for path in FILES if not is_alias(path)]
+# a config that does not mention the model has the network of its base
+NETWORKS = [path for path in CONFIGS if 'model' in assigned(path)]
 
 
 @functools.cache
@@ -33,48 +57,69 @@ def published(path):
     return load_config(ROOT / path)
 
 
+def method_and_size(path):
+    """Return ('mask-rcnn', 's') for mask-rcnn_gcvit-s_fpn_3x_coco.py; a name may have no size."""
+    match = re.fullmatch(rf'(.+)_gcvit-({"|".join(SIZES)})_.+', path.stem)
+    return match.groups() if match else (path.stem, None)
+
+
 def is_quick(path):
-    return path.stem.endswith(('_xxt', '_shapes'))
+    """Whether a network runs in the quick tier: each method's smallest size, and the shapes."""
+    method, size = method_and_size(path)
+    sizes = [s for m, s in map(method_and_size, NETWORKS) if m == method and s]
+    return path.stem.endswith('_shapes') or size == min(sizes, key=[*SIZES].index, default='')
+
+
+@functools.cache
+def backbone_of(path):
+    """The backbone of a config, without values."""
+    settings = {k: v for k, v in published(path).model.backbone.items() if k != 'type'}
+    with torch.device('meta'):
+        return GCViT(**settings)
 
 
 @pytest.fixture(
     scope='module',
     params=[
         pytest.param(path, id=str(path), marks=() if is_quick(path) else pytest.mark.slow)
-        for path in CONFIGS
-        if not path.stem.endswith('_fsdp')  # the network of another config
+        for path in NETWORKS
     ],
 )
 def built(request):
-    """A config's path, the config and its model."""
+    """A config and its model."""
     cfg = copy.deepcopy(published(request.param))
     init_default_scope(cfg.default_scope)
-    # pretrained weights are another test's business
+    # pretrained weights are tested elsewhere
     weights, cfg.model.backbone.init_cfg = cfg.model.backbone.get('init_cfg'), None
-    if not is_quick(request.param):
-        # of 24 tokens a side they would be padding mostly, and take ten times as long
+    if not isinstance(cfg.model.backbone.arch, dict) and cfg.model.backbone.arch != 'xxtiny':
+        # windows of 24 would be mostly padding here, and take ten times as long
         cfg.model.backbone.window_size = 7
-    if request.param.parent.name == 'detection':
-        few_proposals(cfg.model)
+    few_proposals(cfg.model)
     # one process, on the CPU
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     cfg.model.backbone.init_cfg = weights
-    return request.param, cfg, model
+    return cfg, model
 
 
 def few_proposals(model):
-    """Let a detector look at 16 boxes an image: its heads take most of the time otherwise."""
-    rcnn = model.train_cfg.rcnn
+    """Limit a two-stage detector to 16 boxes per image: its heads would take most of the time."""
+    train, test = (model.get(name) or {} for name in ('train_cfg', 'test_cfg'))
+    rcnn = train.get('rcnn', [])
     for stage in rcnn if isinstance(rcnn, list) else [rcnn]:
         stage.sampler.num = 16
-    for settings in (model.train_cfg.rpn_proposal, model.test_cfg.rpn):
-        settings.max_per_img = 16
+    for settings in (train.get('rpn_proposal'), test.get('rpn')):
+        if settings is not None:
+            settings.max_per_img = 16
 
 
 def test_there_is_a_config_of_every_size():
     names = {path.stem for path in CONFIGS}
     for size in SIZES:
-        assert {f'mask_rcnn_gcvit_{size}', f'cascade_gcvit_{size}', f'upernet_gcvit_{size}'} < names
+        assert {
+            f'mask-rcnn_gcvit-{size}_fpn_3x_coco',
+            f'cascade-mask-rcnn_gcvit-{size}_fpn_3x_coco',
+            f'upernet_gcvit-{size}_160k_ade20k-512x512',
+        } < names
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=str)
@@ -83,32 +128,84 @@ def test_config_begins_with_launch_hardware_source_and_result(path):
     for part in ('# Launch:', '# Hardware:', '# Source:', '# Result:', 'paper:', 'ours:'):
         assert part in header, part
     assert str(path) in header or 'tools/quickstart.sh' in header
+    weights = (published(path).model.backbone.get('init_cfg') or {}).get('checkpoint', '')
+    assert ('# Licence:  CC BY-NC-SA 4.0' in header) == ('nvidia' in weights)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=str)
-def test_arch_weights_drop_path_and_channels_are_of_the_size_in_the_name(path):
-    match = re.fullmatch(r'(mask_rcnn|cascade|upernet)_gcvit_(\w+)', path.stem)
-    if not match or match[2] not in SIZES:
-        others = ('mask_rcnn_gcvit_shapes', 'cascade_gcvit_l_fsdp', 'custom_coco', 'custom_dataset')
-        assert path.stem in others
+def test_arch_weights_and_drop_path_are_of_the_size_in_the_name(path):
+    _, size = method_and_size(path)
+    if size is None:
+        assert 'gcvit-' not in path.stem
         return
-    arch, model = SIZES[match[2]], published(path).model
-    assert model.backbone.arch == arch
-    assert model.backbone.drop_path_rate == ARCHS[arch].drop_path_rate
-    assert model.backbone.init_cfg.checkpoint.rpartition('/')[2] == f'gcvit_1k_{arch}.pth.tar'
-    assert model.backbone.window_size == 24
-    dims = ARCHS[arch].dims
-    if match[1] == 'upernet':
-        assert tuple(model.decode_head.in_channels) == dims
-        assert model.auxiliary_head.in_channels == dims[model.auxiliary_head.in_index]
+    arch, backbone = SIZES[size], published(path).model.backbone
+    assert backbone.arch == arch
+    assert backbone.init_cfg.checkpoint.rpartition('/')[2] == f'gcvit_1k_{arch}.pth.tar'
+    assert backbone.window_size == 24
+    assert 'drop_path_rate' not in backbone
+    last = backbone_of(path).stages[-1].blocks[-1]
+    assert last.drop_path.drop_rate == pytest.approx(ARCHS[arch].drop_path_rate)
+    assert f'GC ViT-{size.upper()} ' in (ROOT / path).read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=str)
+def test_whatever_takes_the_feature_maps_has_their_channels(path):
+    model, channels = published(path).model, backbone_of(path).out_channels
+    parts = [v for v in model.values() if isinstance(v, dict) and 'in_channels' in v]
+    parts = [model.neck] if 'neck' in model else parts
+    assert parts
+    for part in parts:
+        if isinstance(part.in_channels, int):
+            assert part.in_channels == channels[part.get('in_index', -1)]
+        else:
+            indices = part.get('in_index', range(len(channels)))
+            assert list(part.in_channels) == [channels[i] for i in indices]
+
+
+def test_names_that_users_have_are_still_there():
+    names = {f'configs/detection/cascade_gcvit_{size}.py' for size in SIZES}
+    names |= {f'configs/detection/mask_rcnn_gcvit_{size}.py' for size in SIZES}
+    names |= {f'configs/segmentation/upernet_gcvit_{size}.py' for size in SIZES}
+    assert {*map(str, ALIASES)} == {*names, 'configs/detection/cascade_gcvit_l_fsdp.py'}
+
+
+@pytest.mark.filterwarnings('ignore:The config file:DeprecationWarning')
+@pytest.mark.parametrize('path', ALIASES, ids=str)
+def test_an_alias_is_the_config_that_it_names(path):
+    target = path.parent / assigned(path)['_base_'].value
+    method = {'mask_rcnn': 'mask-rcnn', 'cascade': 'cascade-mask-rcnn', 'upernet': 'upernet'}
+    old, size = re.fullmatch(r'(.+)_gcvit_([a-z0-9]+?)(?:_fsdp)?', path.stem).groups()
+    assert method_and_size(target) == (method[old], size)
+    assert ('fsdp' in path.stem) == ('fsdp' in target.stem)
+    settings, expected = load_config(ROOT / path).to_dict(), published(target).to_dict()
+    assert settings.pop('work_dir') == f'work_dirs/{path.stem}'
+    expected.pop('work_dir')
+    assert settings == expected
+    assert target.name in (ROOT / path).read_text().splitlines()[0]
+    # the short names of the published launch command stay
+    if old != 'cascade':
+        (expected_name,) = assigned(path)['_deprecation_'].keywords
+        assert (expected_name.arg, expected_name.value.value) == ('expected', str(target))
     else:
-        assert tuple(model.neck.in_channels) == dims
-    assert f'GC ViT-{match[2].upper()} ' in (ROOT / path).read_text().splitlines()[0]
+        assert '_deprecation_' not in assigned(path)
+
+
+def test_a_users_config_on_an_old_name_loads_with_a_warning(tmp_path):
+    old = ROOT / 'configs/detection/mask_rcnn_gcvit_s.py'
+    new = 'configs/detection/mask-rcnn_gcvit-s_fpn_3x_coco.py'
+    (tmp_path / 'mine.py').write_text(
+        f"_base_ = '{old}'\nmodel = dict(backbone=dict(with_cp=True))\n"
+    )
+    with pytest.warns(DeprecationWarning, match=re.escape(f'Please use {new} instead')):
+        mine = Config.fromfile(tmp_path / 'mine.py')
+    assert mine.model.backbone.pop('with_cp') is True
+    assert mine.model == published(Path(new)).model
 
 
 def test_model_runs_forward_and_backward(built):
-    path, _, model = built
-    losses = (run_detector if path.parent.name == 'detection' else run_segmentor)(model)
+    cfg, model = built
+    run = run_segmentor if require_task(cfg) is SEGMENTATION else run_detector
+    losses = run(model)
     assert len(losses) >= 2
     total = sum(sum(value) if isinstance(value, list) else value for value in losses.values())
     assert torch.isfinite(total) and total > 0
@@ -119,19 +216,20 @@ def test_model_runs_forward_and_backward(built):
 
 
 def run_detector(model):
-    """Compare its channels, detect in an empty image and return the losses of one rectangle."""
+    """Compare its strides, detect in an empty image and return the losses of one rectangle."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData
 
-    assert list(model.backbone.out_channels) == [
-        c.conv.in_channels for c in model.neck.lateral_convs
-    ]
-    extractors = [module for module in model.roi_head.modules() if hasattr(module, 'roi_layers')]
-    assert len(extractors) >= 2
+    extractors = [module for module in model.modules() if hasattr(module, 'featmap_strides')]
+    if hasattr(model, 'roi_head'):
+        assert len(extractors) >= 1 + model.with_mask
     for extractor in extractors:
-        strides = list(extractor.featmap_strides)
-        assert strides == list(model.backbone.strides)[: len(strides)]
+        assert_same_strides(extractor.featmap_strides, model)
+    priors = [m.prior_generator for m in model.modules() if hasattr(m, 'prior_generator')]
+    for prior in priors:
+        assert_same_strides([max(stride) for stride in prior.strides], model)
+    assert extractors or priors
     shape = (64, 96)
     sample = DetDataSample(
         metainfo=dict(
@@ -158,14 +256,18 @@ def run_detector(model):
     return {k: v for k, v in model.loss(image, [sample]).items() if 'loss' in k}
 
 
+def assert_same_strides(strides, model):
+    """Compare strides of pyramid levels with the backbone's, as far as both go."""
+    pairs = list(zip(strides, model.backbone.strides, strict=False))
+    assert len(pairs) >= 3
+    assert all(stride == expected for stride, expected in pairs)
+
+
 def run_segmentor(model):
-    """Compare its channels, label an image and return the losses of another."""
+    """Label an image and return the losses of another."""
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
-    channels = list(model.backbone.out_channels)
-    assert list(model.decode_head.in_channels) == channels
-    assert model.auxiliary_head.in_channels == channels[model.auxiliary_head.in_index]
     shape = (64, 96)
     samples = [
         SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape))
@@ -184,7 +286,7 @@ def run_segmentor(model):
 
 
 def test_norms_and_bias_tables_are_not_decayed(built):
-    _, cfg, model = built
+    cfg, model = built
     settings = dict(cfg.optim_wrapper, type='OptimWrapper')
     for name in ('loss_scale', 'use_fsdp'):  # of mixed precision
         settings.pop(name, None)

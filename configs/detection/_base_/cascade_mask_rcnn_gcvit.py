@@ -1,7 +1,8 @@
-# Cascade Mask R-CNN with GC ViT and an FPN: what all sizes share. A size adds arch,
-# drop_path_rate, init_cfg and the neck's in_channels.
+# Cascade Mask R-CNN with GC ViT and an FPN. A config adds arch, init_cfg and the neck's
+# in_channels.
 #
-# mmdet's network with other box heads: four convolutions, class-specific, GIoU on decoded boxes.
+# The published box heads differ from mmdet's: four convolutions, one box for each class, GIoU loss
+# on decoded boxes.
 _base_ = 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py'
 
 bbox_heads = [

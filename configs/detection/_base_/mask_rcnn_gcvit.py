@@ -1,5 +1,4 @@
-# Mask R-CNN with GC ViT and an FPN: what all sizes share. A size adds arch, drop_path_rate,
-# init_cfg and the neck's in_channels.
+# Mask R-CNN with GC ViT and an FPN. A config adds arch, init_cfg and the neck's in_channels.
 _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 
 model = dict(backbone=dict(_delete_=True, type='mmgcvit.GCViT', window_size=24))

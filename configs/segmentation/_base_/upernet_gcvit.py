@@ -1,5 +1,4 @@
-# UPerNet with GC ViT: what all sizes share. A size adds arch, drop_path_rate, init_cfg and the
-# heads' in_channels.
+# UPerNet with GC ViT. A config adds arch, init_cfg and the heads' in_channels.
 _base_ = 'mmseg::_base_/models/upernet_swin.py'
 
 model = dict(

@@ -1,0 +1,15 @@
+# AdamW for fine-tuning a pretrained GC ViT. Norms and position-bias tables have no weight decay.
+#
+# For use with any config of mmdet or mmseg. `_delete_` removes the inherited optimizer, whose
+# arguments (SGD's momentum) AdamW does not take:
+#
+#     _base_ = ['mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'PATH/configs/_base_/adamw.py']
+#     optim_wrapper = dict(_base_.adamw, _delete_=True)
+adamw = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0,
+        custom_keys={'relative_position_bias_table': dict(decay_mult=0.0)},
+    ),
+)
