@@ -143,8 +143,9 @@ def test_arch_weights_and_drop_path_are_of_the_size_in_the_name(path):
     assert backbone.init_cfg.checkpoint.rpartition('/')[2] == f'gcvit_1k_{arch}.pth.tar'
     assert backbone.window_size == 24
     assert 'drop_path_rate' not in backbone
-    last = backbone_of(path).stages[-1].blocks[-1]
-    assert last.drop_path.drop_rate == pytest.approx(ARCHS[arch].drop_path_rate)
+    rates = [b.drop_path.drop_rate for stage in backbone_of(path).stages for b in stage.blocks]
+    step = ARCHS[arch].drop_path_rate / (sum(ARCHS[arch].depths) - 1)
+    assert rates == pytest.approx([i * step for i in range(len(rates))])
     assert f'GC ViT-{size.upper()} ' in (ROOT / path).read_text().splitlines()[0]
 
 
