@@ -1,9 +1,12 @@
 # AdamW for fine-tuning a pretrained GC ViT. Norms and position-bias tables have no weight decay.
 #
-# For use with any config of mmdet or mmseg. `_delete_` removes the inherited optimizer, whose
-# arguments (SGD's momentum) AdamW does not take:
+# It goes with any config of mmdet or mmseg, in which `_delete_` removes the inherited optimizer:
+# AdamW does not accept SGD's momentum.
 #
-#     _base_ = ['mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'PATH/configs/_base_/adamw.py']
+#     _base_ = [
+#         'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+#         'PATH/TO/mmgcvit/configs/_base_/adamw.py',
+#     ]
 #     optim_wrapper = dict(_base_.adamw, _delete_=True)
 adamw = dict(
     type='OptimWrapper',

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import load
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
@@ -189,6 +190,16 @@ def test_an_alias_is_the_config_that_it_names(path):
         assert (expected_name.arg, expected_name.value.value) == ('expected', str(target))
     else:
         assert '_deprecation_' not in assigned(path)
+
+
+def test_the_metafile_knows_the_aliases():
+    """tools/get_flops.py prints the paper's numbers for them too."""
+    models = load(ROOT / 'metafile.yml')['Models']
+    named = {name: model['Config'] for model in models for name in model.get('Alias', [])}
+    networks = [path for path in ALIASES if not path.stem.endswith('_fsdp')]
+    assert named == {
+        path.stem: str(path.parent / assigned(path)['_base_'].value) for path in networks
+    }
 
 
 def test_a_users_config_on_an_old_name_loads_with_a_warning(tmp_path):
