@@ -1,10 +1,10 @@
-# Mask R-CNN with a very small GC ViT on drawn shapes: the first training that a newcomer runs.
+# Mask R-CNN with a very small GC ViT on drawn shapes, for a first training.
 #
 # Launch:   bash tools/quickstart.sh
 #           or, with data drawn by `python tools/draw_shapes.py data/shapes`,
 #           python tools/train.py configs/detection/mask_rcnn_gcvit_shapes.py
 # Hardware: 2 CPU cores and 3 GB of memory, or any GPU
-# Source:   ours; the architecture is GC ViT's, size and schedule are made for a few minutes
+# Source:   ours: GC ViT's architecture, with a size and a schedule for a training of a few minutes
 # Result:   paper: none; ours: mask AP 0.90, mask AP50 0.98 after about 7 minutes on 2 CPU cores
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
@@ -18,7 +18,7 @@ channels = 64
 roi_strides = [4, 8, 16]
 norm_cfg = dict(type='GN', num_groups=8)
 
-# every module of the published networks, at a fraction of their size; trained from scratch
+# all modules of the published networks, but much smaller; trained from scratch
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -31,10 +31,10 @@ model = dict(
             layer_scale_init_value=0.5,
         ),
         window_size=8,
-        # images are small: the third stage sees them whole, the fourth is not needed
+        # a window of the third stage covers most of an image: no fourth stage is needed
         out_indices=(0, 1, 2),
     ),
-    # normalized, as nothing is pretrained
+    # with norms, since nothing is pretrained
     neck=dict(in_channels=[32, 64, 128], out_channels=channels, num_outs=4, norm_cfg=norm_cfg),
     rpn_head=dict(
         in_channels=channels,
@@ -42,7 +42,8 @@ model = dict(
         anchor_generator=dict(scales=[8], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
-        # all shapes at stride 4: coarser maps blur the corners that tell a square from a circle
+        # stride 4 for all shapes: coarser feature maps blur the corners that distinguish a square
+        # from a circle
         bbox_roi_extractor=dict(
             out_channels=channels,
             featmap_strides=roi_strides,
@@ -75,10 +76,10 @@ model = dict(
             norm_cfg=norm_cfg,
         ),
     ),
-    # Proposals that fit badly do not show where a shape's corners are: with mmdet's defaults the
-    # head did not learn to tell rectangles from circles. Hence the RPN learns to refine anchors
-    # from an IoU of 0.5 (default 0.7), only its best 60 proposals are used (default 1000), and they
-    # are positive from an IoU of 0.6 (default 0.5).
+    # With mmdet's defaults, the box head did not learn to distinguish rectangles and circles: loose
+    # proposals do not show where the corners are. Here, anchors are positive from an IoU of 0.5
+    # (default: 0.7), the best 60 proposals are used (default: 1000), and proposals are positive
+    # from an IoU of 0.6 (default: 0.5).
     train_cfg=dict(
         rpn=dict(assigner=dict(pos_iou_thr=0.5)),
         rpn_proposal=dict(nms_pre=500, max_per_img=60),
@@ -86,8 +87,8 @@ model = dict(
     ),
     test_cfg=dict(
         rpn=dict(nms_pre=300, max_per_img=60),
-        # suppression ignores class names, so that no shape is found twice; it is soft because the
-        # boxes of two overlapping shapes overlap, too
+        # class-agnostic, so that no shape is detected twice; soft, since boxes of neighbouring
+        # shapes overlap
         rcnn=dict(
             nms=dict(type='soft_nms', iou_threshold=0.3, class_agnostic=True),
             max_per_img=30,
@@ -97,7 +98,7 @@ model = dict(
 
 data_root = 'data/shapes/coco/'
 metainfo = dict(classes=classes, palette=[(220, 20, 60), (0, 120, 220), (0, 160, 80)])
-# small images and large batches: the names are learned faster, the more shapes per iteration
+# small images in large batches: the more shapes per iteration, the faster the classes are learned
 scale = (160, 128)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -157,6 +158,6 @@ randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=25),
     checkpoint=dict(interval=1, max_keep_ckpts=2),
-    # pictures are drawn once, after training, by tools/quickstart.sh
+    # tools/quickstart.sh draws predictions once, after training
     visualization=dict(draw=False),
 )
