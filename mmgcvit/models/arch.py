@@ -1,7 +1,7 @@
-"""The sizes of GC ViT: one table, one row each.
+"""Table of the GC ViT model sizes, one row per size.
 
 Source: Hatamizadeh et al., `Global Context Vision Transformers
-<https://arxiv.org/abs/2206.09959>`_, and NVIDIA's published model tables.
+<https://arxiv.org/abs/2206.09959>`_, and the model tables published by NVIDIA.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,17 @@ from .arguments import NUM_STAGES, integer, is_real, one_per_stage
 
 @dataclass(frozen=True)
 class Arch:
-    """What makes up one size of GC ViT.
+    """Architecture settings of one GC ViT size.
 
     Attributes:
-        embed_dims: Channels C₁ of the first stage; stage i has ``embed_dims * 2**i``.
-        depths: Blocks of each stage.
-        num_heads: Attention heads of each stage; they divide the stage's channels.
-        mlp_ratio: Hidden channels of a block's MLP over its channels.
-        layer_scale_init_value: Initial value of the residual branches' scale, None for no scale.
-        drop_path_rate: Stochastic depth of the last block in the published ImageNet training.
+        embed_dims: Number of channels C₁ of the first stage. Stage i (counted from 0) has
+            ``embed_dims * 2**i`` channels.
+        depths: Number of blocks per stage.
+        num_heads: Number of attention heads per stage. Each must divide the stage's channels.
+        mlp_ratio: Ratio of the MLP's hidden channels to the block's channels.
+        layer_scale_init_value: Initial value of layer scale. None disables layer scale.
+        drop_path_rate: Stochastic depth rate of the last block in the published ImageNet
+            training.
     """
 
     embed_dims: int
@@ -32,7 +34,7 @@ class Arch:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Channels of each stage."""
+        """Number of channels per stage."""
         return tuple(self.embed_dims * 2**i for i in range(NUM_STAGES))
 
 
@@ -49,26 +51,26 @@ ARCHS = {
 
 
 def resolve_arch(arch: str | Mapping) -> Arch:
-    """Return the size of that name, or the one that a dict describes.
+    """Return the architecture settings for a name or a custom dict.
 
     Args:
         arch: A key of :data:`ARCHS`, or a dict with exactly the keys ``embed_dims``, ``depths``,
             ``num_heads``, ``mlp_ratio`` and ``layer_scale_init_value``.
 
     Raises:
-        ValueError: If the name is unknown, or the dict is incomplete, has other keys or has a
-            value that no network can be built from.
+        ValueError: If the name is unknown, or if the dict has missing keys, unknown keys or
+            invalid values.
     """
     if isinstance(arch, str):
         if arch not in ARCHS:
             raise ValueError(
-                f'arch={arch!r} is unknown: choose one of {", ".join(ARCHS)}, or describe a size '
-                'of your own with a dict'
+                f'arch={arch!r} is unknown: choose one of {", ".join(ARCHS)}, or define a custom '
+                'size with a dict'
             )
         return ARCHS[arch]
     if not isinstance(arch, Mapping):
         raise ValueError(
-            f'arch={arch!r} is not allowed: give the name of a size ({", ".join(ARCHS)}) or a dict'
+            f'arch={arch!r} is not allowed: give a size name ({", ".join(ARCHS)}) or a dict'
         )
     keys = [field.name for field in fields(Arch) if field.name != 'drop_path_rate']
     missing = [key for key in keys if key not in arch]
@@ -86,11 +88,11 @@ def _custom_arch(arch: Mapping) -> Arch:
     if scale is not None and not is_real(scale):
         raise ValueError(
             f"arch['layer_scale_init_value']={scale!r} is not allowed: give a number, or None for "
-            'residual branches without a scale'
+            'to disable layer scale'
         )
     ratio = arch['mlp_ratio']
     custom = Arch(
-        # squeeze-excitation narrows to a quarter of the channels
+        # squeeze-excitation reduces the channels to a quarter
         embed_dims=integer("arch['embed_dims']", arch['embed_dims'], minimum=4),
         depths=one_per_stage("arch['depths']", arch['depths'], minimum=1),
         num_heads=one_per_stage("arch['num_heads']", arch['num_heads'], minimum=1),
@@ -100,7 +102,7 @@ def _custom_arch(arch: Mapping) -> Arch:
     if not is_real(ratio) or int(custom.embed_dims * ratio) < 1:
         raise ValueError(
             f"arch['mlp_ratio']={ratio!r} is not allowed: give a number of at least "
-            f'{1 / custom.embed_dims:.3g}, so that the MLP has a hidden channel'
+            f'{1 / custom.embed_dims:.3g}, so that the MLP has at least one hidden channel'
         )
     for stage, (dim, heads) in enumerate(zip(custom.dims, custom.num_heads, strict=True), 1):
         if dim % heads:

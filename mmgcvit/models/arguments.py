@@ -1,4 +1,4 @@
-"""Checks of constructor arguments: an error names the argument, its value and the remedy."""
+"""Validation of constructor arguments. Errors name the argument, its value and the remedy."""
 
 import math
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ NUM_STAGES = 4
 
 
 def is_int(value: object) -> bool:
-    """Whether ``value`` is an integer number; True and False are not."""
+    """Whether ``value`` is an integer; booleans do not count."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_real(value: object) -> bool:
-    """Whether ``value`` is a finite real number; True and False are not."""
+    """Whether ``value`` is a finite real number; booleans do not count."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
-    """Return ``value`` if it is an integer from ``minimum`` to ``maximum``.
+    """Return ``value`` if it is an integer from ``minimum`` to ``maximum`` (inclusive).
 
     Raises:
         ValueError: Otherwise.
@@ -30,10 +30,10 @@ def integer(name: str, value: object, minimum: int, maximum: int | None = None) 
 
 
 def one_per_stage(name: str, value: object, minimum: int) -> tuple[int, ...]:
-    """Return ``value`` as a tuple if it holds one integer >= ``minimum`` for each stage.
+    """Return ``value`` as a tuple if it has one integer >= ``minimum`` per stage.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: Otherwise.
     """
     if (
         isinstance(value, Sequence)
@@ -52,19 +52,19 @@ def one_of(name: str, value: object, allowed: Sequence) -> object:
     Raises:
         ValueError: Otherwise.
     """
-    # not `in`: 1 equals True
+    # `in` would accept 1 for True
     if any(type(value) is type(one) and value == one for one in allowed):
         return value
     raise ValueError(f'{name}={value!r} is not allowed: give {" or ".join(map(repr, allowed))}')
 
 
 def sequence_of(name: str, value: object, allowed: Sequence[str]) -> tuple[str, ...]:
-    """Return ``value`` as a tuple if it is a sequence of one or more of the allowed values.
+    """Return ``value`` as a tuple if it is a non-empty sequence of allowed values.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: Otherwise.
     """
-    # a string is a sequence, too, of letters
+    # a string is itself a sequence of strings
     is_sequence = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
     if is_sequence and all(isinstance(v, str) and v in allowed for v in value):
         return tuple(value)
@@ -74,11 +74,11 @@ def sequence_of(name: str, value: object, allowed: Sequence[str]) -> tuple[str, 
 
 
 def rate(name: str, value: object) -> float:
-    """Return ``value`` if it is a probability below 1.
+    """Return ``value`` as a float if it is in [0, 1).
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: Otherwise.
     """
     if is_real(value) and 0 <= value < 1:
         return float(value)
-    raise ValueError(f'{name}={value!r} is not allowed: give a number from 0 to below 1')
+    raise ValueError(f'{name}={value!r} is not allowed: give a number >= 0 and < 1')

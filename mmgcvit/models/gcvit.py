@@ -1,15 +1,15 @@
 """GC ViT: stem, downsampler, query generator, attention, block, stage and backbone.
 
 Source: Hatamizadeh et al., `Global Context Vision Transformers
-<https://arxiv.org/abs/2206.09959>`_. Sections, equations and figures are numbered as in its first
-arXiv version, before ICML 2023.
+<https://arxiv.org/abs/2206.09959>`_. Section, equation and figure numbers refer to the first arXiv
+version, which precedes the ICML 2023 version.
 
-Read from top to bottom, this is the paper's figure 2. How attention is computed, and what is kept
-for the backward pass, is in :mod:`mmgcvit.ops`; :mod:`mmgcvit.reference` is the same network from
-plain operations.
+Read from top to bottom, this file follows figure 2 of the paper. :mod:`mmgcvit.ops` decides how
+attention is computed and what is saved for the backward pass. :mod:`mmgcvit.reference` implements
+the same network with plain operations.
 
-B: batch size, H, W: height and width of an image or of a feature map, C: channels, L: tokens of a
-feature map in the order of its windows, w: window size, h: heads.
+B: batch size, H, W: height and width of an image or a feature map, C: channels, L: tokens of a
+feature map in window order, w: window size, h: heads.
 """
 
 import re
@@ -46,7 +46,8 @@ class SqueezeExcitation(nn.Module):
 class FusedMBConv(nn.Module):
     """Depthwise convolution, GELU, squeeze-excitation, pointwise convolution, and a residual.
 
-    Section 2, equation 1. Unlike EfficientNetV2's, it begins with a depthwise convolution.
+    See section 2, equation 1. Unlike the block of EfficientNetV2, this one starts with a depthwise
+    convolution.
     """
 
     def __init__(self, dim: int) -> None:
@@ -61,9 +62,9 @@ class FusedMBConv(nn.Module):
 
 
 class Downsampler(nn.Module):
-    """Halve height and width of a feature map (section 2, figure 3).
+    """Halve the height and width of a feature map (section 2, figure 3).
 
-    As in the published network, a strided convolution takes the place of the paper's pooling.
+    Like the published network, this uses a strided convolution where the paper describes pooling.
     """
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
@@ -81,7 +82,7 @@ class Downsampler(nn.Module):
 
 
 class Stem(nn.Module):
-    """Turn images into the feature map of the first stage (section 2)."""
+    """Compute the input feature map of the first stage from images (section 2)."""
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class Stem(nn.Module):
 
 
 class QueryLayer(nn.Module):
-    """Fused MBConv, then max pooling to half the height and width if ``pool`` (equation 2)."""
+    """Fused-MBConv, followed by max pooling with stride 2 if ``pool`` is True (equation 2)."""
 
     def __init__(self, dim: int, pool: bool) -> None:
         super().__init__()
@@ -108,13 +109,13 @@ class QueryLayer(nn.Module):
 
 
 class GlobalQueryGenerator(nn.Sequential):
-    """Condense the feature map of a stage into one window of queries (section 2.1, figure 5).
+    """Reduce the feature map of a stage to one window of queries (section 2.1, figure 5).
 
     Args:
-        dim: Channels C.
-        window_size: w.
-        num_downsamples: How many times height and width are halved; with 0 there is one layer,
-            without pooling.
+        dim: Number of channels C.
+        window_size: Window size w.
+        num_downsamples: How many times height and width are halved. 0 gives one layer without
+            pooling.
     """
 
     def __init__(self, dim: int, window_size: int, num_downsamples: int) -> None:
@@ -126,7 +127,8 @@ class GlobalQueryGenerator(nn.Sequential):
         """(B, H, W, C) → (B, w², C)."""
         query = super().forward(x.permute(0, 3, 1, 2))
         size = (self.window_size, self.window_size)
-        # does nothing if the size matches, and a graph for any size cannot branch
+        # A no-op if the size matches. It runs unconditionally because a graph that serves any
+        # size cannot branch.
         query = F.interpolate(query, size, mode='bicubic', align_corners=False)
         return query.flatten(2).transpose(1, 2)
 
@@ -135,12 +137,12 @@ class WindowAttention(nn.Module):
     """Local or global self-attention within windows (section 2.2, equations 3 to 6).
 
     Args:
-        dim: Channels C.
-        num_heads: Heads h, a divisor of C.
-        window_size: w.
-        is_global: Whether queries come from the global query instead of the window's tokens.
-        attn_drop_rate: Dropout of the attention weights.
-        drop_rate: Dropout of the output.
+        dim: Number of channels C.
+        num_heads: Number of heads h, a divisor of C.
+        window_size: Window size w.
+        is_global: Whether the queries come from the global query instead of the window's tokens.
+        attn_drop_rate: Dropout rate of the attention weights.
+        drop_rate: Dropout rate of the output.
     """
 
     def __init__(
@@ -155,7 +157,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.is_global = is_global
         self.attn_drop_rate = attn_drop_rate
-        # called qkv in global attention, too, where it gives k and v: existing weights are named so
+        # Global attention projects only k and v, but published weights also use this name there.
         self.qkv = nn.Linear(dim, (2 if is_global else 3) * dim)
         self.relative_position_bias_table = nn.Parameter(
             torch.empty((2 * window_size - 1) ** 2, num_heads)
@@ -170,9 +172,9 @@ class WindowAttention(nn.Module):
         """Attend within each window.
 
         Args:
-            x: (B, L, C).
-            windows: The order of the tokens.
-            global_query: (B, w², C), ignored by local attention.
+            x: Tokens in window order, (B, L, C).
+            windows: Window layout, which defines the order of the tokens.
+            global_query: Global query, (B, w², C). Local attention ignores it.
 
         Returns:
             (B, L, C).
@@ -186,21 +188,22 @@ class WindowAttention(nn.Module):
     ) -> list[tuple[ops.Region, Tensor]]:
         """Return the attention weights of :meth:`forward`, for visualization.
 
-        A forward hook on this module can call it with the inputs that it gets. See
-        :func:`mmgcvit.ops.attention_probabilities`.
+        A forward hook on this module can pass its inputs on to this method. See
+        :func:`mmgcvit.ops.attention_probabilities` for the shapes.
         """
         return ops.attention_probabilities(*self._project(x, windows, global_query))
 
     def _project(self, x: Tensor, windows: ops.Windows, global_query: Tensor | None) -> tuple:
-        # Feature maps are padded with zeros after the norm, so padded tokens are projected to the
-        # bias. The module is called for it: whatever adapts or replaces it takes part.
+        # Feature maps are padded with zeros after the norm, so the projection of a padded token is
+        # the bias. Calling the module instead of reading its bias also covers adapters and
+        # replacements such as LoRA.
         padding = ops.project_padding(self.qkv, x, windows)
         table = self.relative_position_bias_table
         return self.qkv(x), windows, table, global_query if self.is_global else None, padding
 
 
 class MLP(nn.Module):
-    """Two linear layers for each token."""
+    """Two linear layers with a GELU in between, applied to each token."""
 
     def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
         super().__init__()
@@ -214,14 +217,14 @@ class MLP(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., 2016): drop a residual branch for some of the images."""
+    """Stochastic depth (Huang et al., 2016): randomly drop a residual branch per image."""
 
     def __init__(self, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.drop_rate = drop_rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, L, C) → (B, L, C), scaled so that the mean stays."""
+        """(B, L, C) → (B, L, C), rescaled so that the expected value stays the same."""
         if not self.training or self.drop_rate == 0:
             return x
         keep_rate = 1 - self.drop_rate
@@ -229,15 +232,15 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with a norm before it and a residual connection (figure 6).
+    """Pre-norm transformer block: attention and MLP with residual connections (figure 6).
 
     Args:
-        dim: Channels C.
-        attention: The attention over C channels.
-        mlp_ratio: Hidden channels of the MLP over C.
-        layer_scale_init_value: Initial scale of both branches, None for no scale.
-        drop_rate: Dropout after the MLP.
-        drop_path_rate: Stochastic depth of both branches.
+        dim: Number of channels C.
+        attention: Attention module for C channels.
+        mlp_ratio: Ratio of the MLP's hidden channels to C.
+        layer_scale_init_value: Initial value of layer scale. None disables layer scale.
+        drop_rate: Dropout rate after the MLP.
+        drop_path_rate: Stochastic depth rate of both branches.
     """
 
     def __init__(
@@ -264,7 +267,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, windows: ops.Windows, global_query: Tensor | None = None
     ) -> Tensor:
-        """(B, L, C), with a global query (B, w², C) for global attention → (B, L, C)."""
+        """(B, L, C) → (B, L, C). Global attention also takes the global query, (B, w², C)."""
         x = x + self.drop_path(
             layer_scale(self.attn(self.norm1(x), windows, global_query), self.gamma1)
         )
@@ -272,29 +275,29 @@ class Block(nn.Module):
 
 
 def layer_scale(x: Tensor, gamma: Tensor | None) -> Tensor:
-    """Scale the channels of a branch (Touvron et al., 2021)."""
+    """Scale the channels of a residual branch (LayerScale, Touvron et al., 2021)."""
     return x if gamma is None else x * gamma
 
 
 class Stage(nn.Module):
-    """Blocks on feature maps of one size, and the query generator of the global ones (figure 2).
+    """Blocks at one resolution, with the query generator for their global attention (figure 2).
 
-    The blocks get the tokens in the order of their windows, not row by row of the feature map.
+    The blocks process the tokens in window order, not in the row-major order of the feature map.
 
     Args:
-        dim: Channels C.
-        num_heads: Attention heads.
-        window_size: w.
+        dim: Number of channels C.
+        num_heads: Number of attention heads.
+        window_size: Window size w.
         attention_types: 'local' or 'global' for each block.
         query_downsamples: How many times the query generator halves height and width.
-        mlp_ratio: Hidden channels of a block's MLP over C.
-        layer_scale_init_value: Initial scale of the blocks' branches, None for no scale.
-        drop_rate: Dropout after a block's projection and MLP.
-        attn_drop_rate: Dropout of the attention weights.
-        drop_path_rates: Stochastic depth of each block.
-        downsample: Whether there is a downsampler to 2·C channels. The backbone runs it, after
-            it has taken the stage's output.
-        recompute: What is computed again in the backward pass, see :class:`GCViT`.
+        mlp_ratio: Ratio of the MLP's hidden channels to C.
+        layer_scale_init_value: Initial value of layer scale. None disables layer scale.
+        drop_rate: Dropout rate after the attention projection and the MLP of each block.
+        attn_drop_rate: Dropout rate of the attention weights.
+        drop_path_rates: Stochastic depth rate of each block.
+        downsample: Whether to build a downsampler to 2·C channels. The backbone runs it after
+            taking the stage's output.
+        recompute: Which activations the backward pass recomputes, see :class:`GCViT`.
     """
 
     def __init__(
@@ -341,49 +344,51 @@ class Stage(nn.Module):
 
 @MODELS.register_module()
 class GCViT(BaseModule):
-    """GC ViT backbone with one feature map for each of the stages asked for.
+    """GC ViT backbone that returns one feature map per output stage.
 
-    The defaults are those of the published detection networks.
+    The default arguments are those of the published detection networks.
 
     Args:
-        arch: Size: xxtiny, xtiny, tiny, tiny2, small, small2, base or large; or a dict with
+        arch: Model size: xxtiny, xtiny, tiny, tiny2, small, small2, base or large; or a dict with
             ``embed_dims``, ``depths``, ``num_heads``, ``mlp_ratio`` and
             ``layer_scale_init_value`` (None for no layer scale).
-        in_channels: Channels of the input images.
-        window_size: Height and width of the attention windows in tokens, one number for all
-            stages or one for each.
+        in_channels: Number of channels of the input images.
+        window_size: Height and width of the attention windows in tokens: one integer for all
+            stages, or one per stage.
         query_downsamples: How many times the global query generator of each stage halves the
-            feature map.
-        attention_types: Attention of the blocks of each stage, 'local' or 'global', repeated in
-            this order. ``('local',)`` is a network without global context and query generators.
-        out_indices: Stages, counted from 0, whose feature maps are returned, in rising order.
-            Later stages are not built.
-        drop_path_rate: Stochastic depth, rising linearly from 0 in the first block to this in
-            the last of all four stages. None for the size's own ImageNet value; 0 for a dict.
-        drop_rate: Dropout after the stem, the attention's projection and the MLP.
-        attn_drop_rate: Dropout of the attention weights.
-        frozen_stages: 0 freezes the stem, k the stem and the first k stages with their
-            downsamplers: they get no gradients and stay in eval mode. -1 freezes nothing. Output
-            norms are never frozen.
-        recompute: Activations that the backward pass computes again, so that they are not kept:
-            ``'none'``, ``'cheap'`` (the outputs of norms and GELU: little time for much memory) or
-            ``'block'`` (whole blocks, stem, downsamplers and query generators: the least memory,
-            about a third more time). Old versions of torch, such as 2.1, cannot do ``'cheap'``: it
-            is ``'none'`` there.
-        with_cp: True is ``recompute='block'``, whatever ``recompute`` is, as in other backbones of
-            OpenMMLab.
-        init_cfg: Initialization config. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``
-            takes the published (NVIDIA) weights, timm's, or this class's own;
-            :func:`mmgcvit.weights.fetch` says what ``checkpoint`` may be. Optional: ``prefix``
-            names a part of a larger model, ``ema=True`` takes averaged weights, ``sha256`` is
-            compared with the file's.
+            height and width of the feature map.
+        attention_types: Attention types of consecutive blocks, 'local' or 'global'. Each stage
+            repeats this sequence over its blocks. With ``('local',)``, the network has no global
+            context and no query generators.
+        out_indices: Indices of the stages whose feature maps are returned, counted from 0, in
+            ascending order. Stages after the last index are not built.
+        drop_path_rate: Stochastic depth rate. It increases linearly from 0 in the first block to
+            this value in the last block of all four stages. With None, a named size uses its
+            ImageNet value, and a dict uses 0.
+        drop_rate: Dropout rate after the stem, the attention projection and the MLP.
+        attn_drop_rate: Dropout rate of the attention weights.
+        frozen_stages: -1 freezes nothing, 0 freezes the stem, k > 0 freezes the stem and the first
+            k stages with their downsamplers. Frozen parts receive no gradients and stay in eval
+            mode. Output norms are never frozen.
+        recompute: Activations that the backward pass recomputes instead of storing: ``'none'``;
+            ``'cheap'``, the outputs of norms and GELU, which saves much memory for little time; or
+            ``'block'``, whole blocks, stem, downsamplers and query generators, which uses the
+            least memory and about a third more time. Old versions of torch, such as 2.1, do not
+            support ``'cheap'`` and fall back to ``'none'``.
+        with_cp: True means ``recompute='block'`` and overrides ``recompute``. Other OpenMMLab
+            backbones have the same argument.
+        init_cfg: Initialization config. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads
+            weights in NVIDIA's published layout, in timm's layout or in the layout of this class.
+            :func:`mmgcvit.weights.fetch` lists the allowed values of ``checkpoint``. Optional keys:
+            ``prefix`` selects a part of a larger model, ``ema=True`` selects averaged (EMA)
+            weights, and ``sha256`` is the expected digest of the file.
 
     Attributes:
-        out_channels (tuple[int, ...]): Channels of each output.
+        out_channels (tuple[int, ...]): Number of channels of each output.
         strides (tuple[int, ...]): Stride of each output relative to the image.
 
     Raises:
-        ValueError: If an argument has a value that no network can be built from.
+        ValueError: If an argument has an invalid value.
 
     Example:
         >>> import torch
@@ -461,14 +466,14 @@ class GCViT(BaseModule):
         """Compute the feature maps of the stages in ``out_indices``.
 
         Args:
-            images: (B, in_channels, H, W), H and W at least 1.
+            images: (B, in_channels, H, W), with H and W at least 1.
 
         Returns:
-            For each stage i asked for, (B, C_i, ⌈H/2^(i+2)⌉, ⌈W/2^(i+2)⌉), contiguous.
+            One contiguous tensor (B, C_i, ⌈H/2^(i+2)⌉, ⌈W/2^(i+2)⌉) for each i in ``out_indices``.
 
         Raises:
-            ValueError: If the input is not 4-dimensional, is empty or has another number of
-                channels.
+            ValueError: If the input is not 4-dimensional, has the wrong number of channels, or has
+                zero height or width.
         """
         images = _check_images(images, self.in_channels)
         x = self.drop(ops.recompute(self.recompute, self.stem, images))
@@ -483,25 +488,25 @@ class GCViT(BaseModule):
         return tuple(outputs)
 
     def train(self, mode: bool = True) -> 'GCViT':
-        """Set training or eval mode; frozen parts stay in eval mode."""
+        """Set training or eval mode. Frozen parts stay in eval mode."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()
         return self
 
     def init_weights(self) -> None:
-        """Initialize as ``init_cfg`` says; pretrained weights go through `mmgcvit.weights`.
+        """Initialize according to ``init_cfg``; `mmgcvit.weights` loads pretrained weights.
 
         Raises:
-            ValueError: If a Pretrained ``init_cfg`` has a key that is not known.
-            mmgcvit.errors.UserError: If the file is not available, readable or suitable.
+            ValueError: If a Pretrained ``init_cfg`` has an unknown key.
+            mmgcvit.errors.UserError: If the file is unavailable, unreadable or does not fit.
         """
         configs = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
         pretrained = [c for c in configs if c['type'] in ('Pretrained', PretrainedInit)]
         if not pretrained or self.is_init:
             super().init_weights()
             return
-        # imported here, since only pretrained weights need other layouts and files
+        # imported here because only pretrained weights need it
         from ..weights import load_pretrained
 
         initialize(self, [c for c in configs if c not in pretrained])
@@ -515,22 +520,22 @@ class GCViT(BaseModule):
             ):
                 raise ValueError(
                     f'init_cfg={config!r} is not allowed: besides type=Pretrained, give '
-                    'checkpoint (a path or URL) and, where needed, prefix (of a backbone that is a '
-                    'part of a larger model), ema=True and sha256'
+                    'checkpoint (a path or URL) and, if needed, prefix (of a backbone inside a '
+                    'larger model), ema=True and sha256'
                 )
             load_pretrained(self, **arguments)
         self.is_init = True
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Return the layer of a parameter and the number of layers, for layer-wise decay.
+        """Return the layer id of a parameter and the number of layers, for layer-wise lr decay.
 
-        The stem is layer 0; each block is a layer. A query generator belongs to the first block of
-        its stage, a downsampler and an output norm to the last. What is not in this backbone
-        belongs to the last layer.
+        The stem is layer 0, and each block is one layer. A query generator belongs to the layer of
+        the first block of its stage; a downsampler and an output norm belong to the layer of the
+        last block. Parameters outside this backbone belong to the last layer.
 
         Args:
-            param_name: Name of the parameter in the whole model.
-            prefix: What the names of this backbone's parameters begin with.
+            param_name: Name of the parameter in the complete model.
+            prefix: Prefix of this backbone's parameter names.
         """
         depths = [len(stage.blocks) for stage in self.stages]
         num_layers = sum(depths) + 2
@@ -571,7 +576,7 @@ def _check_images(images: Tensor, in_channels: int) -> Tensor:
         raise ValueError(
             f'images of shape {tuple(images.shape)} are not allowed: GCViT takes '
             f'(B, {in_channels}, H, W) with H and W at least 1; for another number of '
-            'channels build it with in_channels'
+            'channels, set in_channels'
         )
     return images
 
@@ -579,11 +584,11 @@ def _check_images(images: Tensor, in_channels: int) -> Tensor:
 def _resize_bias_tables_on_load(
     model: GCViT, state: dict[str, Tensor], prefix: str, *args: object
 ) -> None:
-    """Resize the position bias tables in a state dict to the windows of the model it is loaded in.
+    """Resize the position bias tables in a state dict to the window sizes of the model.
 
-    A table that belongs to no window is left for ``load_state_dict`` to refuse.
+    Tables that cannot be resized are left unchanged, so that ``load_state_dict`` rejects them.
     """
-    # names as in a state dict: those of parameters may hold the names of wrappers
+    # names as in a state dict; names of parameters may include those of wrappers
     tables = {
         f'{prefix}stages.{i}.blocks.{j}.attn.relative_position_bias_table': (
             block.attn.relative_position_bias_table
@@ -602,34 +607,37 @@ def _resize_bias_tables_on_load(
             continue
         resized += len(table) != len(parameter)
     if resized:
-        print_log(f'{resized} position bias tables were resized to other windows', logger='current')
+        print_log(
+            f'{resized} position bias tables were resized to the window sizes of the model',
+            logger='current',
+        )
 
 
 def _stage_indices(name: str, indices: Sequence[int]) -> tuple[int, ...]:
-    """Return distinct stages in rising order as a tuple.
+    """Return ``indices`` as a tuple if they are distinct stages in ascending order.
 
     Raises:
-        ValueError: If they are something else.
+        ValueError: Otherwise.
     """
     stages = range(NUM_STAGES)
     if isinstance(indices, Sequence) and indices and all(is_int(i) for i in indices):
-        found = tuple(int(i) for i in indices)
-        if found == tuple(sorted(set(found))) and set(found) <= set(stages):
-            return found
+        values = tuple(int(i) for i in indices)
+        if values == tuple(sorted(set(values))) and set(values) <= set(stages):
+            return values
     raise ValueError(
-        f'{name}={indices!r} is not allowed: give one or more of {tuple(stages)} in rising order'
+        f'{name}={indices!r} is not allowed: give one or more of {tuple(stages)} in ascending order'
     )
 
 
 def _drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
-    """Return rates that rise evenly from 0 to ``last`` over all blocks, a list for each stage."""
+    """Return rates that increase linearly from 0 to ``last`` over all blocks, a list per stage."""
     steps = max(sum(depths) - 1, 1)
     rates = iter(last * block / steps for block in range(sum(depths)))
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
 def _init_linear(module: nn.Module) -> None:
-    """Initialize linear layers as published; other layers keep PyTorch's default."""
+    """Initialize linear layers as in the published code; other layers keep PyTorch's default."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

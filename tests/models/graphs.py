@@ -1,4 +1,4 @@
-"""What the tests of graph modes share: a network, sizes of images and comparisons."""
+"""Helpers shared by the graph mode tests: a network, image sizes and comparisons."""
 
 import torch
 from nano import NANO
@@ -6,18 +6,18 @@ from nano import NANO
 from mmgcvit import GCViT
 
 EXAMPLE = (2, 75, 90)
-# Batch, height and width. None of them is the example's: no feature map is padded, all are, one is
-# a single window, one is smaller than a window, one is a pixel.
+# Batch size, height and width, all different from the example's. In order: no feature map needs
+# padding, all do, one fits in a single window, one is smaller than a window, one is a single pixel.
 SIZES = [(1, 256, 128), (3, 67, 171), (1, 150, 9), (2, 33, 50), (1, 1, 1)]
 
 
 def build(**arguments):
-    """As few blocks as show a stage after a stage, with generators that do and do not pool."""
+    """A small network that still has every stage and query generators with and without pooling."""
     torch.manual_seed(0)
     arch = {**NANO, 'depths': (2, 2, 2, 1)}
     model = GCViT(arch, 3, (4, 4, 3, 3), query_downsamples=(3, 1, 0, 0), **arguments)
     with torch.no_grad():
-        # what tokens of zeros are projected to is 0 at first, and padding would hardly matter
+        # biases are initialized with 0, so without this, padded tokens would hardly matter
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model

@@ -1,4 +1,4 @@
-"""Every constructor argument changes something, and bad values are named with a remedy."""
+"""Every constructor argument has an effect, and errors name bad values and the remedy."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def outputs(model, images=IMAGES):
 
 
 def built(arch, **arguments):
-    """The same initial weights whatever the arguments, where the shapes allow."""
+    """Build with the same seed, so weights of equal shape have equal initial values."""
     torch.manual_seed(0)
     return GCViT(arch, **arguments).eval()
 
@@ -28,7 +28,7 @@ def differs(a, b):
 
 
 def copied(source, model):
-    """``model`` with the weights of ``source`` where the shapes allow, and no position biases."""
+    """Copy weights of equal shape from ``source`` to ``model`` and zero its position biases."""
     theirs, ours = source.state_dict(), model.state_dict()
     same = {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape}
     model.load_state_dict(same, strict=False)
@@ -45,7 +45,7 @@ def test_each_key_of_arch_decides_its_part(nano):
     assert [len(stage.blocks) for stage in model.stages] == [2, 2, 3, 1]
     model = built({**nano, 'mlp_ratio': 3})
     assert [stage.blocks[0].mlp.fc1.out_features for stage in model.stages] == [24, 48, 96, 192]
-    # these two change no weight's shape
+    # the remaining two keys do not change the shape of any existing weight
     plain = built(nano, window_size=4)
     assert not differs(
         outputs(copied(plain, built(nano, window_size=4))), outputs(copied(plain, plain))
@@ -87,7 +87,7 @@ def test_window_size_one_for_all_or_one_per_stage(nano):
 def test_query_downsamples(nano):
     model = built(nano, window_size=4, query_downsamples=(1, 0, 0, 2))
     assert [len(s.query_generator or ()) for s in model.stages] == [1, 0, 1, 2]
-    # none and one have the same layers, hence weights, but only one pools
+    # 0 and 1 give the same layers and weights, but only 1 pools
     none, one = (built(nano, window_size=4, query_downsamples=(n,) * 4) for n in (0, 1))
     assert differs(outputs(none), outputs(copied(none, one)))
 
@@ -109,7 +109,7 @@ def test_only_what_an_output_needs_is_built(nano):
     model = built(nano, out_indices=(1,))
     assert len(model.stages) == 2
     assert model.stages[1].downsample is None
-    # the arch's second stage has one block, which is local
+    # the second stage of this arch has a single block, which is local
     assert model.stages[1].query_generator is None
     assert not any(name.startswith(('norm0', 'norm2')) for name, _ in model.named_parameters())
 
@@ -122,7 +122,7 @@ def test_drop_path_rate_rises_linearly_and_defaults_to_the_sizes_own(nano):
     assert rates(built(nano, drop_path_rate=0.35)) == pytest.approx(
         [0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35]
     )
-    # the schedule is that of the whole network, whichever stages are built
+    # rates are computed over all four stages, no matter which of them are built
     assert rates(built(nano, drop_path_rate=0.35, out_indices=(0,))) == pytest.approx([0, 0.05])
     with torch.device('meta'):
         assert rates(GCViT('xxtiny'))[-1] == 0.2
@@ -171,7 +171,7 @@ PATTERNS = {
 
 
 def random_network(arch, **arguments):
-    """A network in which no weight is zero, and all branches count."""
+    """A network without zero weights, so that all branches contribute to the output."""
     torch.manual_seed(0)
     model = GCViT(arch, window_size=4, **arguments).eval()
     with torch.no_grad():
@@ -181,7 +181,7 @@ def random_network(arch, **arguments):
 
 
 def plain_outputs(model, kinds, num_heads, images):
-    """The reference's outputs for blocks of these kinds, one letter each."""
+    """Outputs of the reference for the given block kinds, one letter per block."""
     weights, outputs = to_nvidia(model.state_dict()), []
     x = F.conv2d(images, *reference._layer(weights, 'patch_embed.proj'), stride=2, padding=1)
     x = reference._downsample(weights, 'patch_embed.conv_down', x.permute(0, 2, 3, 1))
@@ -203,7 +203,7 @@ def plain_outputs(model, kinds, num_heads, images):
 def test_attention_is_the_pattern_of_each_stage(nano, attention):
     model, kinds = random_network(nano, attention_types=attention), PATTERNS[attention]
     for stage, letters in zip(model.stages, kinds, strict=True):
-        # a generator whose queries nobody takes would get no gradient
+        # parameters of an unused query generator would receive no gradient
         assert (stage.query_generator is not None) == ('G' in letters)
         widths = [block.attn.qkv.out_features for block in stage.blocks]
         dim = stage.blocks[0].norm1.normalized_shape[0]
@@ -227,7 +227,7 @@ def test_attention_is_local_and_global_in_turn_by_default_and_may_be_a_list(nano
 
 
 def step_of(nano, **arguments):
-    """Numbers kept for the backward pass, outputs and gradients of one training step."""
+    """Number of elements saved for the backward pass, outputs and gradients of a training step."""
     model = random_network(nano, drop_path_rate=0.3, drop_rate=0.2, **arguments).train()
     images, kept = torch.randn(2, 3, 50, 70), []
     torch.manual_seed(1)
@@ -246,14 +246,14 @@ def test_recompute_changes_memory_only(nano):
             assert torch.allclose(gradient, steps['none'][2][name]), name
     none, cheap, block = (step[0] for step in steps.values())
     assert block < 0.65 * cheap
-    # two norms of C and GELU's 2 C for each token of two images, in 2, 1, 3 and 2 blocks
+    # per token: C for each of the two norms and 2·C for GELU; two images; 2, 1, 3 and 2 blocks
     tokens, dims = (13 * 18, 7 * 9, 4 * 5, 2 * 3), (8, 16, 32, 64)
     of_stages = zip(nano['depths'], tokens, dims, strict=True)
     outputs_of_cheap_layers = sum(2 * depth * n * 4 * dim for depth, n, dim in of_stages)
     outputs_of_cheap_layers += sum(
         gelu_outputs(GCViT(nano, window_size=4), torch.randn(2, 3, 50, 70))
     )
-    # where torch does not give the hooks that are active, nothing is left out
+    # versions of torch that do not expose the active hooks save everything
     can = hasattr(torch._C._autograd, '_top_saved_tensors_default_hooks')
     assert none - cheap == (outputs_of_cheap_layers if can else 0)
 

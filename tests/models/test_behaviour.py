@@ -1,4 +1,4 @@
-"""What a user relies on beyond the numbers: independence, gradients, freezing, names, formats."""
+"""Independence of images, gradients, freezing, parameter names, dtypes and memory formats."""
 
 import copy
 import math
@@ -34,7 +34,7 @@ def test_shapes_and_layout_of_the_maps(model, size, batch):
 
 
 def test_images_of_a_batch_do_not_see_each_other(model):
-    # several windows an image in the first stages
+    # large enough for several windows per image in the first stages
     images = torch.randn(3, 3, 70, 90)
     with torch.no_grad():
         together = model.eval()(images)
@@ -127,7 +127,7 @@ def test_parameter_names_that_users_checkpoints_rely_on():
         'norm3.weight': (768,),
     }
     assert {name: shapes.get(name) for name in pinned} == pinned
-    # one Parameter for each published tensor, and nothing else in a checkpoint
+    # one parameter per published tensor, and no other entries in a checkpoint
     assert len(shapes) == 539
 
 
@@ -166,7 +166,7 @@ def test_other_precisions(model, dtype):
 
 @pytest.mark.slow
 def test_it_compiles_in_one_graph(nano):
-    """Traced by Dynamo as a whole, padded or not; run without a compiler."""
+    """Dynamo traces the complete network, with and without padding. No compiler is involved."""
     model = GCViT(nano, window_size=4, out_indices=(0,)).eval()
     compiled = torch.compile(model, backend='eager', fullgraph=True)
     for size in ((32, 32), (37, 45)):
@@ -197,7 +197,7 @@ def test_mmengine_counts_all_products(nano):
     found = get_model_complexity_info(network, (3, 64, 64), show_table=False, show_arch=False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.randn(1, 3, 64, 64))
-    # mmengine's has norms and interpolation besides
+    # mmengine also counts norms and interpolation
     assert found['flops'] > counter.get_total_flops() / 2
 
 
@@ -245,8 +245,8 @@ PAIRS_OF_HEADS = {**NANO, 'num_heads': (2, 2, 4, 4)}
 
 
 def strides_of_gradients(model):
-    """Names of the parameters whose gradients have other strides, with both."""
-    # with several windows, some of them padded
+    """Map names of parameters to their strides and their gradients' strides where these differ."""
+    # several windows, some of which need padding
     gradients(model, torch.randn(2, 3, 50, 70))
     strides = {name: (p.stride(), p.grad.stride()) for name, p in model.named_parameters()}
     return {name: (a, b) for name, (a, b) in strides.items() if a != b}
@@ -256,7 +256,7 @@ def strides_of_gradients(model):
     'way', [as_built, copy.deepcopy, loaded, pretrained, through_half, through_meta]
 )
 def test_gradients_have_the_strides_of_their_parameters(way, tmp_path):
-    """DistributedDataParallel compares them, also where they are no difference in memory."""
+    """DistributedDataParallel compares strides even where they do not affect the memory layout."""
     arguments = (tmp_path / 'file.pth',) if way is pretrained else ()
     model = way(GCViT(PAIRS_OF_HEADS, window_size=4), *arguments)
     assert strides_of_gradients(model) == {}
@@ -276,7 +276,7 @@ def test_gradients_have_these_strides_whatever_computes_them(
 @pytest.fixture
 def process_group(tmp_path):
     torch.distributed.init_process_group('gloo', f'file://{tmp_path}/store', rank=0, world_size=1)
-    # torch would warn in the first step of this process only
+    # by default, torch gives this warning only once per process
     torch.set_warn_always(True)
     yield
     torch.set_warn_always(False)
@@ -284,7 +284,7 @@ def process_group(tmp_path):
 
 
 def train_in_ddp(model, gradient_as_bucket_view):
-    """Two steps, in which a warning of strides is an error."""
+    """Train for two steps and turn warnings about strides into errors."""
     ddp = DistributedDataParallel(model, gradient_as_bucket_view=gradient_as_bucket_view)
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-3)
     with warnings.catch_warnings():
@@ -306,7 +306,7 @@ def test_ddp_has_nothing_to_warn_of(process_group, nano, arch, gradient_as_bucke
 def test_ddp_warns_of_parameters_that_are_not_prepared(
     process_group, monkeypatch, gradient_as_bucket_view
 ):
-    """Else the test before proves nothing."""
+    """This shows that the previous test can fail."""
     monkeypatch.setattr('mmgcvit.ops.prepare_parameters', lambda network: None)
     with pytest.raises(UserWarning, match='Grad strides do not match'):
         train_in_ddp(GCViT(PAIRS_OF_HEADS, window_size=4), gradient_as_bucket_view)

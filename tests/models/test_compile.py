@@ -1,4 +1,4 @@
-"""torch.compile: one graph without breaks for images of many sizes, and the same gradients."""
+"""torch.compile: one graph without breaks serves many image sizes and gives the same gradients."""
 
 import pytest
 import torch
@@ -6,12 +6,12 @@ from graphs import assert_same_gradients, gradients
 
 from mmgcvit import GCViT
 
-# with one window below another and one beside another in each feature map, padded or not
+# each feature map has at least two rows and two columns of windows, with or without padding
 SIZES = [(75, 90), (107, 130), (64, 96), (128, 128), (67, 101)]
 
 
 class Counting:
-    """A backend that compiles nothing."""
+    """A backend that counts graphs and runs them with another backend, by default eagerly."""
 
     def __init__(self, backend=None):
         self.graphs = 0
@@ -28,7 +28,7 @@ def nothing_compiled_before():
 
 
 def build(nano, *depths, **arguments):
-    """Tracing takes seconds per block."""
+    """Build a network with few blocks, since tracing takes seconds per block."""
     arch = {**nano, 'depths': (*depths, 1, 1, 1, 1)[:4]}
     return GCViT(arch, window_size=4, out_indices=range(len(depths)), **arguments)
 
@@ -40,7 +40,7 @@ def assert_same_outputs(compiled, model, images):
 
 
 def bytes_kept(network, images):
-    """Return how much memory the backward pass needs of the forward pass."""
+    """Return the bytes that the forward pass saves for the backward pass."""
     sizes = {}
 
     def pack(tensor):
@@ -53,7 +53,7 @@ def bytes_kept(network, images):
     return sum(sizes.values())
 
 
-# without dynamic=True PyTorch takes the first image's height and width to be those of all
+# without dynamic=True, PyTorch assumes that all images have the size of the first one
 @pytest.mark.parametrize(
     ('dynamic', 'graphs'),
     [(True, [1, 1]), pytest.param(None, [1, 2], marks=pytest.mark.slow)],
@@ -88,7 +88,7 @@ def test_training_step(nano, dynamic, recompute):
     backend = Counting(torch._dynamo.lookup_backend('aot_eager'))
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     images = torch.randn(2, 3, *SIZES[0])
-    # marked ones that are recorded as constants are an error
+    # torch.compile raises an error if it specializes a dimension that is marked as dynamic
     torch._dynamo.mark_dynamic(images, dynamic)
     expected = gradients(model, images)
     assert_same_gradients(gradients(compiled, images, model), expected)

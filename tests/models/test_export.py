@@ -1,4 +1,4 @@
-"""Graphs for images of any size: exported to ONNX and by torch.export."""
+"""Export to ONNX and with torch.export, as graphs that accept images of any size."""
 
 import re
 import warnings
@@ -23,7 +23,7 @@ def model():
 
 
 def dynamo(model, images, path):
-    """As the documentation says, but with a smaller network."""
+    """Run the snippet from the documentation with a smaller network."""
     (snippet,) = re.findall('```python\n(import torch\n.*?)```', PAGE.read_text(), re.DOTALL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmgcvit, 'GCViT', lambda arch: model)
@@ -33,7 +33,7 @@ def dynamo(model, images, path):
 
 def torchscript(model, images, path):
     with warnings.catch_warnings():
-        # it is deprecated, and it warns of every check of the input's shape
+        # this exporter is deprecated, and it warns about every check of the input shape
         warnings.simplefilter('ignore')
         torch.onnx.export(
             model,

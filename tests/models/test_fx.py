@@ -1,4 +1,4 @@
-"""torch.fx: a graph for images of any size that computes what the network computes."""
+"""torch.fx: one graph accepts images of any size and matches the network."""
 
 import copy
 import pickle
@@ -38,7 +38,7 @@ def test_a_graph_trains(recompute, copied):
         expected, found = gradients(model, images), gradients(graph, images)
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
-            # by the same operations, which add up in the same order
+            # the graph runs the same operations in the same order
             assert torch.allclose(found[name], gradient, rtol=1e-6, atol=0), name
 
 
@@ -62,7 +62,7 @@ def test_a_graph_refuses_what_the_network_refuses(shape):
 def test_torchvision_extracts_features_of_stages_and_blocks():
     model = build().eval()
     modules = {
-        # the last operation of a stage that has a downsampler is the downsampler's
+        # in a stage with a downsampler, the downsampler's operation is the last one
         'stages.0.merge': model.stages[0],
         'stages.0': model.stages[0].downsample,
         'stages.3': model.stages[3],

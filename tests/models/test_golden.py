@@ -1,4 +1,4 @@
-"""The published network's outputs, for weights and inputs that anyone can draw again."""
+"""Outputs of the published network for weights and inputs that can be regenerated."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def draw(name, shape):
 
 
 def draw_parameter(name, shape):
-    """The rules of tests/data/golden/README.md."""
+    """Generate a parameter according to tests/data/golden/README.md."""
     t = draw(f'0/{name}', shape)
     if re.search(r'(^|\.)norm[0-3]\.weight$', name):
         return 1 + 0.2 * t

@@ -1,4 +1,4 @@
-"""Every way of loading weights: the same values, and tables resized to the model's windows."""
+"""Every way to load weights gives the same values and resizes tables to the model's windows."""
 
 import copy
 import hashlib
@@ -20,7 +20,7 @@ from mmgcvit.ops import resize_bias_table
 
 TABLE = 'relative_position_bias_table'
 WINDOWS, OTHER_WINDOWS = 4, (4, 6, 4, 3)
-# blocks of the stages whose windows differ
+# number of blocks in the stages with other window sizes
 RESIZED = 1 + 2
 
 
@@ -35,12 +35,12 @@ def backbone(seed, window_size, **arguments):
 
 @pytest.fixture
 def state():
-    """A state dict of windows of 4 x 4 tokens."""
+    """State dict of a backbone with windows of 4 x 4 tokens."""
     return backbone(1, WINDOWS).state_dict()
 
 
 class Detector(BaseModule):
-    """A larger model, in which the backbone is not on top."""
+    """A larger model that contains the backbone."""
 
     def __init__(self, model):
         super().__init__()
@@ -70,7 +70,7 @@ STRICT = pytest.mark.parametrize('strict', [True, False])
 
 
 def assert_loaded(model, state):
-    """A model has the values of a state dict, its tables resized to the model's windows."""
+    """Check that a model has the values of a state dict, with tables resized to its windows."""
     found = model.state_dict()
     assert found.keys() == state.keys()
     for name, value in state.items():
@@ -97,11 +97,11 @@ def test_tables_of_other_windows_are_resized(load, strict, place, state, tmp_pat
     before = {name: value.clone() for name, value in given.items()}
     load(whole, given, tmp_path / 'file.pth', strict)
     assert_loaded(model, state)
-    # the caller's dict is as it was
+    # the caller's dict is unchanged
     assert given.keys() == before.keys()
     assert all(torch.equal(given[name], value) for name, value in before.items())
     assert [line for line in log if 'position bias tables' in line] == [
-        f'{RESIZED} position bias tables were resized to other windows'
+        f'{RESIZED} position bias tables were resized to the window sizes of the model'
     ]
 
 
@@ -151,7 +151,7 @@ def test_a_copy_is_resized_to_its_own_windows(duplicate, state):
     twin.load_state_dict(state)
     assert_loaded(twin, state)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
-    # windows are those of the copy, not of what it was copied from
+    # the windows of the copy count, not those of the original
     attention = twin.stages[0].blocks[0].attn
     attention.relative_position_bias_table = nn.Parameter(torch.zeros(81, 1))
     twin.load_state_dict(state)
@@ -170,7 +170,7 @@ def test_tables_of_other_types_are_resized_and_cast(dtype, state):
         assert value.dtype == torch.float32 and torch.equal(value, wanted.float()), name
 
 
-BLOCK = 'stages.1.blocks.0.attn'  # of two heads, 49 offsets in the file, 121 in the model
+BLOCK = 'stages.1.blocks.0.attn'  # two heads; 49 offsets in the file, 121 in the model
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_missing_and_unexpected_names_are_reported_as_ever(state):
 
 
 def test_names_shapes_and_order_are_those_of_version_0_1():
-    """Weights are found by name, and an optimizer's state in a training's checkpoint by order."""
+    """Weights are matched by name, but optimizer states in checkpoints by parameter order."""
     lines = []
     with torch.device('meta'):
         for arch in ARCHS:
@@ -224,7 +224,7 @@ def test_names_shapes_and_order_are_those_of_version_0_1():
 
 
 def test_tables_of_wrapped_blocks_are_resized(nano):
-    """Parameters of checkpointed blocks have other names than in a state dict."""
+    """Names of parameters in checkpoint-wrapped blocks differ from those in a state dict."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
         apply_activation_checkpointing,
     )

@@ -1,6 +1,6 @@
 """Every layer is called as a module: it can be replaced, hooked, quantized, adapted and offloaded.
 
-Nothing computes with the parameters of another module, whatever the fast implementation.
+No implementation, however fast, reads the parameters of another module directly.
 """
 
 import copy
@@ -19,9 +19,9 @@ from mmgcvit import GCViT, reference
 from mmgcvit.weights import to_nvidia
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Dropout, nn.MaxPool2d, nn.Identity)
-# windows of four sizes in the first stage, of two in the second
+# windows of four sizes in the first stage and of two sizes in the second
 IMAGES = torch.randn(2, 3, 50, 70, generator=torch.Generator().manual_seed(0))
-# for windows of 4, 4, 4 and 2 tokens, which divide its feature maps of 16, 8, 4 and 2
+# windows of size 4, 4, 4 and 2 divide its feature maps of size 16, 8, 4 and 2
 WHOLE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 SIZES = pytest.mark.parametrize(
     ('window_size', 'images'), [(4, IMAGES), ((4, 4, 4, 2), WHOLE)], ids=['padded', 'whole']
@@ -30,7 +30,7 @@ MODES = pytest.mark.parametrize('training', [False, True], ids=['eval', 'trainin
 
 
 def network(**arguments):
-    """A network whose weights are all random, its biases too."""
+    """A network in which all weights and biases are random."""
     torch.manual_seed(0)
     arguments = dict(window_size=4, drop_rate=0.1, drop_path_rate=0.2) | arguments
     model = GCViT(NANO, **arguments)
@@ -41,7 +41,7 @@ def network(**arguments):
 
 
 def two_stages(**arguments):
-    """All kinds of layers in few modules, local and global attention in the first stage."""
+    """A network with few modules that has every layer type, and both types of attention."""
     return network(query_downsamples=(2, 1, 0, 0), out_indices=(0, 1), **arguments)
 
 
@@ -53,7 +53,7 @@ LAYER_NAMES = list(layers_of(two_stages()))
 
 
 def step(model, training, images=IMAGES):
-    """Outputs, and the gradients of all parameters by identity."""
+    """Return the outputs, and the gradients keyed by parameter object."""
     parameters = list(model.parameters())
     for parameter in parameters:
         parameter.grad = None
@@ -80,7 +80,7 @@ def relative_error(found, wanted):
 
 
 class Opaque(nn.Module):
-    """Calls a layer, and has none of its attributes."""
+    """A wrapper that calls a layer but has none of its attributes."""
 
     def __init__(self, layer):
         super().__init__()
@@ -99,9 +99,9 @@ def replace(model, name, layer):
 def test_every_kind_of_layer_is_among_those_tested():
     kinds = {type(layer) for layer in layers_of(two_stages()).values()}
     assert kinds == {nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Dropout, nn.MaxPool2d}
-    # without halving there is Identity in place of the pooling
+    # a query generator that does not downsample has Identity instead of pooling
     assert nn.Identity in {type(layer) for layer in layers_of(network()).values()}
-    # and no parameter is outside of them but the tables and the scales
+    # all parameters belong to these layers, except bias tables and layer scales
     model = network()
     of_layers = {p for layer in layers_of(model).values() for p in layer.parameters()}
     others = {name.split('.')[-1] for name, p in model.named_parameters() if p not in of_layers}
@@ -137,7 +137,7 @@ def test_all_layers_can_be_replaced(training, window_size, images, recompute):
 @MODES
 @pytest.mark.parametrize('recompute', ['none', 'cheap', 'block'])
 def test_forward_of_an_instance_is_called(training, recompute):
-    """As accelerate and mixed precision in bfloat16 override it."""
+    """accelerate and bfloat16 mixed precision override ``forward`` of instances."""
     model, seen = network(recompute=recompute), set()
     wanted = step(model, training)
     for name, layer in layers_of(model).items():
@@ -171,7 +171,7 @@ def test_hooks_fire(training, window_size, images, everywhere):
             handles += [getattr(layer, f'register_{kind}_hook')(hook) for layer in names]
     try:
         with warnings.catch_warnings():
-            # the images have no gradient, nor do the zeros that stand for the padding
+            # neither the images nor the zeros projected for padding require gradients
             warnings.filterwarnings('ignore', 'Full backward hook is firing')
             found = step(model, training, images)
     finally:
@@ -184,7 +184,7 @@ def test_hooks_fire(training, window_size, images, everywhere):
 
 @SIZES
 def test_hooks_get_tokens(window_size, images):
-    """A hook may reduce over them, as those that collect ranges of values do."""
+    """Hooks that collect value ranges reduce over the tokens, so there must be at least one."""
     model, ranges = network(window_size=window_size), {}
     for name, layer in layers_of(model).items():
 
@@ -210,7 +210,7 @@ REPLACEMENTS = {
         (how, replaced)
         for how in ('hook', 'global hook', 'forward', 'pre-hook of linear layers')
         for replaced in REPLACEMENTS
-        # from its output alone, such a hook cannot be distinguished from the norm
+        # the output of such a hook cannot be distinguished from the output of the norm
         if (how, replaced) != ('global hook', 'normalized again')
     ],
 )
@@ -245,7 +245,7 @@ def test_gradients_are_those_of_what_takes_the_place_of_an_output(recompute, rep
 
 
 class LoRA(nn.Module):
-    """A linear layer and an update of low rank (Hu et al., 2022)."""
+    """A linear layer with a low-rank update (Hu et al., 2022)."""
 
     def __init__(self, base, rank=2):
         super().__init__()
@@ -284,20 +284,20 @@ def test_lora_equals_merged_weights(training):
 def test_linear_layers_can_be_quantized(window_size, images):
     model = network(window_size=window_size)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # that it is deprecated
+        warnings.simplefilter('ignore')  # deprecated
         quantized = torch.ao.quantization.quantize_dynamic(
             copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8
         )
     linear = [name for name, layer in layers_of(model).items() if type(layer) is nn.Linear]
     assert all(type(quantized.get_submodule(name)) is not nn.Linear for name in linear)
     found, wanted = run(quantized, images), run(model, images)
-    # weights and inputs have 255 levels, and the errors of eight blocks add up
+    # weights and inputs have 255 levels, and errors accumulate over eight blocks
     assert 0 < relative_error(found, wanted) < 0.1
 
 
 @pytest.mark.parametrize('absent', ['meta', 'empty'])
 def test_weights_can_be_present_in_forward_only(absent):
-    """As accelerate offloads: each module's own parameters come before its forward and go after."""
+    """accelerate loads a module's own parameters before its forward and offloads them after it."""
     model = network()
     wanted = run(model)
     stored, present = {}, []
@@ -380,7 +380,7 @@ def of_reference(model):
 
 
 class Shifted(nn.Module):
-    """A linear layer that gives for zeros something else than its bias."""
+    """A linear layer whose output for zeros is not its bias."""
 
     def __init__(self, base):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Random networks and images against the plain reference."""
+"""Comparison with the plain reference on random networks and images."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from mmgcvit.weights import to_nvidia
 
 
 def random_model(arch, windows, pools, seed=0):
-    """Return a model whose every parameter matters in the output."""
+    """Return a model in which every parameter affects the output."""
     torch.manual_seed(seed)
     model = GCViT(arch, window_size=windows, query_downsamples=pools)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_sides_of_whole_windows_and_one_token_more_or_less(window, rows, columns
         embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), mlp_ratio=2,
         layer_scale_init_value=None,
     )  # fmt: skip
-    # a side of n pixels has ⌈n/4⌉ tokens in the first stage
+    # n pixels along one dimension give ⌈n/4⌉ tokens in the first stage
     height, width = 4 * (rows * window + more[0]), 4 * (columns * window + more[1])
     compare(arch, (window,) * 4, (1, 1, 0, 0), (1, 3, height, width))
 
@@ -84,7 +84,7 @@ def test_sides_of_whole_windows_and_one_token_more_or_less(window, rows, columns
 @pytest.mark.parametrize('with_cp', [False, True])
 @pytest.mark.parametrize('shape', [(2, 3, 64, 64), (1, 3, 50, 70), (2, 3, 37, 90)])
 def test_gradients(shape, with_cp):
-    """Of every parameter and of the images, with windows of one to four sizes."""
+    """Compare gradients of all parameters and of the images, with one to four window sizes."""
     arch = dict(
         embed_dims=8, depths=(2, 2, 3, 2), num_heads=(1, 2, 4, 8), mlp_ratio=2,
         layer_scale_init_value=0.5,
@@ -95,7 +95,7 @@ def test_gradients(shape, with_cp):
     for stage in model.stages:
         stage.recompute = 'block' if with_cp else 'cheap'
     images = torch.randn(shape)
-    # in float32 the reference's own gradients are off by up to 2e-4, with torch 2.1
+    # float64, because the reference's own float32 gradients are off by up to 2e-4 with torch 2.1
     state = {k: v.detach().double().requires_grad_() for k, v in model.named_parameters()}
     inputs = [images.clone().requires_grad_(), images.double().requires_grad_()]
     found = model(inputs[0])

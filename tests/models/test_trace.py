@@ -1,4 +1,4 @@
-"""torch.jit.trace: a graph for images of any size."""
+"""torch.jit.trace: one trace accepts images of any size."""
 
 import io
 import warnings
@@ -12,7 +12,7 @@ from mmgcvit import GCViT
 
 def trace(model, size=EXAMPLE, **arguments):
     with warnings.catch_warnings():
-        # the tracer warns of every check of the input's shape
+        # the tracer warns about every check of the input shape
         warnings.simplefilter('ignore')
         return torch.jit.trace(model, images_of(size), **arguments)
 
@@ -24,7 +24,7 @@ def assert_takes_any_size(traced, model):
             assert_close(traced(images), model(images))
 
 
-# one that is padded, one that is not, and one whose feature maps are single tokens
+# with padding, without padding, and with feature maps of a single token
 @pytest.mark.parametrize('example', [EXAMPLE, (1, 96, 96), (1, 1, 1)])
 def test_a_trace_takes_images_of_any_size(example):
     model = build().eval()
@@ -47,18 +47,18 @@ def test_a_saved_and_a_frozen_trace_take_images_of_any_size():
 def test_a_trace_trains_on_images_of_any_size(recompute):
     model = build(drop_path_rate=0, recompute=recompute).train()
     traced = trace(model)
-    # twice, since PyTorch optimizes a graph after its first runs
+    # twice, because PyTorch optimizes a graph after its first runs
     for size in 2 * [(2, 67, 90), (3, 64, 64), (2, 33, 50)]:
         images = images_of(size)
         expected = gradients(model, images)
-        # the trace's parameters are the model's
+        # the trace shares its parameters with the model
         assert_same_gradients(gradients(traced, images, model), expected)
 
 
 @pytest.mark.parametrize('training', [True, False])
 def test_a_trace_stays_in_the_mode_in_which_it_was_recorded(training):
     model = build(drop_path_rate=0.5).train(training)
-    # the tracer runs the model twice and compares
+    # check_trace runs the model twice and compares the outputs, which differ in training
     traced = trace(model, check_trace=not training).train(not training)
     images = images_of((8, 64, 64))
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_a_trace_stays_in_the_mode_in_which_it_was_recorded(training):
 
 def test_scripting_is_not_supported(nano):
     with warnings.catch_warnings():
-        # it is deprecated
+        # deprecated
         warnings.simplefilter('ignore')
         with pytest.raises(torch.jit.frontend.NotSupportedError):
             torch.jit.script(GCViT(nano))
