@@ -1,6 +1,7 @@
-"""How the network is computed fast: the only part that knows devices, autograd and graph modes.
+"""Fast implementation of the network's operations.
 
-Public are the functions listed here; :mod:`mmgcvit.reference` is the same network without them.
+Only this package depends on devices, autograd and graph modes. Its public API is listed here;
+:mod:`mmgcvit.reference` implements the same network without it.
 """
 
 from .attention import attention_probabilities, window_attention

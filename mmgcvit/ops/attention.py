@@ -1,9 +1,9 @@
-"""Attention within windows: what the network calls, and the choice of how it is computed.
+"""Window attention: the functions that the network calls, and the selection of a backend.
 
-B: batch size, L: tokens of a feature map in the order of its windows, C: channels, w: window size,
-h: heads, d = C/h: channels per head, k: 3 if query, key and value are projected from the tokens, 2
-if key and value are, nW: windows of a region in one feature map, n: tokens of a window, m: its
-keys: n or, with the key that stands for the padding, n + 1.
+B: batch size, L: tokens of a feature map in window order, C: channels, w: window size, h: heads,
+d = C/h: channels per head, k: 3 if query, key and value are projected from the tokens, 2 if only
+key and value are, nW: windows of a region per feature map, n: tokens per window, m: keys per
+window, which is n, or n + 1 with the extra key that represents the padding.
 """
 
 import os
@@ -20,7 +20,8 @@ from .graph_mode import fx_leaf, is_eager_on_cpu, is_transformed
 from .windows import Region, Windows
 
 SETTING = 'MMGCVIT_ATTENTION'
-# read once; the name of the backend that computes everything, None for the first that serves
+# Name of the backend for all calls. None selects the first backend that supports the inputs. The
+# environment variable is read once, at import.
 forced_backend = os.environ.get(SETTING) or None
 
 
@@ -33,23 +34,23 @@ def window_attention(
     padding: Tensor | None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Return softmax(q kᵀ/√d + b) v of each window (paper, section 2.2 and equation 6).
+    """Return softmax(q kᵀ/√d + b) v for each window (paper, section 2.2 and equation 6).
 
     Args:
-        qkv: (B, L, k·C), what the tokens are projected to.
-        windows: Their order, from :func:`.window_layout`.
-        bias_table: ((2w-1)², h), the position bias of each offset.
-        global_query: (B, w², C), queries of every window of an image in place of those of its
-            tokens; then k is 2. None for local attention, k is 3.
-        padding: (1, k·C), what a padded token is projected to, from :func:`.project_padding`.
-        dropout: Rate at which attention weights are dropped.
+        qkv: Projected tokens, (B, L, k·C).
+        windows: Window layout of the tokens, from :func:`.window_layout`.
+        bias_table: Position bias of each offset, ((2w-1)², h).
+        global_query: Queries shared by all windows of an image, (B, w², C); then k is 2. None for
+            local attention; then k is 3.
+        padding: Projection of a padded token, (1, k·C), from :func:`.project_padding`.
+        dropout: Dropout rate of the attention weights.
 
     Returns:
         (B, L, C).
 
     Raises:
-        ValueError: If the setting ``MMGCVIT_ATTENTION`` names no backend, or one that cannot
-            compute this.
+        ValueError: If the environment variable ``MMGCVIT_ATTENTION`` names an unknown backend, or
+            one that does not support these inputs.
     """
     inputs = _inputs(qkv, windows, bias_table, global_query, padding, dropout)
     return _choose(inputs).attend(inputs)
@@ -62,13 +63,13 @@ def attention_probabilities(
     global_query: Tensor | None,
     padding: Tensor | None,
 ) -> list[tuple[Region, Tensor]]:
-    """Return the weights softmax(q kᵀ/√d + b), by which attention multiplies the values.
+    """Return the attention weights softmax(q kᵀ/√d + b).
 
     The arguments are those of :func:`window_attention`.
 
     Returns:
-        For each region (B, nW, h, n, m): windows row by row, queries and keys row by row. Where
-        windows are padded, the last key stands for all padded tokens together.
+        The weights of each region, (B, nW, h, n, m), with windows, queries and keys in row-major
+        order. In regions with padding, the last key represents all padded tokens of a window.
     """
     inputs = _inputs(qkv, windows, bias_table, global_query, padding, dropout=0.0)
     return [
@@ -95,12 +96,12 @@ def _inputs(
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to compute attention.
+    """An implementation of window attention.
 
     Attributes:
-        attend: Takes the inputs, returns (B, L, C).
-        serves: Whether it can compute these inputs.
-        when: The same in words.
+        attend: Computes the attention (B, L, C) of the inputs.
+        serves: Whether the backend supports the inputs.
+        when: Description of the supported inputs, for error messages.
     """
 
     attend: Callable[[Inputs], Tensor]
@@ -116,17 +117,17 @@ def _attend_on_cpu(inputs: Inputs) -> Tensor:
     return attend_by_region(inputs, fused, biases)
 
 
-# The first that serves the inputs computes them: a kernel is one more entry, before 'fused'.
+# The first backend that supports the inputs is used. To add a kernel, add an entry before 'fused'.
 BACKENDS = {
     'cpu': Backend(
         _attend_on_cpu,
         lambda inputs: is_eager_on_cpu(inputs.qkv) and inputs.dropout == 0,
-        'on a CPU without attn_drop_rate, outside graph modes and torch.func',
+        'on a CPU without attn_drop_rate, outside of graph modes and torch.func',
     ),
     'fused': Backend(
         lambda inputs: attend_by_region(inputs, fused),
         lambda inputs: not is_transformed(),
-        'outside torch.func and forward-mode differentiation',
+        'outside of torch.func and forward-mode differentiation',
     ),
     'plain': Backend(
         lambda inputs: attend_by_region(inputs, plain), lambda inputs: True, 'everywhere'
@@ -145,7 +146,7 @@ def _choose(inputs: Inputs) -> Backend:
     backend = BACKENDS[forced_backend]
     if not backend.serves(inputs):
         raise ValueError(
-            f'{SETTING}={forced_backend} cannot compute this attention: it works '
+            f'{SETTING}={forced_backend} does not support these inputs: this backend works '
             f'{backend.when}; leave {SETTING} unset'
         )
     return backend

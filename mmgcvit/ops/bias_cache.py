@@ -1,4 +1,4 @@
-"""Position biases of tables that do not change, for evaluation on a CPU."""
+"""Cache of position biases, for evaluation on a CPU."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -21,11 +21,12 @@ _cache = WeakIdKeyDictionary()
 
 
 def cached_position_biases(table: Tensor, windows: Windows, dtype: torch.dtype) -> list[Tensor]:
-    """Return :func:`.position_biases`, computed again where anything has changed.
+    """Return :func:`.position_biases` from the cache, after computing what is missing or outdated.
 
-    Contents are compared: there are ways to change a table without a trace, such as through
-    ``.data`` or a NumPy array of the same memory. Full windows are alike in images of all sizes;
-    of smaller ones, those of the last image are kept: those of many sizes would fill the memory.
+    The contents of the table are compared, since a change through ``.data`` or a NumPy array that
+    shares memory leaves no trace in its version counter. Biases of full windows are the same for
+    all image sizes and stay in the cache. For smaller windows, the cache only holds the biases of
+    the last image, because biases for many image sizes would fill the memory.
     """
     entry = _cache.get(table)
     if entry is None or not torch.equal(entry.table, table):
@@ -33,15 +34,15 @@ def cached_position_biases(table: Tensor, windows: Windows, dtype: torch.dtype) 
     names = {(region.height, region.width, dtype): region for region in windows.regions}
     missing = {name: region for name, region in names.items() if name not in entry.biases}
     if missing:
-        found = position_biases(table, windows, dtype, list(missing.values()), is_kept=True)
-        biases = entry.biases | dict(zip(missing, found, strict=True))
+        computed = position_biases(table, windows, dtype, list(missing.values()), is_kept=True)
+        biases = entry.biases | dict(zip(missing, computed, strict=True))
         full = windows.window_size, windows.window_size
         kept = {name: bias for name, bias in biases.items() if name in names or name[:2] == full}
-        # in one piece: another thread may read it
+        # replaced rather than modified, since another thread may be reading the entry
         entry = _cache[table] = _Entry(entry.table, kept)
     return [entry.biases[name] for name in names]
 
 
 def forget_position_biases(table: Tensor) -> None:
-    """Free the memory of a table's biases."""
+    """Remove a table's biases from the cache."""
     _cache.pop(table, None)

@@ -1,9 +1,9 @@
-"""Window attention region by region, from plain operations or by PyTorch's fused attention.
+"""Window attention region by region, with plain operations or PyTorch's fused attention.
 
-B: batch size, L: tokens of a feature map in the order of its windows, C: channels, w: window size,
-h: heads, d = C/h: channels per head, k: 3 if query, key and value are projected from the tokens, 2
-if key and value are, nW: windows of a region in one feature map, n: tokens of a window, m: its
-keys: n or, with the key that stands for the padding, n + 1.
+B: batch size, L: tokens of a feature map in window order, C: channels, w: window size, h: heads,
+d = C/h: channels per head, k: 3 if query, key and value are projected from the tokens, 2 if only
+key and value are, nW: windows of a region per feature map, n: tokens per window, m: keys per
+window, which is n, or n + 1 with the extra key that represents the padding.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,12 +17,12 @@ from .graph_mode import is_exporting
 from .position_bias import position_biases
 from .windows import Region, Windows, join
 
-# from query, key, value (B·nW, h, n or m, d), bias (h, n, m) and dropout rate to (B·nW, h, n, d)
+# query (B·nW, h, n, d), key and value (B·nW, h, m, d), bias (h, n, m), dropout → (B·nW, h, n, d)
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
 class Inputs(NamedTuple):
-    """What attention is computed from; see :func:`.window_attention`."""
+    """Inputs of window attention, see :func:`.window_attention`."""
 
     qkv: Tensor
     windows: Windows
@@ -41,19 +41,19 @@ class Inputs(NamedTuple):
 def attend_by_region(
     inputs: Inputs, attend: Attend, biases: Iterable[Tensor] | None = None
 ) -> Tensor:
-    """Return the attention of all regions: (B, L, C).
+    """Return the attention of all regions, (B, L, C).
 
     Args:
-        inputs: What it is computed from.
-        attend: Computes the attention of windows.
-        biases: What :func:`.position_biases` yields, if it was computed before.
+        inputs: Inputs of window attention.
+        attend: Function that computes the attention of windows.
+        biases: Results of :func:`.position_biases`, if already computed.
     """
     out = []
     for region, *parts in split_regions(inputs, biases):
         attended = attend(*parts, inputs.dropout).transpose(1, 2)
         if is_exporting():
-            # the exporter to ONNX lays out what its attention returns in another way than PyTorch
-            # does, and would find that the graph has a view of it where a copy is needed
+            # Attention of the ONNX exporter returns another memory layout than PyTorch's, so the
+            # exporter would find a view in the graph where it needs a copy.
             attended = attended.clone(memory_format=torch.contiguous_format)
         out.append(attended.flatten(2).unflatten(0, (-1, region.num_windows)).flatten(1, 2))
     return join(out, 1)
@@ -62,7 +62,7 @@ def attend_by_region(
 def split_regions(
     inputs: Inputs, biases: Iterable[Tensor] | None = None
 ) -> Iterator[tuple[Region, Tensor, Tensor, Tensor, Tensor]]:
-    """Yield each region with its query, key, value and bias, as :data:`Attend` takes them."""
+    """Yield each region with its query, key, value and bias in the shapes of :data:`Attend`."""
     windows = inputs.windows
     if biases is None:
         biases = position_biases(inputs.bias_table, windows, inputs.qkv.dtype)
@@ -75,7 +75,7 @@ def split_regions(
 
 
 def heads_of(part: Tensor, region: Region, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Return query, key and value of a region's tokens (B, nW·n, k·C) as views, (B, nW, h, n, d).
+    """Return query, key and value of a region as views: (B, nW·n, k·C) → (B, nW, h, n, d) each.
 
     A global query is expanded over the windows.
     """
@@ -90,25 +90,25 @@ def heads_of(part: Tensor, region: Region, inputs: Inputs) -> tuple[Tensor, Tens
 
 
 def padding_by_head(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Return key and value of a padded token, (1, h, d) each."""
+    """Return the key and value of a padded token, (1, h, d) each."""
     *_, key, value = inputs.padding.unflatten(-1, inputs.qkv_dims).unbind(1)
     return key, value
 
 
 def append_token(x: Tensor, token: Tensor) -> Tensor:
-    """Give each window one more token: (windows, h, n, d), (1, h, d) → (windows, h, n + 1, d)."""
+    """Append a token to each window: (windows, h, n, d), (1, h, d) → (windows, h, n + 1, d)."""
     return torch.cat([x, token.transpose(0, 1).expand(x.shape[0], -1, -1, -1)], 2)
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
-    """Attend by the fused kernel that PyTorch has for the device, if it has one."""
+    """Compute attention with PyTorch's fused kernel for the device, if there is one."""
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=bias[None], dropout_p=dropout
     )
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
-    """Attend by operations that have derivatives of every order."""
+    """Compute attention with operations that support derivatives of any order."""
     return F.dropout(attention_weights(query, key, bias), dropout) @ value
 
 

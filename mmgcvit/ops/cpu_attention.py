@@ -1,13 +1,13 @@
 """Window attention for training on a CPU, without materializing all scores.
 
-PyTorch's fused attention for CPUs has no gradient for the position bias: if the bias requires one,
-PyTorch keeps the scores of every block. Here the backward pass computes them again, for a few
-windows and heads at a time.
+PyTorch's fused attention for CPUs computes no gradient for the position bias. If the bias requires
+a gradient, PyTorch saves the scores of every block instead. Here, the backward pass recomputes
+them for a few windows and heads at a time.
 
-B: batch size, L: tokens of a feature map in the order of its windows, C: channels, w: window size,
-h: heads, d = C/h: channels per head, k: 3 if query, key and value are projected from the tokens, 2
-if key and value are, nW: windows of a region in one feature map, n: tokens of a window, m: its
-keys: n or, with the key that stands for the padding, n + 1.
+B: batch size, L: tokens of a feature map in window order, C: channels, w: window size, h: heads,
+d = C/h: channels per head, k: 3 if query, key and value are projected from the tokens, 2 if only
+key and value are, nW: windows of a region per feature map, n: tokens per window, m: keys per
+window, which is n, or n + 1 with the extra key that represents the padding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,14 +29,15 @@ from .position_bias import position_biases_backward, reversed_position_biases
 from .scratch import scratch
 from .windows import Windows
 
-# at a time, few enough for a processor's cache: four heads of a window of 24² tokens, 5 MB
+# Scores that the backward pass computes at a time: 4 heads of one window of 24² tokens (5 MB in
+# float32) fit into the cache of a processor.
 SCORES_IN_BACKWARD = 4 * 24**4
 
 
 class CPUAttention(torch.autograd.Function):
-    """:func:`.attend_by_region`, with scores that are computed again in the backward pass.
+    """:func:`.attend_by_region` with a backward pass that recomputes the scores.
 
-    Arguments of ``apply``: those of :class:`.Inputs` without dropout.
+    ``apply`` takes the fields of :class:`.Inputs` except dropout.
     """
 
     @staticmethod
@@ -47,7 +48,7 @@ class CPUAttention(torch.autograd.Function):
         global_query: Tensor | None,
         padding: Tensor | None,
     ) -> Tensor:
-        # PyTorch chooses the kernel by requires_grad of the bias, even where nothing is recorded
+        # PyTorch selects the kernel by the bias's requires_grad, even if autograd records nothing
         inputs = Inputs(qkv, windows, bias_table.detach(), global_query, padding)
         return attend_by_region(inputs, fused)
 
@@ -68,8 +69,9 @@ class CPUAttention(torch.autograd.Function):
 def _differentiable_gradients(
     inputs: Inputs, grad_out: Tensor, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """Return gradients that have gradients, from plain operations."""
-    # as views: where one input is computed from another, autograd adds up both gradients itself
+    """Return gradients that can be differentiated again, computed with plain operations."""
+    # One input may be computed from another. With views, the gradient of the latter excludes the
+    # path through the former, which autograd adds itself.
     inputs = Inputs(*(x.view_as(x) if isinstance(x, Tensor) else x for x in inputs[:-1]))
     learning = [x for x, needs in zip(inputs[:-1], needed, strict=True) if needs]
     grads = iter(
@@ -85,9 +87,9 @@ def _differentiable_gradients(
 
 
 def _gradients(inputs: Inputs, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradient of each input but the dropout rate."""
+    """Return the gradient of each input except the dropout rate."""
     qkv, windows, table, global_query, padding, _ = inputs
-    # In half precision, differences of scores cancel and CPUs multiply slowly.
+    # half precision is slow on CPUs, and differences of scores would cancel
     accum_dtype = torch.promote_types(torch.promote_types(qkv.dtype, table.dtype), torch.float32)
     grads = Inputs(
         torch.empty_like(qkv),
@@ -119,7 +121,7 @@ def _gradients(inputs: Inputs, grad_out: Tensor) -> tuple[Tensor | None, ...]:
             into = grads.global_query.unflatten(1, (w, w))[:, : size[0], : size[1]]
             into += grad_query.sum(1).transpose(1, 2).flatten(2).unflatten(1, size)
     grad_table = position_biases_backward(grad_biases, biases, table, windows)
-    # autograd casts sums in float32 back
+    # autograd casts the float32 sums to the dtypes of the inputs
     return grads.qkv, None, grad_table, grads.global_query, grads.padding
 
 
@@ -130,16 +132,16 @@ def _region_gradients(
     grads: Sequence[Tensor],
     grad_padding: Sequence[Tensor],
 ) -> Tensor:
-    """Write the gradients of a region and return that of its bias.
+    """Write the gradients of a region's inputs and return the gradient of its bias.
 
-    Keys are in reverse order, see :func:`.reversed_position_biases`; the padding is the last.
+    Keys are in reverse order, see :func:`.reversed_position_biases`. The padding is the last key.
 
     Args:
         heads: Query, key, value and gradient of the output, (B, nW, h, n, d) each.
-        padding: Key and value of the padding, (1, h, d) each, if there is any.
-        bias: (h, height, width, n), and against the padding (h, n) or None.
-        grads: Where the gradients of query, key and value are written.
-        grad_padding: Where those of ``padding`` are added.
+        padding: Key and value of the padding, (1, h, d) each. Empty without padding.
+        bias: Bias for tokens, (h, height, width, n), and bias for the padding, (h, n) or None.
+        grads: Tensors to which the gradients of query, key and value are written.
+        grad_padding: Tensors to which the gradients of ``padding`` are added.
 
     Returns:
         (h, n, m).
@@ -150,7 +152,7 @@ def _region_gradients(
     accum_dtype, size = bias.dtype, bias.shape[1:3]
     grad_bias = bias.new_empty(len(bias), n, m)
     if not len(heads[0]):
-        # an empty batch writes nothing below
+        # the loop below writes nothing for an empty batch
         grad_bias.zero_()
     for part in _parts(heads[0].shape[:3], n * m):
         of_heads = part[-1]
@@ -174,7 +176,7 @@ def _region_gradients(
         grad_query = torch.bmm(scores, key).mul_(d**-0.5)
         grad_key = torch.bmm(scores.mT, query)
         for i, window in enumerate(by_window):
-            # the first window of the first image overwrites, others are added
+            # the first window of the first image initializes the sum
             if i == part[0].start == part[1].start:
                 grad_bias[of_heads] = window
             else:
@@ -192,11 +194,11 @@ def _region_gradients(
 
 
 def _parts(shape: Sequence[int], scores: int) -> Iterator[tuple[slice, ...]]:
-    """Cut images, windows and heads so that a part has few scores.
+    """Split images, windows and heads into parts with a limited number of scores.
 
     Args:
-        shape: B, nW and h.
-        scores: Those of one head of one window.
+        shape: (B, nW, h).
+        scores: Number of scores of one head of one window.
     """
     images, windows, heads = shape
     heads_at_a_time = max(1, SCORES_IN_BACKWARD // scores)

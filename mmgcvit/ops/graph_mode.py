@@ -1,4 +1,4 @@
-"""Which tracer, compiler or transform is active: see docs/graph_modes.md."""
+"""Detection of active tracers, compilers and transforms, see docs/graph_modes.md."""
 
 import functools
 from collections.abc import Callable
@@ -12,47 +12,47 @@ from torch.fx.experimental import symbolic_shapes
 
 
 def is_exporting() -> bool:
-    """Whether torch.export or torch.onnx.export records a graph."""
-    # torch.compiler reports it from version 2.7 on
+    """Whether torch.export or torch.onnx.export is recording a graph."""
+    # torch.compiler.is_exporting exists since torch 2.7
     exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
     return exporting() or torch.onnx.is_in_onnx_export()
 
 
 def is_compiling() -> bool:
-    """Whether torch.compile records a graph, or torch.export through it."""
-    # torch.compiler reports it from version 2.3 on
+    """Whether torch.compile is recording a graph, including on behalf of torch.export."""
+    # torch.compiler.is_compiling exists since torch 2.3
     compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
     return compiling()
 
 
 def is_recorded() -> bool:
-    """Whether torch.compile, torch.jit or an export records.
+    """Whether torch.compile, torch.jit.trace or an export is recording a graph.
 
-    Python values become constants of the graph, and only tensor operations are recorded.
+    Only tensor operations are recorded. Python values become constants of the graph.
     """
     return is_compiling() or torch.jit.is_tracing() or is_exporting()
 
 
 def is_transformed() -> bool:
-    """Whether torch.func transforms a function, or forward-mode derivatives are computed."""
+    """Whether a torch.func transform or forward-mode differentiation is active."""
     active = getattr(torch._C, '_are_functorch_transforms_active', lambda: False)
     return active() or forward_ad._current_level >= 0
 
 
 def is_eager_on_cpu(x: Tensor) -> bool:
-    """Whether a tensor of a CPU is computed with at once, and is of no subclass of its own."""
+    """Whether operations on ``x`` run eagerly on a CPU, and ``x`` is not of a tensor subclass."""
     is_on_cpu = type(x) in (Tensor, nn.Parameter) and x.device.type == 'cpu'
     return is_on_cpu and not (is_recorded() or is_transformed())
 
 
 def serves_other_sizes(height: int, width: int) -> bool:
-    """Whether the recorded graph is for feature maps of other heights and widths as well."""
+    """Whether the graph being recorded must also support other heights and widths."""
     if torch.jit.is_tracing():
-        # a trace cannot know which images it will be given
+        # a trace does not know the sizes of its future inputs
         return True
     if not is_recorded():
         return False
-    # versions of torch before 2.4 do not report it
+    # torch < 2.4 does not expose whether a dimension is dynamic
     is_fixed = getattr(symbolic_shapes, 'has_static_value', None)
     if is_fixed is None:
         return is_exporting()
@@ -60,7 +60,7 @@ def serves_other_sizes(height: int, width: int) -> bool:
 
 
 def fx_leaf(function: Callable) -> Callable:
-    """Make a function one node of the graphs that torch.fx traces, which cannot see into it."""
+    """Make a call of the function a single node in torch.fx graphs, so that it is not traced."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Order of the dimensions in memory."""
+"""Memory formats of images and parameters."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ from .graph_mode import is_transformed
 
 
 def prepare_images(images: Tensor) -> Tensor:
-    """Return (B, C, H, W) with the channels last in memory.
+    """Convert images (B, C, H, W) to the channels-last memory format.
 
-    Convolutions keep this order, and norms and linear layers want it: nothing is reordered from
-    the first convolution to the outputs.
+    Convolutions preserve this format, and norms and linear layers require channels last. So no
+    tensor is reordered between the first convolution and the outputs.
     """
     if is_transformed():
         # torch.func.vmap does not support memory formats
@@ -19,10 +19,11 @@ def prepare_images(images: Tensor) -> Tensor:
 
 
 def prepare_parameters(network: nn.Module) -> None:
-    """Give depthwise and pointwise weights the strides that their gradients have.
+    """Give the weights of depthwise and pointwise convolutions the strides of their gradients.
 
-    With channels last, the gradients' strides differ in dimensions of size 1, which changes nothing
-    in memory. But DistributedDataParallel compares strides, and would copy and warn.
+    In the channels-last format, these strides differ only in dimensions of size 1, so the order in
+    memory is the same. But DistributedDataParallel compares strides; if they differ, it warns and
+    copies gradients.
     """
     for parameter in network.parameters():
         if parameter.dim() == 4 and 1 in (parameter.shape[1], parameter.shape[2:].numel()):

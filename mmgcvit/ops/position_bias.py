@@ -1,7 +1,7 @@
-"""Relative position biases of the queries and keys of a window (paper, section 2.2 and equation 6).
+"""Relative position biases between queries and keys of a window (section 2.2, equation 6).
 
-w: window size, h: heads, n: tokens of a window, m: its keys: n or, with the key that stands for the
-padding, n + 1.
+w: window size, h: heads, n: tokens per window, m: keys per window, which is n, or n + 1 with the
+extra key that represents the padding.
 """
 
 import math
@@ -24,33 +24,34 @@ def position_biases(
     regions: Sequence[Region] | None = None,
     is_kept: bool = False,
 ) -> Iterator[Tensor]:
-    """Yield the bias of each query (row) against each key, for the windows of each region.
+    """Yield the biases between queries (rows) and keys (columns) of a window, for each region.
 
-    Query (y, x) and key (v, u) share the table's entry at their offset, row y-v+w-1 and column
-    x-u+w-1.
+    The bias between query (y, x) and key (v, u) is the table's entry for their offset, which is in
+    row y-v+w-1 and column x-u+w-1.
 
-    Where windows are padded, a last key stands for all padded tokens together. They have the same
-    key and value, so their attention weights add up to that of one key, whose bias is the logarithm
-    of the sum of the exponentials of their biases.
+    In regions with padding, an extra last key represents all padded tokens of a window. Padded
+    tokens have equal keys and equal values, so one key can replace them. Its bias is the
+    log-sum-exp of their biases.
 
     Args:
-        table: ((2w-1)², h), a bias for each offset.
-        windows: The windows of a feature map.
-        dtype: Type of the biases.
-        regions: Some of the regions of ``windows``; None for all.
-        is_kept: Whether a bias is used after the next one was asked for.
+        table: Bias of each offset, ((2w-1)², h).
+        windows: Window layout of a feature map.
+        dtype: Data type of the biases.
+        regions: A subset of the regions of ``windows``. None for all.
+        is_kept: Whether a bias is still used after the next one has been requested. If False,
+            biases may share memory.
 
     Yields:
-        (h, n, m). Rows begin at multiples of 8 elements, as fused
-        attention on GPUs wants them.
+        (h, n, m). Rows are aligned to multiples of 8 elements, as fused attention on GPUs
+        expects.
     """
-    # A view whose gradient has the table's strides, as DistributedDataParallel wants them. With one
-    # head, the gradient of the transposes below has others.
+    # DistributedDataParallel expects the gradient to have the table's strides. The gradient of
+    # this view has them; the gradient of the transposes below does not if there is one head.
     table = table.flatten().view(table.shape)
     regions = windows.regions if regions is None else regions
     of_padding = _biases_of_padding(table, windows, regions)
     for region in regions:
-        # cast before they are sliced: a cast of a slice has rows of another length
+        # cast before slicing, since the cast of a slice would lose the row alignment
         parts = [_bias_of_tokens(table, windows, region, is_kept).to(dtype)]
         if windows.is_partial(region):
             parts.append(next(of_padding).to(dtype)[..., None])
@@ -63,13 +64,14 @@ def position_biases(
 def reversed_position_biases(
     table: Tensor, windows: Windows
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield what :func:`position_biases` yields, for keys in reverse order, as overlapping views.
+    """Yield the biases of :func:`position_biases` for keys in reverse order, as overlapping views.
 
-    In reverse order, a query's biases are a patch of the table, and the patches of the queries of
-    one column follow each other: no array of queries and keys is needed to add them to scores.
+    With reversed keys, the biases of a query are a patch of the table, and consecutive queries of
+    a column have overlapping patches. So the biases can be added to scores without materializing
+    an array of queries and keys.
 
     Yields:
-        (h, height, width, n), and the biases against the padding, (h, n) if there is any.
+        The biases for tokens, (h, height, width, n), and for the padding, (h, n) or None.
     """
     of_padding = _biases_of_padding(table, windows, windows.regions)
     for region in windows.regions:
@@ -85,16 +87,16 @@ def position_biases_backward(
     table: Tensor,
     windows: Windows,
 ) -> Tensor:
-    """Return the table's gradient; on a CPU in a fraction of autograd's time.
+    """Return the gradient of the table, on a CPU in a fraction of the time that autograd takes.
 
     Args:
-        grads: (h, n, m) for each region, gradients of the biases for keys in reverse order.
-        biases: What :func:`reversed_position_biases` yields.
-        table: ((2w-1)², h).
-        windows: The windows of a feature map.
+        grads: Gradients of the biases of each region for keys in reverse order, (h, n, m).
+        biases: Results of :func:`reversed_position_biases`.
+        table: Bias of each offset, ((2w-1)², h).
+        windows: Window layout of a feature map.
 
     Returns:
-        ((2w-1)², h), of the gradients' dtype.
+        ((2w-1)², h), in the dtype of ``grads``.
     """
     w = windows.window_size
     grid = grads[0].new_zeros(table.shape[1], 2 * w - 1, 2 * w - 1)
@@ -103,7 +105,7 @@ def position_biases_backward(
         patches = (
             grad[..., : region.num_tokens].unflatten(-1, size).unflatten(1, size).transpose(2, 3)
         )
-        # the biases of query (y, x) begin in row w-height+y and column w-width+x of the table
+        # the biases of query (y, x) start at row w-height+y and column w-width+x of the table
         rows = grad.new_zeros(len(grad), 2 * w - 1, region.width, region.width)
         for y, patch in enumerate(patches.unbind(1)):
             rows.narrow(1, w - region.height + y, region.height).add_(patch)
@@ -112,21 +114,21 @@ def position_biases_backward(
     if any(map(windows.is_partial, windows.regions)):
         grid += _padding_backward(grads, biases, table, windows)
     grad_table = grid.flatten(1).t()
-    # with the table's strides, also of a single head
+    # the strides of the table, even with a single head
     return grad_table.flatten().view(table.shape)
 
 
 def resize_bias_table(table: Tensor, num_offsets: int) -> Tensor:
-    """Resize a relative position bias table bicubically to another window size.
+    """Resize a relative position bias table to another window size with bicubic interpolation.
 
-    A table that has the size already is returned as it is.
+    A table that already has the target size is returned unchanged.
 
     Args:
-        table: ((2w-1)², h).
-        num_offsets: (2w'-1)² offsets wanted.
+        table: Bias of each offset, ((2w-1)², h).
+        num_offsets: Target number of offsets, (2w'-1)².
 
     Returns:
-        (num_offsets, h), of the table's dtype.
+        (num_offsets, h), in the dtype of ``table``.
 
     Raises:
         ValueError: If the table is not 2-dimensional or does not belong to square windows.
@@ -146,10 +148,10 @@ def resize_bias_table(table: Tensor, num_offsets: int) -> Tensor:
 
 
 def _offsets_within(table: Tensor, windows: Windows, region: Region) -> Tensor:
-    """Return the part of a table, or of one read backwards, for offsets within a window.
+    """Return the part of a table, or of a reversed table, with the offsets inside a window.
 
     Returns:
-        (h, 2·height-1, 2·width-1), a view.
+        A view, (h, 2·height-1, 2·width-1).
     """
     w, height, width = windows.window_size, region.height, region.width
     grid = table.t().unflatten(1, (2 * w - 1, 2 * w - 1))
@@ -157,9 +159,9 @@ def _offsets_within(table: Tensor, windows: Windows, region: Region) -> Tensor:
 
 
 def _bias_of_tokens(table: Tensor, windows: Windows, region: Region, is_kept: bool) -> Tensor:
-    """Return the biases among the tokens of a window: (h, n, n)."""
-    # The biases of a query are a patch of the table, read backwards. With the table backwards they
-    # are read forwards, and only the order of the queries is to be reversed.
+    """Return the biases between the tokens of a window, (h, n, n)."""
+    # The biases of a query are a patch of the table in reverse order. In the reversed table, the
+    # patch is in forward order, so only the order of the queries has to be reversed.
     grid = _offsets_within(table.flip(0), windows, region)
     columns = _reversed(grid.unfold(2, region.width, 1), 2).transpose(1, 2).contiguous()
     rows = columns.unfold(2, region.height, 1).permute(0, 2, 1, 4, 3)
@@ -172,13 +174,13 @@ def _bias_of_tokens(table: Tensor, windows: Windows, region: Region, is_kept: bo
 def _biases_of_padding(
     table: Tensor, windows: Windows, regions: Sequence[Region]
 ) -> Iterator[Tensor]:
-    """Yield the bias of each query against all padded tokens together: (h, n) if there are any."""
+    """Yield the biases for the key that represents the padding, (h, n), per region with padding."""
     partial = [region for region in regions if windows.is_partial(region)]
     if not partial:
         return
     exponentials, highest = _exponentials(table, windows)
     for region in partial:
-        # mixed precision would multiply in half precision, other than in float64
+        # autocast would multiply float32 tensors in half precision; it leaves float64 unchanged
         with _full_precision(exponentials):
             sums = [
                 rows @ (exponentials @ columns.mT)
@@ -194,7 +196,7 @@ def _padding_backward(
     table: Tensor,
     windows: Windows,
 ) -> Tensor:
-    """Return the gradient through the biases of the padding, (h, 2w-1, 2w-1).
+    """Return the gradient of the table through the biases of the padding, (h, 2w-1, 2w-1).
 
     The arguments are those of :func:`position_biases_backward`.
     """
@@ -202,7 +204,7 @@ def _padding_backward(
     grad_exponentials = torch.zeros_like(exponentials)
     for grad, (_, of_padding), region in zip(grads, biases, windows.regions, strict=True):
         if of_padding is not None:
-            # of the logarithm of a sum
+            # gradient of the logarithm of a sum
             grad_sum = grad[..., -1] * (highest - of_padding).exp()
             grad_sum = grad_sum.unflatten(1, (region.height, region.width))
             for rows, columns in _padding_bands(windows, region, exponentials):
@@ -211,9 +213,10 @@ def _padding_backward(
 
 
 def _exponentials(table: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
-    """Return exponentials of the table, (h, 2w-1, 2w-1), without the factor exp(highest), (h, 1).
+    """Return exp(table - highest), (h, 2w-1, 2w-1), and highest, the maximum per head, (h, 1).
 
-    In float64 where it is supported: it holds those of a table whose values are hundreds apart.
+    Devices that support float64 use it: it can represent the exponentials even if the table's
+    values differ by hundreds.
     """
     dtype = torch.float64 if table.device.type in ('cpu', 'cuda', 'meta') else torch.float32
     grid = table.t().contiguous().to(dtype)
@@ -231,14 +234,14 @@ def _full_precision(x: Tensor) -> AbstractContextManager:
 def _padding_bands(
     windows: Windows, region: Region, like: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the offsets between queries and padding, as rectangles of the table.
+    """Yield masks of the table's entries that belong to offsets between queries and padding.
 
-    The padding is the columns at the right, and the rows at the bottom below the window's own
-    columns.
+    The padding consists of up to two rectangles: the columns to the right of the window, and the
+    rows below the window within the window's own columns.
 
     Yields:
-        (height, 2w-1) and (width, 2w-1): for each row and column of queries, which rows and which
-        columns of the table.
+        Two masks per rectangle: (height, 2w-1) selects the table's rows for each row of queries,
+        (width, 2w-1) selects the table's columns for each column of queries.
     """
     w, height, width = windows.window_size, region.height, region.width
     if width < w:
@@ -248,18 +251,18 @@ def _padding_bands(
 
 
 def _band(windows: Windows, queries: int, keys: tuple[int, int], like: Tensor) -> Tensor:
-    """Return which offsets lie between queries and keys in one dimension: (queries, 2w-1).
+    """Return a mask of the offsets between queries and keys in one dimension, (queries, 2w-1).
 
     Args:
-        windows: Keep the result.
-        queries: Their number; they begin at 0.
-        keys: First position, and the one after the last.
-        like: A tensor of the type and device wanted.
+        windows: Window layout, which caches the result.
+        queries: Number of queries. Their positions start at 0.
+        keys: Start (inclusive) and end (exclusive) of the positions of the keys.
+        like: A tensor with the dtype and device of the result.
     """
     w = windows.window_size
 
     def compute() -> Tensor:
-        # not like.new_ones: under torch.func.vmap that is for the transform only
+        # like.new_ones would return a tensor that is only valid inside of torch.func.vmap
         ones = torch.ones(queries, 2 * w - 1, dtype=like.dtype, device=like.device)
         # query y and key v have the offset y-v+w-1
         return ones.tril(w - 1 - keys[0]).triu(w - keys[1])
@@ -270,5 +273,5 @@ def _band(windows: Windows, queries: int, keys: tuple[int, int], like: Tensor) -
 def _reversed(x: Tensor, dim: int, out: Tensor | None = None) -> Tensor:
     if is_recorded():
         return x.flip(dim)
-    # Tensor.flip leaves memory in the order of the overlapping patches: slow to write and to read
+    # Tensor.flip preserves the memory order of the overlapping patches, which is slow to access
     return torch.stack(x.unbind(dim)[::-1], dim, out=out)

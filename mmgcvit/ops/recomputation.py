@@ -1,4 +1,4 @@
-"""Activation recomputation: what a block keeps for the backward pass and what it computes again."""
+"""Activation recomputation: which activations a block saves and which it recomputes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,30 +13,30 @@ from torch.utils.checkpoint import checkpoint
 from .graph_mode import is_exporting, is_recorded, is_transformed
 
 POLICIES = ('none', 'cheap', 'block')
-# None in older versions of torch
+# missing in older versions of torch
 _active_hooks = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)
-# between what a norm or an activation returns and what the layer after it keeps
+# operations allowed between the output of a norm or GELU and the tensor that the next layer saves
 _VIEWS_AND_CASTS = {'ViewBackward0', 'UnsafeViewBackward0', 'ToCopyBackward0'}
 
 
 def recompute(policy: str, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
-    """Return block(x, *args), keeping for the backward pass what a policy says.
+    """Return block(x, *args), saving tensors for the backward pass according to a policy.
 
-    Compilers, tracers and torch.func decide what they keep; only 'block' also applies under
-    torch.compile. Versions of torch that do not expose the active hooks on saved tensors, such as
-    2.1, have no 'cheap': it is 'none' there. Attention on a CPU computes its scores again with
-    every policy, see :mod:`.cpu_attention`.
+    Compilers, tracers and torch.func decide themselves which tensors they save; only 'block' also
+    applies under torch.compile. Versions of torch that do not expose the active saved tensor
+    hooks, such as 2.1, do not support 'cheap' and treat it as 'none'. Attention on a CPU recomputes
+    its scores with every policy, see :mod:`.cpu_attention`.
 
     Args:
-        policy: 'none' keeps what PyTorch keeps. 'cheap' does not keep the outputs of LayerNorm
-            and GELU, which take little time to compute again. 'block' keeps nothing but the
-            inputs and computes the block again.
+        policy: 'none' saves the same tensors as PyTorch. 'cheap' saves all of them except the
+            outputs of LayerNorm and GELU, which take little time to recompute. 'block' saves only
+            the inputs and recomputes the complete block.
         block: A module that takes ``x`` and ``args``.
         x: A tensor.
         args: Other inputs.
 
     Returns:
-        The block's output.
+        The output of the block.
     """
     if isinstance(x, Proxy) or not torch.is_grad_enabled() or is_transformed():
         return block(x, *args)
@@ -54,26 +54,27 @@ def _can_hook() -> bool:
 
 @contextmanager
 def _cheap_outputs_recomputed(block: nn.Module) -> Iterator[None]:
-    """Let autograd keep instructions in place of the outputs of LayerNorm and GELU.
+    """Let autograd save a function that recomputes outputs of LayerNorm and GELU, not the outputs.
 
-    The linear layer after a norm keeps the norm's output, and the norm its own input, from which
-    the output can be computed again. Only autograd's graph is used for it, so that a block is
+    The linear layer after a norm saves the output of the norm. The norm saves its own input, from
+    which the output can be recomputed. This relies only on autograd's graph, so blocks can be
     written, hooked and wrapped like any other module.
     """
     eps: dict[Any, float] = {}
 
     def note_eps(norm: nn.Module, _: Any, out: Any) -> None:
-        # autograd keeps all that a norm computes from but this number
+        # eps is the only argument of a norm that autograd does not save
         node = getattr(out, 'grad_fn', None)
-        # hooks or a replaced forward may have returned something else
+        # hooks or a replaced forward may return something other than the output of the norm
         if node is not None and node.name() == 'NativeLayerNormBackward0':
             eps[node] = norm.eps
 
-    # a forward of the instance may compute with another number
+    # skip norms whose forward is replaced on the instance, since it may use another eps
     norms = [m for m in block.modules() if type(m) is nn.LayerNorm and 'forward' not in vars(m)]
-    # before the norm's own hooks, which may return what another norm returned
+    # called before the norm's other hooks, which may return the output of another norm
     handles = [norm.register_forward_hook(note_eps, prepend=True) for norm in norms]
-    # only the innermost hooks are called: from these, those around them, such as a checkpoint's
+    # PyTorch only calls the innermost saved tensor hooks, so the hooks below must call the outer
+    # ones, such as those of a checkpoint
     outer = _active_hooks(False)
 
     def pack(tensor: Tensor) -> Any:
@@ -92,15 +93,15 @@ def _cheap_outputs_recomputed(block: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        # PyTorch keeps the hooks alive, and through this dict the nodes: break the cycle
+        # PyTorch keeps the hooks alive, and this dict refers to the nodes: break the cycle
         eps.clear()
 
 
 class _Kept:
-    """A tensor that autograd keeps, by the hooks around if there are any."""
+    """A saved tensor, packed by the outer saved tensor hooks if there are any."""
 
     def __init__(self, tensor: Tensor, hooks: tuple[Callable, Callable] | None) -> None:
-        # detached: an operation that keeps its own output, and so its node, would never be freed
+        # detached, because an operation that saves its own output would keep its own node alive
         self.tensor = tensor.detach() if hooks is None else None
         self.version = tensor._version
         self.packed = None if hooks is None else hooks[0](tensor)
@@ -108,11 +109,11 @@ class _Kept:
 
     def unpack(self) -> Tensor:
         if self.tensor is None:
-            # Once only: a checkpoint's hooks can be asked only once, but a norm's input is read to
-            # compute its output again, and then by the norm.
+            # The hooks of a checkpoint unpack a tensor only once. But the input of a norm is read
+            # twice: to recompute the norm's output, and by the norm's own backward pass.
             self.tensor = self.unpack_hook(self.packed)
         elif self.unpack_hook is None and self.tensor._version != self.version:
-            # PyTorch does not check it where there are hooks
+            # PyTorch does not check versions of tensors that are saved through hooks
             raise RuntimeError(
                 'one of the variables needed for gradient computation has been modified by an '
                 f'inplace operation: a tensor of shape {tuple(self.tensor.shape)} in a block of '
@@ -122,7 +123,7 @@ class _Kept:
 
 
 def _computation_of(tensor: Tensor, eps: dict[Any, float]) -> Callable[[], Tensor] | None:
-    """Return what computes a LayerNorm's or GELU's output again, None for other tensors."""
+    """Return a function that recomputes an output of LayerNorm or GELU, None for other tensors."""
     node, shape = tensor.grad_fn, tensor.shape
     like = {'device': tensor.device, 'dtype': tensor.dtype}
     casts = 0
@@ -130,10 +131,10 @@ def _computation_of(tensor: Tensor, eps: dict[Any, float]) -> Callable[[], Tenso
         casts += node.name() == 'ToCopyBackward0'
         node = node.next_functions[0][0]
     if node is None or casts > 1:
-        # one cast is made again, but not a rounding between two
+        # a single cast can be repeated, but of two casts, the first may have rounded the values
         return None
     if node in eps:
-        # not the dict: it would keep the nodes of later norms, which keep this one
+        # do not capture the dict: it refers to the nodes of later norms, which refer to this node
         norm_eps = eps[node]
         return lambda: _norm_again(node, norm_eps).to(**like).view(shape)
     if node.name() == 'GeluBackward0':

@@ -1,4 +1,4 @@
-"""Memory that is kept: touching fresh memory takes longer than computing in it."""
+"""Reusable buffers: the first access to new memory takes longer than the computation in it."""
 
 import math
 import threading
@@ -19,19 +19,19 @@ _buffers = _Buffers()
 
 
 def scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return uninitialized memory of a CPU, valid until the next call with this name.
+    """Return an uninitialized CPU tensor that is valid until the next call with the same name.
 
-    Each thread has its own.
+    Each thread has its own buffers.
     """
     size = math.prod(shape)
     buffer = _buffers.tensors.get((name, dtype))
     if buffer is None or len(buffer) < size:
-        # a tensor of inference mode cannot be written outside of it
+        # tensors created in inference mode cannot be modified outside of it
         with torch.inference_mode(False):
             buffer = _buffers.tensors[name, dtype] = torch.empty(size, dtype=dtype)
     return buffer[:size].view(shape)
 
 
 def can_be_scratch(like: Tensor) -> bool:
-    """Whether what is computed from a tensor may be written to memory that is used again."""
+    """Whether results computed from a tensor may be stored in a reusable buffer."""
     return is_eager_on_cpu(like) and not torch.is_grad_enabled()

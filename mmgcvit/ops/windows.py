@@ -1,16 +1,15 @@
 """Partition of feature maps into attention windows, and the inverse.
 
-Windows of GC ViT do not shift: all blocks of a stage partition a feature map in the same way. So a
-stage partitions once, and its blocks find the tokens of each window in a row.
+GC ViT does not shift its windows, so all blocks of a stage use the same partition. Therefore each
+stage partitions its feature map once, and its blocks find the tokens of a window contiguously.
 
-The published network pads a feature map at the right and at the bottom until the window size
-divides its height and width, and computes with the padding. Here :class:`Windows` pads nothing:
-windows at these edges are smaller, and attention accounts for the missing tokens
-(:mod:`.position_bias`). :class:`PaddedWindows`, for graphs that serve feature maps of any size,
-pads as published.
+The published network pads a feature map on the right and bottom until the window size divides its
+height and width, and computes with the padded tokens. :class:`Windows` avoids padding: windows at
+these edges are smaller, and attention accounts for the missing tokens (:mod:`.position_bias`).
+:class:`PaddedWindows` does pad, for graphs that accept feature maps of any size.
 
-B: batch size, H, W: height and width of a feature map, C: channels, w: window size, n: tokens of a
-window, nW: windows of a region in one feature map, L: tokens of one feature map.
+B: batch size, H, W: height and width of a feature map, C: channels, w: window size, n: tokens per
+window, nW: windows of a region per feature map, L: tokens per feature map.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -26,7 +25,7 @@ from .graph_mode import fx_leaf, is_compiling, serves_other_sizes
 
 @fx_leaf
 def window_layout(x: Tensor, window_size: int) -> 'Windows':
-    """Return how feature maps (B, H, W, C) are partitioned into windows of window_size²."""
+    """Return the window layout of feature maps (B, H, W, C)."""
     _, height, width, _ = x.shape
     if serves_other_sizes(height, width):
         return PaddedWindows(height, width, window_size)
@@ -34,18 +33,19 @@ def window_layout(x: Tensor, window_size: int) -> 'Windows':
 
 
 def project_padding(projection: nn.Module, x: Tensor, windows: 'Windows') -> Tensor | None:
-    """Return what a padded token, which is zero, is projected to.
+    """Return the projection of a padded token, which is zero before the projection.
 
     Args:
-        projection: What projects tokens.
-        x: (B, L, C), the tokens.
-        windows: Their order.
+        projection: Projection of the tokens.
+        x: Tokens, (B, L, C).
+        windows: Window layout of the tokens.
 
     Returns:
-        (1, C'); None where nothing is padded, and (0, C') there in a graph of torch.fx.
+        (1, C'). Without padding: None, or (0, C') in a torch.fx graph.
     """
     zeros = windows.padding(x)
-    # A graph cannot branch. Otherwise, hooks on the projection never see an empty tensor.
+    # Hooks on the projection must not get an empty tensor, except in a torch.fx graph, which
+    # cannot branch.
     return projection(zeros) if isinstance(zeros, Proxy) or zeros.shape[0] else None
 
 
@@ -54,12 +54,12 @@ class Region:
     """A part of a feature map with windows of one size: inner, right edge, bottom edge or corner.
 
     Attributes:
-        top: Its first row in the feature map.
-        left: Its first column.
-        rows: Windows below each other.
-        columns: Windows beside each other.
-        height: Rows of each window, w unless at the bottom.
-        width: Columns of each window, w unless at the right.
+        top: First row of the region in the feature map.
+        left: First column of the region in the feature map.
+        rows: Number of rows of windows.
+        columns: Number of columns of windows.
+        height: Height of each window in tokens. It is w except at the bottom edge.
+        width: Width of each window in tokens. It is w except at the right edge.
     """
 
     top: int
@@ -71,25 +71,25 @@ class Region:
 
     @property
     def num_windows(self) -> int:
-        """nW."""
+        """Number of windows nW."""
         return self.rows * self.columns
 
     @property
     def num_tokens(self) -> int:
-        """n."""
+        """Number of tokens n per window."""
         return self.height * self.width
 
 
 class Windows:
-    """Windows of a feature map in the order of their tokens: region by region, row by row.
+    """Window layout of a feature map: region by region, and in row-major order inside each region.
 
     Args:
-        height: H.
-        width: W.
-        window_size: w.
+        height: Height H of the feature map.
+        width: Width W of the feature map.
+        window_size: Window size w.
 
     Attributes:
-        regions (tuple[Region, ...]): One to four.
+        regions (tuple[Region, ...]): One to four regions.
     """
 
     def __init__(self, height: int, width: int, window_size: int) -> None:
@@ -99,30 +99,30 @@ class Windows:
 
     @property
     def num_padded_tokens(self) -> int:
-        """Tokens of one feature map if all its windows were padded to w × w."""
+        """Number of tokens per feature map if all windows were padded to w × w."""
         return sum(region.num_windows for region in self.regions) * self.window_size**2
 
     def constant(self, name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """Return what depends on the windows alone, computed once for all blocks of a stage."""
+        """Return a tensor that depends only on the windows, cached for all blocks of a stage."""
         if is_compiling():
-            # torch.compile allows no side effects in a checkpointed block
+            # torch.compile does not allow side effects in a checkpointed block
             return compute()
         if name not in self._constants:
-            # a tensor of inference mode cannot be used in training
+            # tensors created in inference mode cannot be used in training
             with torch.inference_mode(False):
                 self._constants[name] = compute()
         return self._constants[name]
 
     def is_partial(self, region: Region) -> bool:
-        """Whether the windows of a region are smaller than w × w, to which others would pad."""
+        """Whether the windows of a region are smaller than w × w, so padding would be needed."""
         return region.num_tokens < self.window_size**2
 
     def partition(self, x: Tensor) -> Tensor:
-        """Put the tokens of each window in a row: (B, H, W, C) → (B, L, C)."""
+        """Reorder tokens from row-major to window order: (B, H, W, C) → (B, L, C)."""
         return join([self._cut(x, region).flatten(1, -2) for region in self.regions], 1)
 
     def merge(self, tokens: Tensor) -> Tensor:
-        """Return feature maps, the inverse of :meth:`partition`: (B, L, C) → (B, H, W, C)."""
+        """Invert :meth:`partition`: (B, L, C) → (B, H, W, C)."""
         rows: dict[int, list[Tensor]] = {}
         for r, part in zip(self.regions, self.split(tokens), strict=True):
             part = part.unflatten(1, (r.rows, r.columns, r.height, r.width)).transpose(2, 3)
@@ -136,11 +136,11 @@ class Windows:
         return tokens.split([region.num_windows * region.num_tokens for region in self.regions], 1)
 
     def padding(self, tokens: Tensor) -> Tensor:
-        """Return one padded token, which is zero: (B, L, C) → (1, C), or (0, C) without padding."""
+        """Return a padded token, which is zero: (1, C), or (0, C) if there is no padding."""
         return tokens.new_zeros(int(any(map(self.is_partial, self.regions))), tokens.shape[-1])
 
     def fill_padding(self, tokens: Tensor, padding: Tensor) -> Tensor:
-        """Give padded tokens a value; here there are none: (B, L, C), (1, C) → (B, L, C)."""
+        """Set the values of padded tokens, of which there are none: (B, L, C) → (B, L, C)."""
         return tokens
 
     def _regions(self) -> tuple[Region, ...]:
@@ -151,36 +151,38 @@ class Windows:
         )
 
     def _cut(self, x: Tensor, r: Region) -> Tensor:
-        """Return the windows of a region: (B, H, W, C) → (B, rows, columns, height, width, C)."""
+        """Extract a region's windows: (B, H, W, C) → (B, rows, columns, height, width, C)."""
         part = x[:, r.top :, r.left :][:, : r.rows * r.height, : r.columns * r.width]
         part = part.unflatten(2, (r.columns, r.width)).unflatten(1, (r.rows, r.height))
         return part.transpose(2, 3)
 
 
 class PaddedWindows(Windows):
-    """Windows of a feature map that is padded at the right and at the bottom, as published.
+    """Window layout of a feature map that is padded on the right and bottom.
 
-    It costs more than smaller windows, but its operations are the same for feature maps of any
-    size. Between :meth:`partition` and :meth:`merge` there are L = ⌈H/w⌉·⌈W/w⌉·w² tokens;
-    padded ones have arbitrary values.
+    This costs more than smaller windows, but the operations are the same for feature maps of any
+    size. Attention gives the same results as in the published network. But that network crops the
+    padding after each attention, while here, norms and MLPs also process padded tokens: there are
+    L = ⌈H/w⌉·⌈W/w⌉·w² tokens between :meth:`partition` and :meth:`merge`. The values of padded
+    tokens are arbitrary.
     """
 
     def partition(self, x: Tensor) -> Tensor:
-        """Put the tokens of each padded window in a row: (B, H, W, C) → (B, L, C)."""
+        """Pad, and reorder tokens from row-major to window order: (B, H, W, C) → (B, L, C)."""
         right, below = self._padding()
         return super().partition(F.pad(x, (0, 0, 0, right, 0, below)))
 
     def merge(self, tokens: Tensor) -> Tensor:
-        """Return feature maps without the padding: (B, L, C) → (B, H, W, C)."""
+        """Invert :meth:`partition` and remove the padding: (B, L, C) → (B, H, W, C)."""
         right, below = self._padding()
         return F.pad(super().merge(tokens), (0, 0, 0, -right, 0, -below))
 
     def padding(self, tokens: Tensor) -> Tensor:
-        """Return one padded token, which is zero: (B, L, C) → (1, C)."""
+        """Return a padded token, which is zero: (1, C)."""
         return tokens.new_zeros(1, tokens.shape[-1])
 
     def fill_padding(self, tokens: Tensor, padding: Tensor) -> Tensor:
-        """Give padded tokens a value: (B, L, C) and (1, C) → (B, L, C)."""
+        """Set padded tokens to ``padding``: (B, L, C), (1, C) → (B, L, C)."""
         size = 1, self.height, self.width, 1
         is_token = self.constant(
             'is_token',
@@ -198,12 +200,12 @@ class PaddedWindows(Windows):
 
 
 def join(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Concatenate tensors; a single one is not copied."""
+    """Concatenate tensors. A single tensor is returned without a copy."""
     return torch.cat(list(parts), dim) if len(parts) > 1 else parts[0]
 
 
 def _spans(size: int, window_size: int) -> list[tuple[int, int, int]]:
-    """Return start, number and size of the windows in one dimension: full ones, then the rest."""
+    """Return (start, number, size) of the full windows in one dimension, then of the remainder."""
     full, rest = size // window_size, size % window_size
     spans = [(0, full, window_size), (full * window_size, 1, rest)]
     return [(start, count, length) for start, count, length in spans if count and length]

@@ -1,6 +1,7 @@
-"""Window attention by its definition: windows are padded, all attention weights are computed.
+"""Window attention by definition: windows are padded and all attention weights are computed.
 
-Only the order of the windows is the package's. Letters as in mmgcvit/ops/by_region.py.
+Only the window order comes from the package. Dimension letters are those of
+mmgcvit/ops/by_region.py.
 """
 
 import torch
@@ -9,7 +10,7 @@ HEADS, HEAD_DIM = 2, 3
 
 
 def random_inputs(windows, batch, is_global, dtype=torch.float64):
-    """Return the arguments of ``window_attention``; all tensors among them learn."""
+    """Return arguments for ``window_attention``, in which all tensors require gradients."""
     w, C = windows.window_size, HEADS * HEAD_DIM
     kinds = 2 if is_global else 3
 
@@ -30,12 +31,12 @@ def tensors_of(inputs):
 
 
 def attention(qkv, windows, table, global_query, padding):
-    """Return (B, L, C), as ``window_attention`` does."""
+    """Return (B, L, C) like ``window_attention``."""
     return attention_and_weights(qkv, windows, table, global_query, padding)[0]
 
 
 def attention_and_weights(qkv, windows, table, global_query, padding):
-    """Return (B, L, C) and the weights (B, ⌈H/w⌉, ⌈W/w⌉, h, w², w²)."""
+    """Return the output (B, L, C) and the attention weights (B, ⌈H/w⌉, ⌈W/w⌉, h, w², w²)."""
     w, H, W = windows.window_size, windows.height, windows.width
     B, rows, columns = len(qkv), -(-H // w), -(-W // w)
     maps = padding.expand(B, rows * w, columns * w, -1).clone()
@@ -58,7 +59,7 @@ def by_head(x, heads=HEADS):
 
 
 def position_bias(table, window):
-    """Return the bias of each query against each key of a window that is not cut: (h, w², w²)."""
+    """Return the biases between queries and keys of a full window, (h, w², w²)."""
     y, x = (t.flatten() for t in torch.meshgrid(*[torch.arange(window)] * 2, indexing='ij'))
     rows = y[:, None] - y[None, :] + window - 1
     columns = x[:, None] - x[None, :] + window - 1

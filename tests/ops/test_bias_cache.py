@@ -1,6 +1,6 @@
-"""Position biases in evaluation on a CPU: computed once, bounded, and freed.
+"""The cache of position biases computes biases once, is bounded and frees its memory.
 
-That every change of a table is seen is in test_changes_and_threads.py.
+test_changes_and_threads.py tests that it detects every change of a table.
 """
 
 import gc
@@ -16,7 +16,7 @@ MODULE = importlib.import_module('mmgcvit.ops.bias_cache')
 
 @pytest.fixture
 def computed(monkeypatch):
-    """The tables whose biases were computed."""
+    """Record the tables whose biases are computed."""
     tables = []
 
     def counting(table, *args, **kwargs):
@@ -82,7 +82,7 @@ def test_full_windows_are_kept_for_images_of_all_sizes(model, monkeypatch):
     )
     sizes = [(80, 96), (84, 96), (80, 96), (96, 84)]
     together = evaluate(model, *sizes)
-    # at most once for each table; the edges' are computed for each image
+    # at most once per table; biases of the edges are computed for each image
     assert computed.count((4, 4)) <= 8 < len(computed)
     for size, expected in zip(sizes, together, strict=True):
         MODULE._cache.clear()

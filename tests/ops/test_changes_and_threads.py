@@ -1,6 +1,6 @@
-"""Evaluation sees every change of a position bias table, and is undisturbed by what runs beside it.
+"""Evaluation detects every change of a position bias table and is independent of other threads.
 
-Memory that is used again, see mmgcvit/ops/scratch.py, must not show.
+The reuse of buffers, see mmgcvit/ops/scratch.py, must not affect results.
 """
 
 import copy
@@ -31,7 +31,7 @@ def maps(model, images=IMAGES):
 
 
 def assert_fresh(model):
-    """Its maps are those of a copy that has kept nothing."""
+    """Check that the outputs equal those of a copy, which has no cached biases."""
     expected = maps(copy.deepcopy(model))
     assert all(torch.equal(a, b) for a, b in zip(maps(model), expected, strict=True))
 
@@ -106,7 +106,7 @@ def test_other_memory_is_seen(model):
     vector = torch.nn.utils.parameters_to_vector(parameters)
     torch.nn.utils.vector_to_parameters(vector * 2, parameters)
     assert not torch.allclose(maps(model)[2], before[2])
-    # not equal: memory that is aligned in another way is added up in another order
+    # not bitwise equal, since another memory alignment changes the order of summation
     for a, b in zip(maps(model), maps(copy.deepcopy(model)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -118,7 +118,7 @@ def test_training_steps_are_seen(model, options):
         optimizer = torch.optim.Adam(model.parameters(), lr=0.1, **options)
     except RuntimeError as error:
         pytest.skip(str(error))
-    for _ in range(2):  # in eval mode, as when frozen norms are fine-tuned
+    for _ in range(2):  # in eval mode, as in fine-tuning with frozen norms
         before = maps(model)
         sum(out.square().mean() for out in model(IMAGES)).backward()
         optimizer.step()
@@ -198,7 +198,7 @@ def assert_close(found, wanted):
 @pytest.mark.parametrize('first', [maps, inferred, gradients])
 @pytest.mark.parametrize('then', [maps, inferred, gradients])
 def test_one_mode_after_another(model, first, then):
-    """In a thread that has no memory yet, first for images that need little of it."""
+    """Run in a new thread, which has no buffers yet, starting with images that need small ones."""
     expected = first(model, IMAGES[..., :20]), then(model, IMAGES), first(model, IMAGES)
 
     def run():
@@ -212,9 +212,9 @@ def test_one_mode_after_another(model, first, then):
 
 @pytest.mark.parametrize('function', [maps, inferred, gradients])
 def test_threads(model, function):
-    """Two at once: inference with one model, training with a copy for each."""
+    """Run two threads, which share the model for inference and have copies for training."""
     models = [model, copy.deepcopy(model) if function is gradients else model]
-    # windows of other sizes, as many as need other memory
+    # another window layout and batch size, so the threads need buffers of different sizes
     images = [IMAGES, IMAGES.mT.repeat(2, 1, 1, 1)]
     expected = [function(*arguments) for arguments in zip(models, images, strict=True)]
 
@@ -248,7 +248,7 @@ class KeepOutputs(BaseMetric):
 
 
 def test_mmengines_averaged_weights_are_seen(nano, tmp_path):
-    """EMAHook swaps weights through ``.data`` before a validation, which then calls eval()."""
+    """EMAHook swaps weights through ``.data`` before validation, which then calls eval()."""
     loader = dict(
         batch_size=1,
         num_workers=0,

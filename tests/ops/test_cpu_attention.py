@@ -1,4 +1,4 @@
-"""Attention whose backward pass computes the scores again, against autograd's gradients."""
+"""Attention with a backward pass that recomputes the scores, compared with autograd."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ SIZES = pytest.mark.parametrize('size', [(6, 6), (7, 6), (6, 8), (7, 5), (2, 2)]
 
 @pytest.fixture(params=[1, 200, 2**20])
 def few_scores(request, monkeypatch):
-    """At a time: those of one head of one window, of some, all."""
+    """Process one head of one window at a time, several, or all of them."""
     monkeypatch.setattr(cpu_attention, 'SCORES_IN_BACKWARD', request.param)
 
 
@@ -61,7 +61,7 @@ def test_gradgradcheck(is_global):
 
 
 def first_and_second_derivatives(function, inputs):
-    """Return gradients of a function's output, and gradients of their product with some vectors."""
+    """Return gradients, and the gradients of their dot product with random vectors."""
     learning = [x for x in tensors_of(inputs) if x.requires_grad]
     torch.manual_seed(1)
     out = function(*inputs).sin()
@@ -72,7 +72,7 @@ def first_and_second_derivatives(function, inputs):
 
 def derivatives(out, inputs, **kwargs):
     cotangent = torch.randn(out.shape, dtype=out.dtype)
-    # the padding has no part in it where there is none
+    # materialize_grads, because padding is unused if no window needs it
     return torch.autograd.grad(out, inputs, cotangent, materialize_grads=True, **kwargs)
 
 
@@ -91,7 +91,7 @@ def test_second_derivatives_are_those_of_autograd(size, is_global, learns):
 
 
 def test_derivatives_of_inputs_that_depend_on_each_other():
-    """Such as tokens that contain what the padding is."""
+    """For example, tokens that are computed from the padding."""
     windows = Windows(4, 5, 3)
     tokens, _, table, _, padding = random_inputs(windows, 2, is_global=False)
 
@@ -117,12 +117,12 @@ def test_a_backward_pass_can_be_repeated():
 
 def test_no_scores_are_kept(nano):
     images = torch.randn(1, 3, 128, 128)
-    # 32² tokens of the first stage in 4 windows of 256
+    # the first stage has 32² tokens in 4 windows of 256 tokens
     scores = 4 * 256**2
     for rate, keeps_scores in ((0.0, False), (0.1, True)):
         network = GCViT(nano, window_size=16, attn_drop_rate=rate)
         outputs, kept = kept_by(network, partial(network, images))
-        # with dropout it is PyTorch that differentiates
+        # with dropout, autograd saves the scores
         assert (max(kept) >= scores) == keeps_scores
         del outputs
 
@@ -140,7 +140,7 @@ def test_in_mixed_precision(nano):
         grads.append([p.grad.clone() for p in network.parameters()])
     for wanted, found in zip(*grads, strict=True):
         assert found.dtype == torch.float32
-        # of 8 bits each
+        # bfloat16 has 8 bits of precision
         assert (found - wanted).norm() < 0.1 * wanted.norm() + 1e-4
 
 
@@ -171,7 +171,7 @@ def test_half_precision_is_as_exact_as_autograd(is_global):
         (lambda *inputs: attend_by_region(Inputs(*inputs), plain), torch.bfloat16),
         (CPUAttention.apply, torch.bfloat16),
     ):
-        # large scores; the table learns in float32
+        # large scores; the table stays in float32
         inputs = [
             (2 * x).to(torch.float32 if i == 2 else dtype).detach().requires_grad_()
             if isinstance(x, torch.Tensor)

@@ -1,4 +1,4 @@
-"""Position biases against an index table, and against explicit padding."""
+"""Position biases, compared with an index table and with explicit padding."""
 
 import importlib
 import itertools
@@ -19,7 +19,7 @@ HEADS = 2
 
 
 def random_table(window, scale, dtype=torch.float64):
-    """Return a table of values in [-scale, scale], both of which are in it."""
+    """Return a table of values in [-scale, scale] that contains both limits."""
     table = scale * (2 * torch.rand((2 * window - 1) ** 2, HEADS, dtype=torch.float64) - 1)
     if len(table) > 1:
         extremes = torch.arange(HEADS) % 2 * 2.0 - 1
@@ -28,7 +28,7 @@ def random_table(window, scale, dtype=torch.float64):
 
 
 def expected_biases(table, windows):
-    """Return (h, n, m) for each region, from the biases of all tokens, padded ones included."""
+    """Return (h, n, m) for each region, from the biases of all tokens including padded ones."""
     w, biases = windows.window_size, []
     every = position_bias(table, w)
     for region in windows.regions:
@@ -51,7 +51,7 @@ def assert_close(found, wanted):
 @pytest.mark.parametrize('window', [1, 2, 3, 4, 7])
 def test_values_and_gradients(window, scale):
     table = random_table(window, scale)
-    # with windows of one to four sizes
+    # layouts with one to four regions
     lengths = {1, window // 2 + 1, window, 2 * window - 1, 2 * window + 1}
     for height, width in itertools.product(lengths, repeat=2):
         check(table, Windows(height, width, window))
@@ -61,7 +61,7 @@ def check(table, windows):
     expected = expected_biases(table, windows)
     found = list(position_biases(table, windows, table.dtype))
     assert_close(found, expected)
-    # without gradients one memory may be used for all
+    # without gradients, all biases may share one buffer
     with torch.no_grad():
         for a, b in zip(position_biases(table, windows, table.dtype), found, strict=True):
             assert_close(a, b)
@@ -71,7 +71,7 @@ def check(table, windows):
     (grad,) = torch.autograd.grad(found, table, cotangents)
     assert_close(grad, wanted)
 
-    # the backward pass that is written by hand, for keys in reverse order
+    # the manual backward pass, for keys in reverse order
     with torch.no_grad():
         biases = list(reversed_position_biases(table, windows))
         for (bias, of_padding), every in zip(biases, found, strict=True):
@@ -89,7 +89,8 @@ def check(table, windows):
 
 @pytest.mark.parametrize('difference', [-600, 600])
 def test_biases_of_padding_hundreds_from_those_of_tokens(difference):
-    # windows at the bottom have one row: padding is below it only, in the table's first rows
+    # Windows at the bottom have one row. All padding is below it, so its offsets are in the first
+    # rows of the table.
     windows, table = Windows(5, 4, 4), random_table(4, 1)
     with torch.no_grad():
         table.view(7, 7, HEADS)[:3] += difference
@@ -98,7 +99,7 @@ def test_biases_of_padding_hundreds_from_those_of_tokens(difference):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32])
 def test_tables_in_lower_precision(dtype):
-    """Biases of tokens are the table's entries, those of padding are right to its precision."""
+    """Biases of tokens are exact, and biases of padding are exact up to rounding."""
     windows, table = Windows(6, 7, 4), random_table(4, 30, dtype)
     expected = expected_biases(table.double(), windows)
     for a, b, region in zip(
@@ -134,7 +135,7 @@ def test_attention_gets_rows_at_multiples_of_eight_in_mixed_precision(dtype):
 
 
 def test_padding_is_exact_in_mixed_precision_without_float64(monkeypatch):
-    """Simulated: devices without float64 multiply in float32, which autocast would make half."""
+    """Simulate a device without float64. Autocast must not turn its float32 into half precision."""
     windows, table = Windows(6, 7, 4), random_table(4, 20, torch.float32)
     exact = expected_biases(table.double(), windows)
     position_bias = importlib.import_module('mmgcvit.ops.position_bias')

@@ -1,4 +1,4 @@
-"""What blocks keep for the backward pass and compute again changes no number."""
+"""Recomputation policies change memory, but neither outputs nor gradients."""
 
 import contextlib
 import gc
@@ -18,7 +18,7 @@ from mmgcvit.ops.windows import Windows
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 50 * 70).mul(40).sin().view(2, 3, 50, 70)
 POLICIES = pytest.mark.parametrize('policy', RECOMPUTE_POLICIES)
-# versions of torch that do not give the active hooks keep what 'none' keeps
+# versions of torch that do not expose the active hooks treat 'cheap' as 'none'
 NEEDS_HOOKS = pytest.mark.skipif(
     not hasattr(torch._C._autograd, '_top_saved_tensors_default_hooks'),
     reason="'cheap' is 'none' here",
@@ -34,7 +34,7 @@ def set_policy(model, policy):
 
 @pytest.fixture
 def model(nano):
-    """With everything that is random or optional in a block."""
+    """A model with everything that is random or optional in a block."""
     arguments = dict(window_size=4, drop_path_rate=0.3, drop_rate=0.1, attn_drop_rate=0.1)
     model = GCViT({**nano, 'layer_scale_init_value': 0.5}, **arguments).train()
     with torch.no_grad():
@@ -80,7 +80,7 @@ def tensors_in(tree):
 
 
 class Memory(TorchDispatchMode):
-    """Notes all memory that operations return, but for what they are given."""
+    """Record all memory that operations allocate."""
 
     def __init__(self):
         super().__init__()
@@ -96,13 +96,13 @@ class Memory(TorchDispatchMode):
         return out
 
     def in_use(self):
-        """Return the bytes that something still refers to."""
+        """Return the number of recorded bytes that are still referenced."""
         return sum(size for storage, size in self.noted.values() if not storage.expired())
 
 
 def memory_of(model, images=IMAGES):
-    """Return the outputs and the bytes kept for the backward pass, outputs included."""
-    # what is kept from one forward pass to the next is there before
+    """Return the outputs, and a record of the memory saved for backward, including outputs."""
+    # allocate the memory that persists between forward passes first
     loss_of(model(images)).backward()
     gc.collect()
     with Memory() as memory:
@@ -118,7 +118,7 @@ def test_memory_kept(nano):
         del outputs
     assert kept['block'] < kept['cheap'] <= kept['none']
     if hasattr(torch._C._autograd, '_top_saved_tensors_default_hooks'):
-        # of every block's tokens: C numbers for each of both norms and mlp_ratio·C for GELU
+        # per token of each block: C elements for each of the two norms and mlp_ratio·C for GELU
         tokens = [13 * 18, 7 * 9, 4 * 5, 2 * 3]
         numbers = sum(
             len(IMAGES) * n * stage.blocks[0].norm1.weight.numel() * 4 * len(stage.blocks)
@@ -148,7 +148,7 @@ def test_memory_is_freed_without_the_garbage_collector(model, policy):
 
 @NEEDS_HOOKS
 def test_norms_and_activations_are_not_kept(nano):
-    """Only what norms take, what attention takes and gives and the hidden channels, once."""
+    """Blocks save inputs of norms, inputs and outputs of attention, and inputs of GELU, once."""
     network = GCViT(nano, window_size=4).train()
     block, tokens = network.stages[0].blocks[0], 4 * 4 * 9
     windows = Windows(12, 12, 4)
@@ -158,8 +158,8 @@ def test_norms_and_activations_are_not_kept(nano):
     hidden = block.mlp.fc1.out_features
     assert out.shape == (1, tokens, C)
     big = sorted(size for size in kept if size >= tokens * C)
-    # twice the input of a norm, attention's output, both branches for the gradient of their scale;
-    # query, key and value; the hidden channels
+    # inputs of both norms, output of attention, both branches for the gradient of layer scale;
+    # query, key and value; hidden channels
     assert big == sorted([tokens * C] * 5 + [3 * tokens * C, tokens * hidden])
 
 
@@ -176,7 +176,7 @@ def test_inside_another_checkpoint(model, policy, autocast):
     assert_equal(found, wanted)
     with Memory() as memory:
         outputs = forward(IMAGES.clone().requires_grad_())
-    # images, outputs and the state of the random numbers, but nothing of the network
+    # images, outputs and the random state, but no activations of the network
     kept = sum(out.nbytes for out in outputs) + IMAGES.nbytes
     assert memory.in_use() <= kept + torch.get_rng_state().nbytes + 1000
 
@@ -202,7 +202,7 @@ def test_other_derivatives_inside_another_checkpoint(model, policy):
 
 @POLICIES
 def test_each_stage_inside_another_checkpoint(model, policy):
-    """As FSDP and mmengine's activation checkpointing wrap modules."""
+    """FSDP and mmengine's activation checkpointing wrap modules like this."""
     set_policy(model, 'none')
     wanted = outputs_and_gradients(model)
     set_policy(model, policy)
@@ -244,10 +244,10 @@ def test_outer_hooks_see_what_cheap_keeps(nano):
             outputs = model(IMAGES)
         loss_of(outputs).backward()
     blocks = sum(nano['depths'])
-    # the linear layers after both norms, and what follows each GELU
+    # tensors saved by the linear layers after both norms, and by the layer after each GELU
     cheap = 3 * blocks + len(gelu_outputs(model, IMAGES))
     assert len(calls['none'][0]) - len(calls['cheap'][0]) == cheap
-    # a norm's input, weight, bias, mean and deviation are asked for by the norm as well
+    # input, weight, bias, mean and deviation of a norm are also unpacked by the norm itself
     assert len(calls['cheap'][1]) >= len(calls['cheap'][0])
 
 
@@ -269,14 +269,14 @@ def test_no_hooks_stay(model, policy):
     with pytest.raises(FloatingPointError, match='here'):
         model(IMAGES)
     assert not hooks(model)
-    # saved tensors have none, either
+    # no saved tensor hooks are left either
     x = torch.ones(2, requires_grad=True)
     y = x.exp()
     assert y.grad_fn._saved_result.data_ptr() == y.data_ptr()
 
 
 class OtherBlock(nn.Module):
-    """A block that someone else wrote: norms of several kinds, what comes between, and outputs."""
+    """A custom block with several kinds of norms, operations in between and multiple consumers."""
 
     def __init__(self, dim):
         super().__init__()
@@ -293,7 +293,7 @@ class OtherBlock(nn.Module):
 
     def forward(self, x, windows, global_query=None):
         first, second, third, fourth = self.linears
-        # what one norm returns goes in several directions, and through views
+        # the output of one norm has several consumers, some of them through views
         y = self.norms[0](x)
         y = first(y) + second(y.view(-1, y.shape[-1])).view_as(y) + y.mT.contiguous().mT
         y = self.gelus[0](y + self.norms[1](y).sin())
@@ -330,7 +330,7 @@ def doubled(norm, args, out):
 
 @POLICIES
 def test_hooks_of_others(model, policy):
-    """That look at, or change, what modules return."""
+    """Hooks of users may inspect or replace the outputs of modules."""
     seen = []
     for stage in model.stages:
         block = stage.blocks[-1]
@@ -345,7 +345,7 @@ def test_hooks_of_others(model, policy):
 
 @POLICIES
 def test_forward_methods_of_others(model, policy):
-    """Such as a faster norm, put in place of the method."""
+    """Users may replace forward methods, for example with a faster norm."""
     for stage in model.stages:
         norm = stage.blocks[-1].norm1
         norm.forward = lambda x, norm=norm: x / x.square().mean(-1, True).sqrt() * norm.weight
@@ -398,7 +398,7 @@ def test_backward_passes_can_be_repeated(model, policy):
 
 @POLICIES
 def test_gradients_of_some_parameters(model, policy):
-    """Parts of the graph that are not run do not have to be there."""
+    """The backward pass must not require parts of the graph that it does not visit."""
     learning = list(model.stages[2].blocks[1].parameters())
     assert_equal(gradients_of(model, policy, learning), gradients_of(model, 'none', learning))
 

@@ -1,4 +1,4 @@
-"""Every way to compute window attention, and the choice among them."""
+"""All backends of window attention, and their selection."""
 
 import dataclasses
 import importlib
@@ -36,7 +36,7 @@ def force(monkeypatch):
 
 @pytest.fixture
 def used(monkeypatch):
-    """The names of the backends that compute, in order."""
+    """Record the names of the backends that are called, in order."""
     names = []
 
     def recording(name, attend):
@@ -78,7 +78,7 @@ def test_each_backend_computes_the_definition(
         without_gradients = window_attention(*inputs)
     pairs = [(found, wanted), (without_gradients, wanted), *zip(*grads, strict=True)]
     if not any(map(inputs[1].is_partial, inputs[1].regions)):
-        # then no padding has to be given
+        # without partial windows, the padding may be empty
         pairs.append((window_attention(*inputs[:-1], inputs[-1][:0]), wanted))
     for a, b in pairs:
         assert a.dtype == dtype
@@ -86,7 +86,7 @@ def test_each_backend_computes_the_definition(
 
 
 def test_all_known_backends_work_here():
-    """Otherwise the test above skips them."""
+    """Otherwise, the test above would skip them."""
     inputs = MODULE.Inputs(*random_inputs(Windows(7, 5, 3), 1, is_global=False))
     serving = {name for name, backend in BACKENDS.items() if backend.serves(inputs)}
     assert serving >= {'cpu', 'fused', 'plain'}
@@ -203,7 +203,7 @@ def test_an_unknown_backend_is_refused(force):
 )
 def test_a_backend_that_cannot_is_refused(name, situation, force):
     force(name)
-    message = f'MMGCVIT_ATTENTION={name} cannot compute this attention'
+    message = f'MMGCVIT_ATTENTION={name} does not support these inputs'
     with pytest.raises(ValueError, match=message) as error:
         situation(random_inputs(Windows(3, 3, 3), 2, is_global=False))
     assert BACKENDS[name].when in str(error.value)
@@ -211,7 +211,7 @@ def test_a_backend_that_cannot_is_refused(name, situation, force):
 
 
 def apply(probabilities, windows, value, padding):
-    """Add up values (B, L, C), and the padding's (1, C), by weights of each region."""
+    """Apply the weights of each region to the values (B, L, C) and the padding's value (1, C)."""
     out = []
     for (r, weights), part in zip(probabilities, windows.split(value), strict=True):
         h, n, keys = weights.shape[2:]
@@ -262,7 +262,7 @@ def test_probabilities(batch, size, is_global):
         assert probabilities.shape == (batch, r.num_windows, HEADS, n, keys)
         sums = probabilities.sum(-1)
         torch.testing.assert_close(sums, torch.ones_like(sums))
-        # the same as those that padding gives, of which the padded keys' are added up
+        # equal to the weights with explicit padding, summed over the padded keys
         is_real = torch.zeros(3, 3, dtype=torch.bool)
         is_real[: r.height, : r.width] = True
         of_region = weights[:, r.top // 3 :, r.left // 3 :][:, : r.rows, : r.columns]
@@ -373,7 +373,7 @@ def test_gradients_for_each_image(model):
 
 
 def test_forward_derivatives(model):
-    """Their product with a vector is that of backward derivatives."""
+    """Compare Jacobian-vector products with the gradients of the backward pass."""
     tangent = torch.randn(IMAGES.shape, dtype=torch.float64)
     images = IMAGES.clone().requires_grad_()
     outputs = model(images)
@@ -402,11 +402,11 @@ def hessian_product(outputs, parameters):
 
 def gradient_penalty(outputs, images, parameters):
     (grad,) = torch.autograd.grad(loss_of(outputs), images, create_graph=True)
-    # large enough for tolerances that are absolute
+    # scaled so that absolute tolerances are meaningful
     return torch.autograd.grad(1e3 * grad.square().sum(), parameters, materialize_grads=True)
 
 
-# PyTorch's fused attention has no second derivatives
+# PyTorch's fused attention does not support second derivatives
 @pytest.mark.parametrize('name', [None, 'cpu', 'plain'])
 @pytest.mark.parametrize('tables_learn', [True, False])
 @pytest.mark.parametrize('recompute', ['none', 'cheap', 'block'])

@@ -1,4 +1,4 @@
-"""Feature maps in the order of their windows."""
+"""Partition of feature maps into windows."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_padded_windows(batch, height, width, window):
     assert not windows.is_partial(region)
     assert torch.equal(windows.padding(tokens), torch.zeros(1, 2))
     padding = torch.tensor([[-1.0, -2.0]])
-    # whatever the padded tokens are before
+    # padded tokens have arbitrary values before
     filled = windows.fill_padding(tokens + 1, padding)
     assert torch.equal(filled, torch.where(tokens > 0, tokens + 1, padding))
     padded = F.pad(maps, (0, 0, 0, -width % window, 0, -height % window))
