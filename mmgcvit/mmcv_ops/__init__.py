@@ -1,8 +1,9 @@
-"""mmcv's operators, computed by torchvision where mmcv was installed without compiled ones.
+"""Implementation of mmcv's operators with torchvision, for mmcv without compiled operators.
 
-``mmcv-lite`` and an mmcv that pip built on its own hold all of mmcv's Python and lack one module,
-``mmcv._ext``. The one here takes its place: pip installs a finder that Python asks when nothing
-else has that module, so a compiled mmcv is used as it is. Importing this package changes nothing.
+``mmcv-lite``, and an mmcv that pip built without operators, contain all of mmcv's Python code but
+lack the module ``mmcv._ext``. The module in this package replaces it: pip installs a finder that
+Python uses only if ``mmcv._ext`` is not found otherwise, so a compiled mmcv stays in use. Importing
+this package has no side effects.
 """
 
 from .environment import Operators, operator_failure, require_operators

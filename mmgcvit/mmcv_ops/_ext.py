@@ -1,7 +1,7 @@
-"""What Python imports as ``mmcv._ext`` where mmcv was installed without compiled operators.
+"""Replacement for ``mmcv._ext`` if mmcv is installed without compiled operators.
 
-mmcv asks this module for operators by name. The ones that detectors and segmentors use are
-computed by torchvision or PyTorch. Calling another one is an error that names it.
+mmcv looks up operators in this module by name. The operators that detectors and segmentors use are
+implemented with torchvision or PyTorch. A call of any other operator raises an error that names it.
 """
 
 from typing import NoReturn
@@ -52,12 +52,12 @@ __all__ = [
 
 
 def get_compiler_version() -> str:
-    """Return what environment dumps show as mmcv's compiler."""
+    """Return the text that environment dumps show as mmcv's compiler."""
     return f'none (operators of torchvision {torchvision.__version__}, by mmgcvit)'
 
 
 def get_compiling_cuda_version() -> str:
-    """Return what environment dumps show as the CUDA version of mmcv's operators."""
+    """Return the text that environment dumps show as the CUDA version of mmcv's operators."""
     return get_compiler_version()
 
 
@@ -67,9 +67,9 @@ def __getattr__(name: str):
 
     def unavailable(*args, **kwargs) -> NoReturn:
         raise NotImplementedError(
-            f"mmcv's operator '{name}' is not available: this mmcv was installed without compiled "
-            'operators, and mmgcvit computes by torchvision the ones that detectors and segmentors '
-            f"use, not '{name}'. Build mmcv with its operators to use it (docs/operators.md)"
+            f"mmcv's operator '{name}' is not available: the installed mmcv has no compiled "
+            'operators, and mmgcvit only implements the ones that common detectors and segmentors '
+            'use. Build mmcv with its operators to use it (docs/operators.md)'
         )
 
     return unavailable

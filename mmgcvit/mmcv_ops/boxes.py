@@ -1,9 +1,9 @@
-"""Overlaps of boxes and non-maximum suppression, under the names and arguments of ``mmcv._ext``.
+"""Box overlaps and non-maximum suppression, with the names and arguments of ``mmcv._ext``.
 
-Boxes are (x1, y1, x2, y2). With ``offset`` 1 they include their last pixel, so that a width is
+Boxes are (x1, y1, x2, y2). If ``offset`` is 1, boxes include their last pixel: the width is
 x2 - x1 + 1.
 
-Letters: N, M boxes.
+N, M: numbers of boxes.
 """
 
 import torch
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from .precision import at_least_float32
 
-IOU, IOF = 0, 1  # mmcv's modes: intersection over union, and over the first box's area
+IOU, IOF = 0, 1  # mmcv's modes: intersection over union, intersection over the first box's area
 
 
 def bbox_overlaps(
     bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int
 ) -> None:
-    """Write the overlaps of boxes (N, 4) and (M, 4) into ``ious``.
+    """Write the overlaps of boxes (N, 4) and (M, 4) to ``ious``.
 
-    That is (N, M), or with ``aligned`` (N), where N = M. Areas count as ``offset`` at least, as in
-    mmcv's CUDA operator: with ``offset`` 0, two boxes without area give NaN.
+    ``ious`` is (N, M), or (N,) if ``aligned``, where N = M. As in mmcv's CUDA operator, the minimum
+    of areas is ``offset``. If ``offset`` is 0, two boxes without area give NaN.
     """
     first, second = at_least_float32(bboxes1, bboxes2)
     if not aligned:
@@ -37,7 +37,7 @@ def _iou(first: Tensor, second: Tensor, offset: int) -> Tensor:
 def _overlaps(first: Tensor, second: Tensor, mode: int, offset: int) -> tuple[Tensor, Tensor]:
     """Return the intersections of boxes (..., 4) and (..., 4), and the areas to divide them by.
 
-    Dimensions before the last one broadcast.
+    All dimensions except the last one are broadcast.
     """
     corner1 = torch.maximum(first[..., :2], second[..., :2])
     corner2 = torch.minimum(first[..., 2:], second[..., 2:])
@@ -53,15 +53,15 @@ def _area(boxes: Tensor, offset: int) -> Tensor:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Return the indices of the boxes (N, 4) to keep, by descending score.
+    """Return the indices of the boxes (N, 4) to keep, in descending order of their scores (N,).
 
-    A box goes if its overlap with a kept one exceeds the threshold. Of equal scores (N) the first
-    box comes first.
+    A box is removed if its overlap with a kept box exceeds the threshold. Boxes with equal scores
+    keep their order.
     """
     boxes, scores = at_least_float32(boxes, scores)
     if offset:
         boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
-    # mmcv compares in single precision: 0.7 is a little less there
+    # mmcv compares in single precision, in which 0.7 is slightly smaller than in double precision
     threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
     return torch.ops.torchvision.nms(boxes, scores, threshold)
 
@@ -76,26 +76,26 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Lower the scores of boxes that overlap with better ones, instead of removing these boxes.
+    """Lower the scores of boxes that overlap with better boxes, instead of removing them.
 
     Args:
-        boxes: (N, 4).
-        scores: (N).
-        dets: (N, 5), on the CPU. The first rows become the boxes that are left with their new
-            scores, best first.
-        iou_threshold: From which overlap on a score is lowered, if the method is not gaussian.
-        sigma: Of the gaussian method.
-        min_score: Boxes whose score falls below are dropped.
-        method: 0 naive (the score becomes 0), 1 linear, 2 gaussian.
-        offset: 0 or 1.
+        boxes: Boxes, (N, 4).
+        scores: Scores of the boxes, (N,).
+        dets: Output, (N, 5), on the CPU. The remaining boxes with their new scores are written to
+            the first rows, in descending order of score.
+        iou_threshold: Minimum overlap at which a score is lowered. The gaussian method ignores it.
+        sigma: Parameter of the gaussian method.
+        min_score: Boxes with a lower score are removed.
+        method: 0 for naive (the score becomes 0), 1 for linear, 2 for gaussian.
+        offset: 0 or 1, see the module's docstring.
 
     Returns:
-        Indices of the boxes that are left, as many as there are rows in ``dets``.
+        Indices of the remaining boxes, in the order of the rows in ``dets``.
     """
     boxes, scores = at_least_float32(boxes, scores)
     left = torch.arange(len(boxes), device=boxes.device)
     order = []
-    # one turn for every box that is left: each score depends on the choices before
+    # one iteration per remaining box, since each score depends on the previous selections
     while len(left):
         best = scores[left].argmax()
         index = left[best]
@@ -115,7 +115,7 @@ def softnms(
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Return groups of boxes (N, 5 with the score): a kept one first, then those it suppresses."""
+    """Group boxes with scores (N, 5): indices of a kept box, then of the boxes it suppresses."""
     (dets,) = at_least_float32(dets)
     boxes, scores = dets[:, :4], dets[:, 4]
     left = scores.argsort(descending=True, stable=True)

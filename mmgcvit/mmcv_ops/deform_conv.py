@@ -1,10 +1,10 @@
-"""Deformable convolution v1 and v2, under the names and arguments of ``mmcv._ext``.
+"""Deformable convolution v1 and v2, with the names and arguments of ``mmcv._ext``.
 
-The work is torchvision's operator. ``columns``, ``ones`` and ``im2col_step`` are the memory that
-mmcv's own operator works in; they are not used.
+The implementation uses torchvision's operator. ``columns``, ``ones`` and ``im2col_step`` control
+the workspace of mmcv's own operator and are ignored.
 
-Letters: N images, C channels, H, W of a map, (h, w) of the output, K = kernel height times width,
-G groups of channels with offsets of their own.
+N: number of images, C: channels, H, W: height and width of the input, h, w: height and width of the
+output, K: kernel height times kernel width, G: number of deformable groups.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ def deform_conv_forward(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
-    """Write the convolution of ``input`` (N, C, H, W) into ``output``.
+    """Write the convolution of ``input`` (N, C, H, W) to ``output``.
 
-    ``offset`` is (N, 2GK, h, w), y before x.
+    ``offset`` is (N, 2GK, h, w), with y before x.
     """
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     output.copy_(_forward(input, weight, offset, None, None, geometry))
@@ -62,7 +62,7 @@ def deform_conv_backward_input(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
-    """Write the gradients of input and offset."""
+    """Write the gradients of the input and the offset."""
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     grads = _backward(grad_output, input, weight, offset, None, None, geometry)
     grad_input.copy_(grads[0])
@@ -89,9 +89,9 @@ def deform_conv_backward_parameters(
     scale: float,
     im2col_step: int,
 ) -> None:
-    """Add the gradient of the weight, times ``scale``, to ``grad_weight``."""
-    # torchvision computes all gradients at once, so a backward pass does that twice. The weight's
-    # own gradient does not depend on its values: any tensor of its shape serves.
+    """Add the gradient of the weight, multiplied by ``scale``, to ``grad_weight``."""
+    # torchvision computes all gradients at once, so a backward pass computes them twice. The
+    # gradient of the weight does not depend on the weight, so any tensor of its shape will do.
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     grads = _backward(grad_output, input, grad_weight, offset, None, None, geometry)
     grad_weight += (grads[1] * scale).to(grad_weight.dtype)
@@ -118,9 +118,9 @@ def modulated_deform_conv_forward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """Write the convolution of ``input`` (N, C, H, W) into ``output``.
+    """Write the convolution of ``input`` (N, C, H, W) to ``output``.
 
-    ``offset`` is (N, 2GK, h, w), y before x; ``mask`` is (N, GK, h, w).
+    ``offset`` is (N, 2GK, h, w), with y before x. ``mask`` is (N, GK, h, w).
     """
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     bias = bias if with_bias else None
@@ -153,7 +153,7 @@ def modulated_deform_conv_backward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """Write the gradients of all inputs; without a bias ``grad_bias`` is left as it is."""
+    """Write the gradients of all inputs. Without a bias, ``grad_bias`` is not modified."""
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     bias = bias if with_bias else None
     grads = _backward(grad_output, input, weight, offset, mask, bias, geometry)
@@ -183,7 +183,7 @@ def _backward(
     bias: Tensor | None,
     geometry: Sequence[int],
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of input, weight, offset, mask and bias."""
+    """Return the gradients of the input, weight, offset, mask and bias, in this order."""
     (grad,) = at_least_float32(grad)
     tensors = _tensors(input, weight, offset, mask, bias)
     backward = torch.ops.torchvision._deform_conv2d_backward
@@ -193,7 +193,7 @@ def _backward(
 def _tensors(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Return what torchvision takes, with tensors of zeros for what is not there."""
+    """Return torchvision's arguments, with zeros for a missing mask or bias."""
     mask = input.new_zeros((len(input), 1)) if mask is None else mask
     bias = input.new_zeros(len(weight)) if bias is None else bias
     return at_least_float32(input, weight, offset, mask, bias)

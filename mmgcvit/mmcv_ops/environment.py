@@ -1,4 +1,4 @@
-"""Where mmcv's operators come from in this environment, and what runs of them."""
+"""Find out where mmcv's operators come from in this environment, and whether they work."""
 
 import functools
 import importlib
@@ -13,18 +13,18 @@ from ..errors import UserError
 from .site._mmgcvit_mmcv_ops import enable
 
 DISTRIBUTIONS = ('mmcv', 'mmcv-lite', 'onedl-mmcv', 'mmcv-full')
-INSTALL = "from a checkout of mmgcvit: pip install '.[openmmlab]' (or '.[onedl]', never both)"
+INSTALL = "run pip install '.[openmmlab]' (or '.[onedl]', never both) in a checkout of mmgcvit"
 FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Operators:
-    """Where mmcv's operators come from.
+    """Origin of mmcv's operators.
 
     Attributes:
         mmcv: Name and version of the installed distribution, such as ``mmcv-lite 2.1.0``.
-        compiled: Whether they are mmcv's own.
-        file: The module ``mmcv._ext``.
+        compiled: Whether the operators are mmcv's own compiled ones.
+        file: File of the module ``mmcv._ext``.
     """
 
     mmcv: str
@@ -40,7 +40,10 @@ class Operators:
 
 
 def installed_mmcv() -> dict[str, str]:
-    """Return the installed distributions of mmcv with their versions; more than one is a fault."""
+    """Return the installed distributions of mmcv with their versions.
+
+    There should be at most one.
+    """
     versions = {}
     for name in DISTRIBUTIONS:
         try:
@@ -51,10 +54,10 @@ def installed_mmcv() -> dict[str, str]:
 
 
 def require_operators() -> Operators:
-    """Import mmcv's operators, which are torchvision's where there are no compiled ones.
+    """Import mmcv's operators, or torchvision's if mmcv has no compiled ones.
 
     Raises:
-        UserError: If mmcv is missing, broken, or compiled for another PyTorch.
+        UserError: If mmcv is missing, broken, or compiled for another PyTorch version.
     """
     enable()
     mmcv = ' and '.join(f'{name} {version}' for name, version in installed_mmcv().items())
@@ -66,10 +69,10 @@ def require_operators() -> Operators:
         raise UserError(f'mmcv is not installed: {INSTALL}') from error
     except Exception as error:
         raise UserError(_broken(mmcv, error)) from error
-    if package.__file__ is None:  # an empty folder, or what an uninstallation has left
+    if package.__file__ is None:  # a namespace package: an empty folder, or leftover files
         raise UserError(
-            f'mmcv at {next(iter(package.__path__))} is a folder without mmcv in it: remove the '
-            f'folder, then {INSTALL}'
+            f'mmcv is not installed, although there is a folder {next(iter(package.__path__))}: '
+            f'remove the folder, then {INSTALL}'
         )
     mmcv = mmcv or f'mmcv {package.__version__}'
     try:
@@ -80,40 +83,42 @@ def require_operators() -> Operators:
         importlib.import_module('mmcv.ops')
     except Exception as error:
         raise UserError(_broken(mmcv, error)) from error
-    for library in ('mmdet', 'mmseg'):  # which refuse versions of mmcv when they are imported
+    for library in ('mmdet', 'mmseg'):  # their import fails for unsupported versions of mmcv
         try:
             importlib.import_module(library)
         except AssertionError as error:
             raise UserError(
-                f'{library} refuses {mmcv} ({_line(error)}): install a version that it takes, for '
-                "example pip install --no-deps 'mmcv-lite>=2.1,<2.2'"
+                f'{library} does not support {mmcv} ({_line(error)}): install a supported version, '
+                "for example pip install --no-deps 'mmcv-lite>=2.1,<2.2'"
             ) from error
         except Exception:
-            continue  # it is not installed, or fails where it is used
+            continue  # not installed, or broken, which is reported where the library is used
     file = Path(extension.__file__)
     return Operators(mmcv, file.parent != FOLDER, file)
 
 
 def _no_extension(mmcv: str, error: Exception) -> str:
-    """Return why ``mmcv._ext`` cannot be imported: mmcv's own, or the one here."""
+    """Return why ``mmcv._ext`` cannot be imported, whether it is mmcv's or this package's."""
     spec = importlib.util.find_spec('mmcv._ext')
     if spec is not None and Path(spec.origin).parent != FOLDER:
         return (
-            f'the compiled operators of {mmcv} cannot be loaded ({_line(error)}); most often they '
-            f'were compiled for another PyTorch than the installed {torch.__version__}: build or '
-            'install mmcv for this one, or replace it by mmcv-lite, which needs no compiler (pip '
-            'uninstall mmcv, then pip install mmcv-lite==2.1.0)'
+            f'the compiled operators of {mmcv} cannot be loaded ({_line(error)}). The usual cause '
+            'is that they were compiled for another PyTorch version than the installed '
+            f'{torch.__version__}: build or install mmcv for this version, or replace it with '
+            'mmcv-lite, which does not need a compiler (pip uninstall mmcv, then pip install '
+            'mmcv-lite==2.1.0)'
         )
     return (
-        f"torchvision, which computes mmcv's operators here, cannot be used ({_line(error)}): "
-        f'install the torchvision that belongs to torch {torch.__version__}, from where torch came'
+        f"torchvision, which replaces mmcv's operators, cannot be imported ({_line(error)}): "
+        f'install the torchvision version that matches torch {torch.__version__}, from the same '
+        'source as torch'
     )
 
 
 def _broken(mmcv: str, error: Exception) -> str:
     return (
-        f'{mmcv or "mmcv"} cannot be imported ({_line(error)}): files are missing or of another '
-        'version; install it again (pip install --force-reinstall --no-deps '
+        f'{mmcv or "mmcv"} cannot be imported ({_line(error)}): files are missing or from another '
+        'version; reinstall it (pip install --force-reinstall --no-deps '
         f'{(mmcv or "mmcv-lite 2.1.0").split(" and ")[0].replace(" ", "==")})'
     )
 
@@ -124,15 +129,15 @@ def _line(error: Exception) -> str:
 
 @functools.cache
 def operator_failure(device: str, dtype: torch.dtype) -> str | None:
-    """Run NMS and RoIAlign once, and return why they do not work on a device in a type, or None.
+    """Run NMS and RoIAlign once. Return why they fail for a device and dtype, None if they work.
 
     Raises:
-        RuntimeError: If the device itself does not work: its memory is full, for example.
+        RuntimeError: If the device itself does not work, for example because its memory is full.
     """
     from mmcv.ops import nms, roi_align
 
     boxes = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [20.0, 20.0, 30.0, 30.0]]
-    # outside: a device that does nothing at all is not the operators' failure
+    # outside of the try block, since a failure of the device is not a failure of the operators
     boxes = torch.tensor(boxes, device=device, dtype=dtype) + 0
     try:
         scores = torch.tensor([0.5, 0.75, 0.25], device=device, dtype=dtype)

@@ -1,8 +1,8 @@
-"""Focal losses of classification, under the names and arguments of ``mmcv._ext``.
+"""Focal losses for classification, with the names and arguments of ``mmcv._ext``.
 
-The paper is "Focal Loss for Dense Object Detection" (arXiv 1708.02002), equation 5.
+Source: "Focal Loss for Dense Object Detection" (arXiv 1708.02002), equation 5.
 
-Letters: N samples, C classes.
+N: number of samples, C: number of classes.
 """
 
 import torch
@@ -15,15 +15,15 @@ from .precision import at_least_float32
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Write the loss of each class into ``output`` (N, C).
+    """Write the loss of each class to ``output`` (N, C).
 
     Args:
         input: Logits, (N, C).
-        target: Class of each sample, (N); one outside 0 to C - 1 means background.
-        weight: Factor of a sample's loss by its class, (C), or empty for none. Background has 1.
-        output: The losses.
-        gamma: How much less samples count that are classified well.
-        alpha: Weight of the positive class; the others have 1 - alpha.
+        target: Class of each sample, (N,). Values outside of 0 to C - 1 mean background.
+        weight: Loss weight of each class, (C,), or empty for no weights. Background has weight 1.
+        output: Losses, (N, C).
+        gamma: Focusing parameter: larger values reduce the loss of well-classified samples more.
+        alpha: Weight of the positive class. The other classes have weight 1 - alpha.
     """
     _, q, log_p, alphas, _ = _sigmoid_terms(input, target, alpha)
     loss = -alphas * q**gamma * log_p
@@ -33,7 +33,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Write the derivative of each loss by its logit into ``grad_input`` (N, C)."""
+    """Write the gradient of each loss with respect to its logit to ``grad_input`` (N, C)."""
     p, q, log_p, alphas, sign = _sigmoid_terms(input, target, alpha)
     grad = -sign * alphas * q**gamma * (q - gamma * p * log_p)
     grad_input.copy_(grad * _class_weight(weight, target, grad)[:, None])
@@ -42,7 +42,8 @@ def sigmoid_focal_loss_backward(
 def _sigmoid_terms(input: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, ...]:
     """Return p, 1 - p, log p, alpha and the sign of the logit in p, each (N, C).
 
-    p is the probability of what is right: of the positive class, and that it is none of the others.
+    p is the probability of the correct binary label: the predicted probability for the positive
+    class, and one minus the predicted probability for the other classes.
     """
     (logits,) = at_least_float32(input)
     positive = target[:, None] == torch.arange(logits.shape[1], device=logits.device)
@@ -55,10 +56,10 @@ def _sigmoid_terms(input: Tensor, target: Tensor, alpha: float) -> tuple[Tensor,
 def softmax_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Write the loss of each sample into ``output`` (N).
+    """Write the loss of each sample to ``output`` (N,).
 
-    ``input`` is the softmax over the classes, (N, C); a target below 0 is ignored, its loss is 0.
-    The other arguments are those of the sigmoid's loss.
+    ``input`` is the softmax over the classes, (N, C). Samples with a target below 0 are ignored:
+    their loss is 0. The other arguments are those of :func:`sigmoid_focal_loss_forward`.
     """
     p, log_p, used = _softmax_terms(input, target)
     loss = -alpha * (1 - p) ** gamma * log_p * _class_weight(weight, target, p)
@@ -74,14 +75,14 @@ def softmax_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write the derivative of each loss by its logits into ``grad_input`` (N, C).
+    """Write the gradient of each loss with respect to its logits to ``grad_input`` (N, C).
 
-    ``buff`` is the memory that mmcv's own operator works in; it is not used.
+    ``buff`` is the workspace of mmcv's own operator and is ignored.
     """
     p, log_p, used = _softmax_terms(input, target)
     (softmax,) = at_least_float32(input)
-    # d loss / d log p, of which d log p / d logits is one-hot minus softmax
-    tiny = torch.finfo(p.dtype).tiny  # 0 has no power below 0; log p is 0 there
+    # chain rule: by_log_p is d loss / d log p, and d log p / d logits is one-hot minus softmax
+    tiny = torch.finfo(p.dtype).tiny  # avoids 0 to a negative power; log p is 0 in this case
     slope = gamma * (1 - p).clamp(min=tiny) ** (gamma - 1) * p * log_p
     by_log_p = alpha * (slope - (1 - p) ** gamma) * _class_weight(weight, target, p)
     by_log_p = torch.where(used, by_log_p, torch.zeros_like(by_log_p))
@@ -90,14 +91,14 @@ def softmax_focal_loss_backward(
 
 
 def _softmax_terms(softmax: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return p of the target, log p, and which samples are used, each (N)."""
+    """Return the probability p of the target, log p, and a mask of the used samples, each (N,)."""
     (softmax,) = at_least_float32(softmax)
     p = softmax.gather(1, target.clamp(min=0)[:, None]).squeeze(1)
     return p, p.clamp(min=torch.finfo(p.dtype).tiny).log(), target >= 0
 
 
 def _class_weight(weight: Tensor, target: Tensor, like: Tensor) -> Tensor:
-    """Return the weight of each sample's class, (N)."""
+    """Return the weight of each sample's class, (N,)."""
     if not weight.numel():
         return like.new_ones(len(target))
     inside = (target >= 0) & (target < len(weight))

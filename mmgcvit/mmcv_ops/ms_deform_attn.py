@@ -1,9 +1,9 @@
-"""Multi-scale deformable attention, under the names and arguments of ``mmcv._ext``.
+"""Multi-scale deformable attention, with the names and arguments of ``mmcv._ext``.
 
-The work is mmcv's own form of it in PyTorch, which mmcv uses on a CPU.
+This uses mmcv's implementation in plain PyTorch, which mmcv itself uses on a CPU.
 
-Letters: N images, P pixels of all levels, H heads, D channels of a head, Q queries, L levels,
-S sampling points.
+N: number of images, P: pixels of all levels, H: heads, D: channels per head, Q: queries,
+L: levels, S: sampling points.
 """
 
 import torch
@@ -20,15 +20,17 @@ def ms_deform_attn_forward(
     attn_weight: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Return what queries gather from the levels of a feature pyramid.
+    """Return the weighted sum of values at each query's sampling points.
 
     Args:
-        value: (N, P, H, D).
+        value: Values, (N, P, H, D).
         spatial_shapes: Height and width of each level, (L, 2).
-        level_start_index: First pixel of each level, (L). Not used: it follows from the shapes.
-        sampling_loc: x, y of points in 0 to 1, (N, Q, H, L, S, 2).
-        attn_weight: (N, Q, H, L, S).
-        im2col_step: Of mmcv's own operator; not used.
+        level_start_index: Index of the first pixel of each level, (L,). Ignored, since it follows
+            from ``spatial_shapes``.
+        sampling_loc: Normalized coordinates x, y of the sampling points, from 0 to 1,
+            (N, Q, H, L, S, 2).
+        attn_weight: Attention weights, (N, Q, H, L, S).
+        im2col_step: Parameter of mmcv's own operator. Ignored.
 
     Returns:
         (N, Q, H * D).
@@ -49,7 +51,7 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    """Write the gradients of values, sampling points and weights."""
+    """Write the gradients of the values, sampling points and attention weights."""
     inputs = [
         tensor.detach().requires_grad_()
         for tensor in at_least_float32(value, sampling_loc, attn_weight)
@@ -65,5 +67,5 @@ def ms_deform_attn_backward(
 def _attend(shapes: Tensor, value: Tensor, sampling_loc: Tensor, attn_weight: Tensor) -> Tensor:
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
-    # numbers of Python: splitting by those of a GPU waits for it at every level
+    # converted to Python integers once; splitting by a GPU tensor synchronizes at every level
     return multi_scale_deformable_attn_pytorch(value, shapes.tolist(), sampling_loc, attn_weight)

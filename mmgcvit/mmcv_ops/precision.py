@@ -1,4 +1,4 @@
-"""Computing in single precision what torchvision has no kernels of half precision for."""
+"""Use of single precision where torchvision has no half-precision kernels."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Return float16 and bfloat16 tensors as float32 and others as they are, all of one type.
+    """Cast all tensors to the dtype of the first one, or to float32 if that is half precision.
 
-    The type is that of the first one. Results are copied into tensors of the caller's type.
+    Callers copy the results to tensors of the original dtype.
     """
     dtype = torch.float32 if tensors[0].dtype in HALF else tensors[0].dtype
     return tuple(tensor.to(dtype) for tensor in tensors)

@@ -1,9 +1,10 @@
-"""RoIAlign with average and maximum, under the names and arguments of ``mmcv._ext``.
+"""RoIAlign with average and max pooling, with the names and arguments of ``mmcv._ext``.
 
-The features of a region are sampled at a grid of points in each of its bins. The average over a bin
-is torchvision's operator; the maximum is computed here.
+RoIAlign samples the features of a region at a grid of points in each bin. Average pooling uses
+torchvision's operator; max pooling is implemented here.
 
-Letters: N images, C channels, H, W of a feature map, R regions, (h, w) bins of a region.
+N: number of images, C: channels, H, W: height and width of the feature map, R: number of regions,
+h, w: numbers of bins per region along height and width.
 """
 
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from .precision import at_least_float32
 
-MAXIMUM = 0  # mmcv's pool_mode; 1 is the average
-SAMPLES_AT_ONCE = 1 << 23  # of the maximum: 32 MB in float32, several times over
+MAXIMUM = 0  # mmcv's pool_mode for max pooling; 1 is average pooling
+SAMPLES_AT_ONCE = 1 << 23  # limits max pooling to several buffers of 32 MB in float32
 
 
 def roi_align_forward(
@@ -30,25 +31,27 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Write the features of regions into ``output``.
+    """Write the features of the regions to ``output``.
 
     Args:
-        input: (N, C, H, W).
-        rois: (R, 5): index of the image, then x1, y1, x2, y2 in its pixels.
-        output: (R, C, h, w), zeros. Regions without height or width keep them.
-        argmax_y: Of the maximum, (R, C, h, w): row of the best sampling point in its bin.
-        argmax_x: The same for the column.
-        aligned_height: h.
-        aligned_width: w.
-        spatial_scale: Factor from the image's pixels to those of the map.
-        sampling_ratio: Rows and columns of points in a bin; 0 for one in each pixel of the map.
-        pool_mode: 0 for the maximum, 1 for the average.
-        aligned: Whether pixels have their coordinates at their centres, as they should.
+        input: Feature map, (N, C, H, W).
+        rois: Regions, (R, 5): image index, then x1, y1, x2, y2 in pixels of the image.
+        output: Pooled features, (R, C, h, w), initialized with zeros. Regions without height or
+            width keep the zeros.
+        argmax_y: Max pooling only: row of the maximum in the bin's grid of points, (R, C, h, w).
+        argmax_x: Max pooling only: column of the maximum in the bin's grid, (R, C, h, w).
+        aligned_height: Number of bins h.
+        aligned_width: Number of bins w.
+        spatial_scale: Scale from image pixels to feature map pixels.
+        sampling_ratio: Number of rows and columns of sampling points per bin. 0 selects about one
+            point per pixel of the feature map.
+        pool_mode: 0 for max pooling, 1 for average pooling.
+        aligned: Whether to shift regions by half a pixel, so that pixel centers are aligned.
     """
     bins = (aligned_height, aligned_width)
     features, rois = at_least_float32(input, rois)
     if rois.device.type == 'cpu' and not rois.isfinite().all():
-        raise ValueError('rois of RoIAlign have to be finite, got NaN or infinity')
+        raise ValueError('rois of RoIAlign must be finite, got NaN or infinity')
     if pool_mode != MAXIMUM:
         align = torch.ops.torchvision.roi_align
         output.copy_(align(features, rois, spatial_scale, *bins, sampling_ratio, aligned))
@@ -81,7 +84,7 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Write the gradient of the features into ``grad_input`` (N, C, H, W)."""
+    """Write the gradient of the feature map to ``grad_input`` (N, C, H, W)."""
     bins = (aligned_height, aligned_width)
     grad, rois = at_least_float32(grad_output, rois)
     images, channels, height, width = shape = grad_input.shape
@@ -113,21 +116,22 @@ def _sampling_points(
     aligned: bool,
     channels: int,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield the coordinates of sampling points, of all regions that have as many.
+    """Yield the coordinates of the sampling points for groups of regions with equal grids.
 
-    Coordinates are computed in mmcv's order, to be rounded as mmcv's are.
+    Coordinates are computed with the same order of operations as in mmcv, to get the same rounding.
 
     Yields:
-        Indices of the regions, r of them; y of their points, (r, h, rows); x, (r, w, columns).
+        Indices of r regions, (r,); y coordinates of their sampling points, (r, h, rows); x
+        coordinates, (r, w, columns).
     """
     corners = rois[:, 1:] * scale - (0.5 if aligned else 0.0)
     start = corners[:, :2]
     size = corners[:, 2:] - start
     if not aligned:
         size = size.clamp(min=1)
-    size = size / size.new_tensor(bins[::-1])  # of a bin
+    size = size / size.new_tensor(bins[::-1])  # width and height of a bin
     grids = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.ceil()
-    # all have the same one with a ratio: the GPU need not be asked which there are
+    # with a fixed ratio, all grids are equal, and a synchronization with the GPU is not needed
     for grid in grids[:1] if sampling_ratio > 0 else grids.unique(dim=0):
         columns, rows = grid.long().tolist()
         if rows <= 0 or columns <= 0:
@@ -150,20 +154,20 @@ def _along_axis(start: Tensor, size: Tensor, bins: int, samples: int) -> Tensor:
 
 
 def _choose(coordinates: Tensor, argmax: Tensor) -> Tensor:
-    """Return the coordinates of the best points, (r, C, h, w)."""
+    """Return the coordinates of the points with the maximum, (r, C, h, w)."""
     coordinates = coordinates.expand(*argmax.shape, coordinates.shape[-1])
     return coordinates.gather(-1, argmax[..., None].long()).squeeze(-1)
 
 
 def _corners(y: Tensor, x: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield index in the map and weight of the four pixels around points at (y, x)."""
+    """Yield the flat index and the bilinear weight of each of the four pixels around (y, x)."""
     for row, vertical in _neighbours(y, size[0]):
         for column, horizontal in _neighbours(x, size[1]):
             yield row * size[1] + column, vertical * horizontal
 
 
 def _neighbours(coordinate: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the two pixels beside a coordinate and their weights, 0 off the map."""
+    """Yield the two pixels next to a coordinate and their weights, which are 0 outside the map."""
     on_map = (coordinate >= -1) & (coordinate <= size)
     coordinate = torch.where(on_map, coordinate, 0).clamp(0, size - 1)
     low = coordinate.long()

@@ -1,8 +1,9 @@
-"""RoIPool by mmcv's definition, under the names and arguments of ``mmcv._ext``.
+"""RoIPool as defined by mmcv, with the names and arguments of ``mmcv._ext``.
 
-torchvision's has another one: it rounds the corners of regions, mmcv does not.
+torchvision's RoIPool cannot be used, because it rounds the corners of regions and mmcv does not.
 
-Letters: N images, C channels, H, W of a feature map, R regions, (h, w) bins of a region.
+N: number of images, C: channels, H, W: height and width of the feature map, R: number of regions,
+h, w: numbers of bins per region along height and width.
 """
 
 import torch
@@ -20,23 +21,25 @@ def roi_pool_forward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Write the maximum of each bin of regions into ``output``.
+    """Write the maximum of each bin to ``output``.
 
     Args:
-        input: (N, C, H, W).
-        rois: (R, 5): index of the image, then x1, y1, x2, y2 in its pixels, the last included.
-        output: (R, C, h, w), zeros: bins without a pixel and regions without area stay so.
-        argmax: (R, C, h, w): where in the map the maximum is, row by row; -1 in bins without one.
-        pooled_height: h.
-        pooled_width: w.
-        spatial_scale: Factor from the image's pixels to those of the map.
+        input: Feature map, (N, C, H, W).
+        rois: Regions, (R, 5): image index, then x1, y1, x2, y2 in pixels of the image, with the
+            last pixel included.
+        output: Pooled features, (R, C, h, w), initialized with zeros. Empty bins and regions
+            without area keep the zeros.
+        argmax: Flat index of the maximum in the feature map, (R, C, h, w). -1 for empty bins.
+        pooled_height: Number of bins h.
+        pooled_width: Number of bins w.
+        spatial_scale: Scale from image pixels to feature map pixels.
     """
     features, regions = at_least_float32(input, rois)
     argmax.fill_(-1)
     width = features.shape[3]
     x1, y1 = (regions[:, 1:3] * spatial_scale).unbind(1)
     x2, y2 = ((regions[:, 3:] + 1) * spatial_scale).unbind(1)
-    # computed for all regions, as indices have to come from the GPU
+    # computed for all regions together, to copy the indices from the GPU only once
     rows = _edges(y1, y2, pooled_height, features.shape[2]).tolist()
     columns = _edges(x1, x2, pooled_width, width).tolist()
     images = regions[:, 0].long().tolist()
@@ -45,7 +48,7 @@ def roi_pool_forward(
         if bottom <= top or right <= left:
             continue
         crop = features[image, :, top:bottom, left:right]
-        # columns first: of equal values the first one of the first row counts then
+        # columns first: of equal maxima, this selects the first one in the first row, like mmcv
         in_columns, x = _maximum(crop, column, left)  # (C, rows of the crop, w)
         best, y = _maximum(in_columns.transpose(1, 2), row, top)  # (C, w, h)
         x = x.transpose(1, 2).gather(2, y)
@@ -64,7 +67,7 @@ def roi_pool_backward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Write the gradient of the features into ``grad_input`` (N, C, H, W)."""
+    """Write the gradient of the feature map to ``grad_input`` (N, C, H, W)."""
     (grad,) = at_least_float32(grad_output)
     images, channels, height, width = grad_input.shape
     area = height * width
@@ -77,7 +80,7 @@ def roi_pool_backward(
 
 
 def _edges(start: Tensor, end: Tensor, bins: int, size: int) -> Tensor:
-    """Return first and last + 1 pixel of each bin along one side of the regions, (R, bins, 2)."""
+    """Return start and end (exclusive) pixel of each bin along one dimension, (R, bins, 2)."""
     steps = torch.arange(bins + 1, device=start.device)
     length = end - start
     edges = steps * (length / bins)[:, None] + start[:, None]
@@ -92,8 +95,8 @@ def _extent(edges: list[list[int]]) -> tuple[int, int]:
 def _maximum(crop: Tensor, edges: list[list[int]], start: int) -> tuple[Tensor, Tensor]:
     """Return the maximum of each bin along the last dimension of (C, L, pixels), and its index.
 
-    Edges count from the map's first pixel, ``start`` is the crop's first one. The maximum of a bin
-    without a pixel is minus infinity.
+    ``edges`` are positions in the feature map, and ``start`` is the position of the crop's first
+    pixel. The maximum of an empty bin is minus infinity.
     """
     first, end = (torch.tensor(edges, device=crop.device) - start).unsqueeze(-1).unbind(1)
     longest = max(after - before for before, after in edges)

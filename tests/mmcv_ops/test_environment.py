@@ -1,4 +1,4 @@
-"""Which operators mmcv gets, in processes of their own, and what is said of a broken mmcv."""
+"""Which operators mmcv uses in separate processes, and errors for a broken mmcv."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ def test_python_starts_with_the_finder_last_and_nothing_heavy():
         'print(sys.meta_path[-1].__name__)\n'
         'print({"torch", "mmengine", "mmgcvit", "mmcv", "importlib.util"} & set(sys.modules))'
     )
-    # the editable installation has a finder too, which imports more
+    # an editable installation also has a finder, which imports importlib.util
     name, modules = found.stdout.splitlines()
     assert name == 'MmcvExtFinder', found.stderr
     assert set(eval(modules)) <= {'importlib.util'}
@@ -58,7 +58,7 @@ def test_importing_the_package_adds_no_finder():
 
 
 def test_spawned_processes_find_the_operators(tmp_path):
-    """Without importing this package, as data workers on Windows and macOS do."""
+    """Data loader workers on Windows and macOS are spawned and do not import this package."""
     script = tmp_path / 'spawn.py'
     script.write_text(
         'import multiprocessing, sys\n'
@@ -95,7 +95,7 @@ def skipped(folder, names):
 
 def compiled_for_another_torch(folder):
     library = next(Path(torch.__file__).parent.glob('_C.*'))
-    # a library of this Python without the function that starts the module mmcv._ext
+    # a loadable library without the init function of the module mmcv._ext
     shutil.copy(library, copy_mmcv(folder) / f'_ext{"".join(library.suffixes)}')
 
 
@@ -116,15 +116,15 @@ BROKEN = {
     compiled_for_another_torch: ('compiled for another PyTorch', 'mmcv-lite'),
     a_file_missing: ('mmcv.ops.nms', 'files are missing', '--force-reinstall --no-deps'),
     no_operators_at_all: ('mmcv.ops', 'files are missing', '--force-reinstall'),
-    another_version: ('mmdet refuses', '2.9.0', 'mmcv-lite>=2.1,<2.2'),
+    another_version: ('mmdet does not support', '2.9.0', 'mmcv-lite>=2.1,<2.2'),
 }
 
 
 @pytest.fixture(scope='module')
 def ends(tmp_path_factory):
-    """The exit code and the last words of a tool beside each broken mmcv, and its files before.
+    """Exit code and error output of a tool for each broken mmcv, and mmcv's files beforehand.
 
-    They are forks of one process, which has imported all but mmcv.
+    The tools are forks of one process that has imported everything except mmcv.
     """
     script = (
         'import os, sys\n'
@@ -171,15 +171,15 @@ def test_a_broken_mmcv_is_one_line(ends, spoil):
     assert error.startswith('error: ') and error.count('\n') == 1, error
     for words in BROKEN[spoil]:
         assert words in error
-    assert files_of(folder) == files  # nothing of a user's mmcv is touched
+    assert files_of(folder) == files  # the tool does not modify the user's mmcv
 
 
 def test_what_an_uninstallation_has_left(tmp_path, monkeypatch):
-    """Python takes a folder without files for a package, if there is no other."""
+    """Python imports a folder without files as a namespace package if there is no other mmcv."""
     hollow = types.ModuleType('mmcv')
     hollow.__file__, hollow.__path__ = None, [str(tmp_path)]
     monkeypatch.setitem(sys.modules, 'mmcv', hollow)
-    with pytest.raises(UserError, match='is a folder without mmcv in it: remove the folder, then'):
+    with pytest.raises(UserError, match=f'there is a folder {tmp_path}: remove the folder, then'):
         require_operators()
 
 

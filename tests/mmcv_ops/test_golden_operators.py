@@ -1,4 +1,4 @@
-"""mmcv's Python on our operators, against the outputs of mmcv's compiled ones."""
+"""Outputs of mmcv with our operators, compared with outputs of mmcv's compiled operators."""
 
 from pathlib import Path
 

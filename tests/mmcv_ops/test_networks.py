@@ -1,4 +1,4 @@
-"""Detectors and segmentors with our operators train two steps and predict."""
+"""Detectors and segmentors with our operators train for two steps and predict."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ DETECTORS = {
     'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': TWO_STAGES,
     'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py': TWO_STAGES,
     'retinanet/retinanet_r50_fpn_1x_coco.py': FPN,
-    # with deformable convolution
+    # uses deformable convolution
     'vfnet/vfnet_r50_fpn_1x_coco.py': FPN,
     'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py': dict(
         backbone=dict(BACKBONE, out_indices=(1, 2, 3)),
@@ -47,7 +47,7 @@ DETECTORS = {
         decoder=dict(num_layers=2),
     ),
     'mask2former/mask2former_r50_8xb2-lsj-50e_coco.py': dict(
-        data_preprocessor=dict(batch_augments=[]),  # which pad to 1024 pixels
+        data_preprocessor=dict(batch_augments=[]),  # no padding to 1024 pixels
         backbone=BACKBONE,
         panoptic_head=dict(
             in_channels=CHANNELS,
@@ -113,7 +113,7 @@ def test_a_segmentor(monkeypatch):
     init_default_scope('mmseg')
     monkeypatch.syspath_prepend(str(DATA / 'scripts'))
     cfg = load_config(DATA / 'configs' / 'upernet_tiny.py')
-    adapt_cpu(cfg, Machine('cpu'))  # no SyncBN
+    adapt_cpu(cfg, Machine('cpu'))  # replaces SyncBN
     model = MODELS.build(cfg.model)
 
     def batch():

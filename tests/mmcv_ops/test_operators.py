@@ -1,6 +1,6 @@
-"""Our operators behind mmcv's Python: what no compiled operator of a CPU can be compared with.
+"""Our operators in mmcv, for cases without a compiled CPU operator to compare with.
 
-References are loops in float64.
+The references are loops in float64.
 """
 
 import functools
@@ -15,7 +15,7 @@ from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 from mmgcvit.mmcv_ops import _ext
 from mmgcvit.mmcv_ops import roi_align as roi_align_module
 
-# by random directions: every entry on its own would take minutes
+# random directions, since checking every entry would take minutes
 gradcheck = functools.partial(torch.autograd.gradcheck, fast_mode=True)
 HALF = pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
 
@@ -26,12 +26,12 @@ def random_boxes(count, extent=50.0):
 
 
 def regions(*boxes):
-    """Regions of two images in turn."""
+    """Return regions that alternate between two images."""
     images = torch.arange(len(boxes)) % 2
     return torch.cat((images[:, None].double(), torch.tensor(boxes).double()), dim=1)
 
 
-# inside, over each edge, off the map, of one pixel, larger than the map
+# inside the map, across each edge, outside the map, a single pixel, larger than the map
 BOXES = [
     (4.0, 3, 21, 17),
     (-9.0, -7, 11, 8),
@@ -49,7 +49,7 @@ class TestNms:
         assert kept.tolist() == [3, 0, 1]
 
     def test_a_threshold_is_a_number_of_single_precision(self):
-        """The overlap is 0.7 in float32, which is less than 0.7 in float64, and equals 0.7."""
+        """The overlap equals 0.7 in float32, which is less than 0.7 in float64."""
         boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 7, 10]])
         for threshold in (0.7, torch.tensor(0.7).item()):
             assert len(mmcv.ops.nms(boxes, torch.tensor([0.9, 0.8]), threshold)[1]) == 2
@@ -158,9 +158,9 @@ class TestRoiAlign:
     @pytest.mark.parametrize('mode', ['avg', 'max'])
     @pytest.mark.parametrize('value', [math.nan, math.inf])
     def test_regions_that_are_not_finite(self, mode, value):
-        """torchvision reads anywhere in memory for them."""
+        """torchvision would read from arbitrary memory addresses."""
         rois = torch.tensor([[0, value, 0, 5, 5]])
-        with pytest.raises(ValueError, match='have to be finite'):
+        with pytest.raises(ValueError, match='must be finite'):
             mmcv.ops.roi_align(torch.rand(1, 2, 8, 8), rois, 2, 1.0, 2, mode, True)
 
     @HALF
@@ -179,7 +179,7 @@ class TestRoiAlign:
 
 
 def reference_roi_pool(x, rois, size, scale):
-    """The maximum of each bin and its index in the map, in loops."""
+    """Compute the maximum of each bin and its index in the map with loops."""
     height, width = x.shape[2:]
     out = x.new_zeros(len(rois), x.shape[1], *size)
     argmax = torch.full(out.shape, -1)
@@ -200,13 +200,13 @@ def reference_roi_pool(x, rois, size, scale):
     return out, argmax
 
 
-# and without width, left of the map
+# additionally without width, and to the left of the map
 MORE_BOXES = [*BOXES, (20.0, 20, 18, 30), (-60.0, 4, -20, 9)]
 
 
 class TestRoiPool:
     def test_by_mmcvs_definition(self):
-        x = torch.randn(2, 3, 9, 13).mul(4).round().double()  # with equal values in many bins
+        x = torch.randn(2, 3, 9, 13).mul(4).round().double()  # many bins have equal values
         rois = regions(*MORE_BOXES)
         expected, argmax = reference_roi_pool(x, rois, (3, 2), 0.25)
         found = torch.zeros_like(expected)
@@ -241,7 +241,7 @@ def convolution_inputs(dtype=torch.float64):
 
 
 class TestDeformConv:
-    """Two groups of channels, and two of offsets."""
+    """Convolution with two channel groups and two deformable groups."""
 
     def test_gradients_of_the_first_version(self):
         x, offset, _, weight, _ = convolution_inputs()
@@ -266,7 +266,7 @@ class TestDeformConv:
         torch.testing.assert_close(found, torch.conv2d(x, weight, bias, 1, 1, 1, 2))
 
     def test_no_images(self):
-        """mmcv refuses them in Python, later versions may not."""
+        """mmcv rejects an empty batch in Python, but later versions may not."""
         x, offset, mask, weight, bias = (tensor.detach() for tensor in convolution_inputs())
         out = torch.zeros(0, 6, 6, 7, dtype=x.dtype)
         inputs = x[:0], weight, bias, None, offset[:0], mask[:0], out, None
@@ -287,7 +287,7 @@ class TestDeformConv:
 
 
 def reference_attention(value, shapes, starts, locations, weights):
-    """Bilinear samples of each level, in loops."""
+    """Compute multi-scale deformable attention with loops over bilinear samples."""
     images, queries, heads, levels, points, _ = locations.shape
     out = value.new_zeros(images, queries, heads, value.shape[-1])
     for n, q, h, level, p in itertools.product(
@@ -303,12 +303,12 @@ def reference_attention(value, shapes, starts, locations, weights):
 
 
 class TestMultiScaleDeformableAttention:
-    """Called as on a GPU: on a CPU mmcv uses PyTorch's form at once."""
+    """Call the autograd function that mmcv uses on a GPU. On a CPU, mmcv bypasses it."""
 
     def inputs(self, dtype=torch.float64):
         shapes = torch.tensor([(5, 7), (3, 4)])
         starts = torch.tensor([0, 35])
-        locations = torch.rand(2, 3, 2, 2, 4, 2) * 1.4 - 0.2  # some off the map
+        locations = torch.rand(2, 3, 2, 2, 4, 2) * 1.4 - 0.2  # some are outside the map
         tensors = torch.randn(2, 47, 2, 3), locations, torch.rand(2, 3, 2, 2, 4)
         value, locations, weights = (tensor.to(dtype).requires_grad_() for tensor in tensors)
         return value, shapes, starts, locations, weights
@@ -385,7 +385,8 @@ class TestFocalLosses:
     def test_half_precision(self, dtype):
         target = torch.tensor([0, 2, 1, 0])
         for loss in (mmcv.ops.sigmoid_focal_loss, mmcv.ops.softmax_focal_loss):
-            logits = self.logits.clamp(-4, 4).to(dtype)  # mmcv takes the softmax in half precision
+            # limited range, since mmcv computes the softmax in half precision
+            logits = self.logits.clamp(-4, 4).to(dtype)
             found = loss(logits, target, 2.0, 0.25, None, 'none')
             assert found.dtype == dtype
             expected = loss(logits.float(), target, 2.0, 0.25, None, 'none')

@@ -1,1 +1,1 @@
-"""What pip installs beside the packages, see setup.py."""
+"""Files that pip installs at the top level of site-packages, see setup.py."""

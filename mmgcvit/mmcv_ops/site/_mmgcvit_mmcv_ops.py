@@ -1,8 +1,9 @@
-"""Lets Python find the operators of mmgcvit as ``mmcv._ext`` where nothing else has that module.
+"""Import hook that provides mmgcvit's operators as ``mmcv._ext`` if there is no other such module.
 
-pip installs this file beside the packages, with a .pth file that imports it whenever Python starts:
-other programs find the operators too, mmdet's tools or data workers for example. So it imports
-nothing at that time, and pip removes it with mmgcvit.
+pip installs this file at the top level of site-packages, together with a .pth file that imports it
+whenever Python starts. Thus other programs, such as mmdet's tools and data loader workers, find the
+operators too. To keep the start of Python fast, this module imports almost nothing. pip removes it
+when it uninstalls mmgcvit.
 """
 
 import os
@@ -10,7 +11,7 @@ import sys
 
 
 class MmcvExtFinder:
-    """A finder for the end of ``sys.meta_path``, which is asked when no other one has a module."""
+    """A finder at the end of ``sys.meta_path``, which Python uses after all others have failed."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -19,7 +20,7 @@ class MmcvExtFinder:
         from importlib.util import find_spec, spec_from_file_location
 
         package = find_spec('mmgcvit')
-        # a folder of that name may have been found instead of the package
+        # find_spec may return an unrelated folder named mmgcvit instead of the package
         for folder in package.submodule_search_locations if package else ():
             file = os.path.join(folder, 'mmcv_ops', '_ext.py')
             if os.path.isfile(file):
@@ -28,6 +29,6 @@ class MmcvExtFinder:
 
 
 def enable():
-    """Add the finder to this process, once."""
+    """Register the finder in this process, if it is not registered yet."""
     if not any(getattr(finder, '__name__', '') == 'MmcvExtFinder' for finder in sys.meta_path):
         sys.meta_path.append(MmcvExtFinder)
