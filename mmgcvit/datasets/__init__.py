@@ -1,4 +1,4 @@
-"""Datasets this package makes itself."""
+"""Synthetic datasets."""
 
 from .shapes import Settings, draw_shapes
 

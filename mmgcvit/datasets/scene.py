@@ -1,4 +1,4 @@
-"""Pictures of overlapping circles, rectangles and triangles, and what they show.
+"""Synthetic images of overlapping circles, rectangles and triangles, with their masks.
 
 H, W: height and width of an image in pixels. Pixel (row, column) covers [column, column + 1) x
 [row, row + 1).
@@ -13,23 +13,23 @@ import numpy as np
 
 CLASSES = ('circle', 'rectangle', 'triangle')
 
-SIDES = (200, 480)  # of an image, both ends included
+SIZE_RANGE = (200, 480)  # height and width of images in pixels, inclusive
 MAX_SHAPES = 4
-MIN_VISIBLE_SIDE = 40  # of the box around a shape's largest visible piece
-MIN_VISIBLE_FRACTION = 0.65  # of the whole shape, parts beyond the image's edge included
-MIN_PIECE = 48  # pixels; a smaller visible piece is painted but not annotated in COCO
+MIN_VISIBLE_SIZE = 40  # height and width of the box around a shape's largest visible part
+MIN_VISIBLE_FRACTION = 0.65  # of a shape's area, including its area outside of the image
+MIN_PART_AREA = 48  # pixels; smaller visible parts are painted but not annotated in COCO
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One outline: a circle, or a convex polygon with that circumscribed circle.
+    """A circle, or a convex polygon with its circumscribed circle.
 
     Attributes:
         name (str): One of ``CLASSES``.
-        center (np.ndarray): x and y in pixels, shape (2,).
+        center (np.ndarray): x and y of the circle's center in pixels, (2,).
         radius (float): Radius of the circle in pixels.
         corners (np.ndarray | None): x and y of the polygon's corners, clockwise on the screen,
-            shape (3 or 4, 2); None for a circle.
+            (3, 2) or (4, 2). None for a circle.
     """
 
     name: str
@@ -39,19 +39,19 @@ class Shape:
 
     @property
     def area(self) -> float:
-        """Area in square pixels, whether inside the image or not."""
+        """Area in square pixels, including the part outside of the image."""
         if self.corners is None:
             return math.pi * self.radius**2
         x, y = self.corners.T
         return 0.5 * abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1)))
 
     def depth(self, height: int, width: int) -> np.ndarray:
-        """How far each pixel's centre lies inside the outline (negative: outside), (H, W)."""
+        """Return how deep each pixel's center lies inside the shape, negative outside, (H, W)."""
         x, y = _grid(height, width)
         if self.corners is None:
             return self.radius - np.hypot(x - float(self.center[0]), y - float(self.center[1]))
         depth = np.full((height, width), np.inf, np.float32)
-        # Python's floats leave the arrays float32 under NumPy 1 and 2 alike.
+        # with Python floats, the arrays stay float32 in both NumPy 1 and 2
         corners = self.corners.tolist()
         for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
             edge = ((y - y0) * (x1 - x0) - (x - x0) * (y1 - y0)) / math.hypot(x1 - x0, y1 - y0)
@@ -61,12 +61,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """One drawn image.
+    """An image with its shapes.
 
     Attributes:
-        image (np.ndarray): BGR, uint8, shape (H, W, 3).
-        shapes (list[Shape]): From the back to the front.
-        visible (list[np.ndarray]): For each shape the pixels that show it, bool, shape (H, W).
+        image (np.ndarray): BGR, uint8, (H, W, 3).
+        shapes (list[Shape]): Shapes from back to front.
+        visible (list[np.ndarray]): Mask of the visible pixels of each shape, bool, (H, W).
     """
 
     image: np.ndarray
@@ -78,27 +78,27 @@ def draw_scene(seed: int, part: int, index: int) -> Scene:
     """Draw one image.
 
     Args:
-        seed: The dataset's seed.
+        seed: Seed of the dataset.
         part: 0 for the training split, 1 for the validation split.
-        index: The image's number, counted from 1.
+        index: Number of the image, counted from 1.
 
     Returns:
-        The image and what it shows.
+        The image with its shapes and masks.
     """
     rng = np.random.Generator(np.random.PCG64([seed, part, index]))
     height = width = 0
     while height == width:
-        height, width = (int(side) for side in rng.integers(SIDES[0], SIDES[1] + 1, 2))
+        height, width = (int(n) for n in rng.integers(SIZE_RANGE[0], SIZE_RANGE[1] + 1, 2))
     shapes, visible = _place(rng, height, width)
 
-    # A dull background and vivid shapes of fainter texture: a detector of the smallest size
-    # learns to tell them within minutes. The hue says nothing of the class.
+    # The background is dull; shapes are vivid with less texture. So the smallest detector learns
+    # to distinguish them within minutes. The hue does not depend on the class.
     canvas = _fill(rng, height, width, rng.uniform(60, 190) + rng.uniform(-12, 12, 3))
     hues: list[float] = []
     for shape in shapes:
         hues.append(_new_hue(rng, hues))
         depth = shape.depth(height, width)
-        if rng.random() < 0.4:  # a soft shadow on what lies below
+        if rng.random() < 0.4:  # a soft shadow on the shapes below
             shift = np.float32([[1, 0, rng.uniform(-6, 6)], [0, 1, rng.uniform(2, 8)]])
             shade = cv2.warpAffine((depth > 0).astype(np.float32), shift, (width, height))
             canvas *= 1 - 0.45 * cv2.GaussianBlur(shade, (0, 0), 4)[..., None]
@@ -113,7 +113,7 @@ def draw_scene(seed: int, part: int, index: int) -> Scene:
 def _place(
     rng: np.random.Generator, height: int, width: int
 ) -> tuple[list[Shape], list[np.ndarray]]:
-    """Shapes from back to front and their visible pixels, all of them well visible."""
+    """Place shapes and return them from back to front with their masks; all are well visible."""
     wanted = int(rng.integers(1, MAX_SHAPES + 1))
     shapes: list[Shape] = []
     visible: list[np.ndarray] = []
@@ -138,7 +138,7 @@ def _random_shape(rng: np.random.Generator, height: int, width: int, others: lis
     name = CLASSES[rng.integers(len(CLASSES))]
     radius = math.sqrt(height * width) * math.exp(rng.uniform(math.log(0.14), math.log(0.28)))
     center = rng.uniform(0.12, 0.88, 2) * (width, height)
-    if others and rng.random() < 0.5:  # beside another one, so that many overlap
+    if others and rng.random() < 0.5:  # close to another shape, so that many shapes overlap
         other = others[rng.integers(len(others))]
         direction = rng.uniform(0, 2 * math.pi)
         distance = (radius + other.radius) * rng.uniform(0.55, 0.95)
@@ -146,12 +146,12 @@ def _random_shape(rng: np.random.Generator, height: int, width: int, others: lis
     if name == 'circle':
         return Shape(name, center, 0.85 * radius)
     if name == 'rectangle':
-        half = rng.uniform(math.pi / 8, math.pi / 4)  # sides 1 : 1 to 1 : 2.4
+        half = rng.uniform(math.pi / 8, math.pi / 4)  # aspect ratio 1 : 1 to 1 : 2.4
         angles = np.array([-half, half, math.pi - half, math.pi + half])
         angles += rng.integers(2) * math.pi / 2
         tilted = rng.random() < 0.5
     else:
-        # Every inner angle is half of the arc opposite to it, hence at least 40 degrees.
+        # each interior angle is half of the opposite arc, so it is at least 40 degrees
         angles = np.radians(np.array([-90, 30, 150]) + rng.uniform(-20, 20, 3))
         tilted = True
     if tilted:
@@ -162,52 +162,51 @@ def _random_shape(rng: np.random.Generator, height: int, width: int, others: lis
 
 
 def _well_visible(mask: np.ndarray, area: float) -> bool:
-    """Whether enough of a shape shows, in pieces that polygons can describe."""
+    """Whether enough of a shape is visible, in parts that polygons can represent."""
     contours, tree = cv2.findContours(
         mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE
     )
-    if not contours or (tree[0, :, 3] >= 0).any():  # nothing left, or a hole
+    if not contours or (tree[0, :, 3] >= 0).any():  # nothing is visible, or there is a hole
         return False
-    kept = without_specks(mask)
-    if kept.sum() < max(MIN_VISIBLE_FRACTION * area, 1):
+    if without_small_parts(mask).sum() < max(MIN_VISIBLE_FRACTION * area, 1):
         return False
-    sides = max((cv2.boundingRect(contour)[2:] for contour in contours), key=math.prod)
-    return min(sides) >= MIN_VISIBLE_SIDE
+    size = max((cv2.boundingRect(contour)[2:] for contour in contours), key=math.prod)
+    return min(size) >= MIN_VISIBLE_SIZE
 
 
-def without_specks(mask: np.ndarray) -> np.ndarray:
-    """``mask`` without its specks."""
-    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    keep = stats[:, cv2.CC_STAT_AREA] >= MIN_PIECE
+def without_small_parts(mask: np.ndarray) -> np.ndarray:
+    """Return ``mask`` (H, W) without connected components of less than ``MIN_PART_AREA``."""
+    count, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    keep = stats[:, cv2.CC_STAT_AREA] >= MIN_PART_AREA
     keep[0] = False
-    return mask if count == 2 and keep[1] else keep[pieces]
+    return mask if count == 2 and keep[1] else keep[components]
 
 
 def _new_hue(rng: np.random.Generator, hues: list[float]) -> float:
-    """Of a few hues in [0, 1) the one farthest from those in use, so that overlaps are visible."""
+    """Return the hue, out of 8 random ones in [0, 1), that differs most from those in use."""
     choices = rng.uniform(0, 1, 8)
     if not hues:
         return float(choices[0])
-    apart = np.abs(choices[:, None] - np.array(hues)[None])
-    return float(choices[np.minimum(apart, 1 - apart).min(1).argmax()])
+    difference = np.abs(choices[:, None] - np.array(hues)[None])
+    return float(choices[np.minimum(difference, 1 - difference).min(1).argmax()])
 
 
 def _vivid(rng: np.random.Generator, hue: float) -> np.ndarray:
-    colour = colorsys.hsv_to_rgb(hue, rng.uniform(0.65, 1), rng.uniform(0.55, 0.95))
-    return 255 * np.array(colour)
+    color = colorsys.hsv_to_rgb(hue, rng.uniform(0.65, 1), rng.uniform(0.55, 0.95))
+    return 255 * np.array(color)
 
 
 def _fill(
-    rng: np.random.Generator, height: int, width: int, colour: np.ndarray, contrast: float = 1.0
+    rng: np.random.Generator, height: int, width: int, color: np.ndarray, contrast: float = 1.0
 ) -> np.ndarray:
-    """A textured area around ``colour``, float32, shape (H, W, 3)."""
+    """Return a texture with the mean ``color``, float32, (H, W, 3)."""
     texture = _texture(rng, height, width) * (contrast * rng.uniform(6, 26))
     texture += _noise(rng, height, width, int(rng.integers(3, 9))) * (contrast * rng.uniform(3, 12))
-    return texture[..., None] + colour.astype(np.float32)
+    return texture[..., None] + color.astype(np.float32)
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Noise, a gradient, stripes or a chequerboard between about -1 and 1, shape (H, W)."""
+    """Return noise, a gradient, stripes or a checkerboard from about -1 to 1, (H, W)."""
     kind = rng.integers(4)
     if kind == 0:
         return _noise(rng, height, width, int(rng.integers(16, 64)))
@@ -223,7 +222,7 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """x (1, W) and y (H, 1) of the pixels' centres, float32."""
+    """Return x (1, W) and y (H, 1) of the pixel centers, float32."""
     x = np.arange(width, dtype=np.float32)[None] + 0.5
     return x, np.arange(height, dtype=np.float32)[:, None] + 0.5
 

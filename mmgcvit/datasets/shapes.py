@@ -1,16 +1,16 @@
-"""A small drawn dataset: overlapping circles, rectangles and triangles.
+"""A small synthetic dataset of overlapping circles, rectangles and triangles.
 
-The same pictures are laid out as COCO and as ADE20K lay theirs out, so that any detection or
-segmentation config trains on them once its ``data_root`` says so::
+The same images are stored in the layouts of COCO and ADE20K. So any detection or segmentation
+config trains on them after a change of its ``data_root``::
 
-    ROOT/shapes.json                                           the settings it was drawn with
+    ROOT/shapes.json                                           settings of the dataset
     ROOT/coco/{train2017,val2017}/000000000001.jpg
     ROOT/coco/annotations/instances_{train2017,val2017}.json
     ROOT/ADEChallengeData2016/images/{training,validation}/ADE_{train,val}_00000001.jpg
     ROOT/ADEChallengeData2016/annotations/{training,validation}/ADE_{train,val}_00000001.png
 
-H, W: height and width of an image in pixels. Pixel (row, column) covers [column, column + 1) x
-[row, row + 1), in polygons and boxes as in the drawing itself.
+H, W: height and width of an image in pixels. In images, polygons and boxes, pixel (row, column)
+covers [column, column + 1) x [row, row + 1).
 """
 
 import json
@@ -25,20 +25,27 @@ import cv2
 import numpy as np
 from mmengine.utils import ProgressBar
 
-from .scene import CLASSES, Scene, draw_scene, without_specks
+from .scene import CLASSES, Scene, draw_scene, without_small_parts
 
 ADE_BACKGROUND = 1
 ADE_LABELS = {'circle': 120, 'rectangle': 42, 'triangle': 115}
-"""ADE20K's own label values: wall 1 is the background, ball 120, box 42, tent 115. They count from
-1; 0 means ignored there (``reduce_zero_label=True``) and does not occur here."""
+"""Label values of ADE20K: wall (1) for the background, ball (120), box (42) and tent (115). ADE20K
+ignores the value 0 (``reduce_zero_label=True``), which does not occur here."""
 
 STAMP = 'shapes.json'
-VERSION = 3  # to be raised whenever the same seed gives other pictures
+VERSION = 3  # increase it whenever the same seed gives different images
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides every byte of a drawn dataset; stored in ``ROOT/shapes.json``."""
+    """Settings that determine every byte of a dataset, stored in ``ROOT/shapes.json``.
+
+    Attributes:
+        num_train: Number of training images, at least 1.
+        num_val: Number of validation images, at least 1.
+        seed: Seed, at least 0.
+        version: Version of the drawing code.
+    """
 
     num_train: int = 600
     num_val: int = 60
@@ -54,14 +61,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Split:
-    """Names of one part of the dataset in the two layouts."""
+    """Names of a split in the two layouts."""
 
     coco: str
     ade: str
     ade_prefix: str
 
     def paths(self, root: Path, index: int) -> tuple[Path, Path, Path]:
-        """COCO image, ADE20K image and ADE20K label map of image ``index``, counted from 1."""
+        """Return COCO image, ADE20K image and ADE20K label map of an image, counted from 1."""
         ade, stem = root / 'ADEChallengeData2016', f'{self.ade_prefix}_{index:08d}'
         return (
             root / 'coco' / self.coco / f'{index:012d}.jpg',
@@ -85,43 +92,44 @@ def draw_shapes(
     overwrite: bool = False,
     progress: bool = True,
 ) -> bool:
-    """Draw the dataset below ``root``, in COCO's and in ADE20K's layout.
+    """Draw the dataset in the folder ``root``, in the layouts of COCO and ADE20K.
 
-    Images are 200 to 480 pixels high and wide and never square; each shows 1 to 4 shapes. At least
-    65 % of every shape is visible, in a piece at least 40 pixels high and wide, and no visible
-    part has a hole. COCO's polygons, boxes (x, y, w, h) and areas describe the visible part; in
-    the label maps every pixel has one of four values, see ``ADE_LABELS``.
+    Height and width of images are 200 to 480 pixels and never equal. Each image shows 1 to 4
+    shapes. At least 65 % of each shape is visible, its largest visible part is at least 40 pixels
+    high and wide, and no visible part has a hole. COCO's polygons, boxes (x, y, w, h) and areas
+    describe the visible part. In the label maps, each pixel has one of four values, see
+    ``ADE_LABELS``.
 
-    Equal settings give equal bytes (with the same NumPy and OpenCV), and image k of a split does
-    not depend on how many are drawn. ``root`` appears only when the dataset is complete; a process
-    that is killed leaves at most a hidden folder ``.NAME-drawing-*`` beside it.
+    Equal settings give equal bytes (with the same versions of NumPy and OpenCV). Image k of a split
+    does not depend on the number of images. ``root`` is created only when the dataset is complete;
+    a killed process leaves at most a hidden folder ``.NAME-drawing-*`` next to it.
 
     Args:
-        root: Folder of the dataset; parents are made.
-        num_train: Training images.
-        num_val: Validation images.
-        seed: Non-negative.
-        overwrite: Whether a dataset of other settings, or a damaged one, is drawn anew.
-            A folder that this function did not make is never replaced.
-        progress: Whether to print what is done, on a terminal with a bar.
+        root: Folder of the dataset. Missing parent folders are created.
+        num_train: Number of training images.
+        num_val: Number of validation images.
+        seed: Seed, at least 0.
+        overwrite: Whether to replace an existing dataset that has other settings or is incomplete.
+            A folder that this function did not create is never replaced.
+        progress: Whether to print messages, and a progress bar on a terminal.
 
     Returns:
-        True if it was drawn, False if a complete dataset of these settings was there.
+        True if the dataset was drawn, False if a complete dataset with these settings existed.
 
     Raises:
-        ValueError: A number is out of range.
-        FileExistsError: ``root`` holds something else, or a dataset of other settings and
-            ``overwrite`` is False.
+        ValueError: If a number is out of range.
+        FileExistsError: If ``root`` is not such a dataset, or if the existing dataset has other
+            settings or is incomplete and ``overwrite`` is False.
     """
     settings = Settings(num_train, num_val, seed)
     root = Path(root).expanduser().resolve()
     if _is_drawn(root, settings, overwrite):
         if progress:
-            print(f'{root} holds these images already: nothing to draw')
+            print(f'{root} already contains these images: nothing to draw')
         return False
 
     root.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, because a rename is atomic only within one file system.
+    # in the same parent folder, since renames are atomic only within one file system
     with tempfile.TemporaryDirectory(prefix=f'.{root.name}-drawing-', dir=root.parent) as scratch:
         new, old = Path(scratch, 'new'), Path(scratch, 'old')
         shown = progress and sys.stdout.isatty()
@@ -131,7 +139,7 @@ def draw_shapes(
         (new / STAMP).write_text(json.dumps(asdict(settings), indent=2) + '\n')
         if shown:
             print()
-        if _is_drawn(root, settings, overwrite):  # by another process meanwhile
+        if _is_drawn(root, settings, overwrite):  # another process may have drawn it meanwhile
             return False
         try:
             if root.exists():
@@ -142,12 +150,12 @@ def draw_shapes(
                 old.rename(root)
             raise
     if progress:
-        print(f'drew {num_train} training and {num_val} validation images below {root}')
+        print(f'drew {num_train} training and {num_val} validation images in {root}')
     return True
 
 
 def label_map(scene: Scene) -> np.ndarray:
-    """ADE20K's label value of every pixel of ``scene``, uint8, shape (H, W)."""
+    """Return the ADE20K label map of a scene, uint8, (H, W)."""
     labels = np.full(scene.image.shape[:2], ADE_BACKGROUND, np.uint8)
     for shape, mask in zip(scene.shapes, scene.visible, strict=True):
         labels[mask] = ADE_LABELS[shape.name]
@@ -155,10 +163,10 @@ def label_map(scene: Scene) -> np.ndarray:
 
 
 def coco_annotations(scene: Scene, image_id: int) -> list[dict]:
-    """COCO's instance annotations of ``scene``; ids are unique within a split."""
+    """Return the COCO instance annotations of a scene. Their ids are unique within a split."""
     annotations = []
     for number, (shape, mask) in enumerate(zip(scene.shapes, scene.visible, strict=True), 1):
-        mask = without_specks(mask)
+        mask = without_small_parts(mask)
         polygons = _polygons(mask)
         points = np.concatenate(polygons)
         low, high = points.min(0), points.max(0)
@@ -172,14 +180,18 @@ def coco_annotations(scene: Scene, image_id: int) -> list[dict]:
 
 
 def _is_drawn(root: Path, settings: Settings, overwrite: bool) -> bool:
-    """Whether ``root`` is complete; an error if it must not be replaced."""
+    """Whether ``root`` is a complete dataset with these settings.
+
+    Raises:
+        FileExistsError: If it is not, and must not be replaced.
+    """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        found = Settings(**json.loads((root / STAMP).read_text()))
+        existing = Settings(**json.loads((root / STAMP).read_text()))
     except (OSError, ValueError, TypeError):
         raise FileExistsError(
-            f'{root} exists and is not a drawn shapes dataset (it holds no valid {STAMP}); '
+            f'{root} exists and is not a shapes dataset (it does not contain a valid {STAMP}); '
             'give a new folder, or move this one away'
         ) from None
     splits = ((TRAIN, settings.num_train), (VAL, settings.num_val))
@@ -187,14 +199,17 @@ def _is_drawn(root: Path, settings: Settings, overwrite: bool) -> bool:
     for split, count in splits:
         files += [path for index in range(count) for path in split.paths(root, index + 1)]
     missing = next((path for path in files if not path.is_file()), None)
-    if found == settings and missing is None:
+    if existing == settings and missing is None:
         return True
     if overwrite:
         return False
-    problem = f'lacks {missing}' if found == settings else f'was drawn with {found}, not {settings}'
+    if existing == settings:
+        problem = f'lacks {missing}'
+    else:
+        problem = f'was drawn with {existing}, not {settings}'
     raise FileExistsError(
         f'the dataset in {root} {problem}; give another folder, or overwrite=True (--overwrite) '
-        'to draw this one anew'
+        'to replace this one'
     )
 
 
@@ -213,7 +228,7 @@ def _draw_split(
         ade_labels.write_bytes(_encoded('.png', label_map(scene), []))
         try:
             os.link(coco_image, ade_image)
-        except OSError:  # a file system without hard links
+        except OSError:  # the file system does not support hard links
             shutil.copyfile(coco_image, ade_image)
         image = dict(id=index, file_name=coco_image.name, width=width, height=height, license=1)
         images.append(image)
@@ -221,23 +236,23 @@ def _draw_split(
         if bar is not None:
             bar.update()
     info = dict(description=f'mmgcvit shapes, seed {seed}, {split.coco}', version=str(VERSION))
-    licence = dict(id=1, name='Apache-2.0', url='https://www.apache.org/licenses/LICENSE-2.0')
+    apache = dict(id=1, name='Apache-2.0', url='https://www.apache.org/licenses/LICENSE-2.0')
     categories = [dict(id=i, name=name, supercategory='shape') for i, name in enumerate(CLASSES, 1)]
-    dataset = dict(info=info, licenses=[licence], categories=categories)
+    dataset = dict(info=info, licenses=[apache], categories=categories)
     annotations_file.write_text(json.dumps(dict(dataset, images=images, annotations=annotations)))
 
 
 def _encoded(suffix: str, image: np.ndarray, options: list[int]) -> bytes:
-    # Not cv2.imwrite: on a full disk it returns False instead of saying what is wrong.
+    # cv2.imwrite would return False on a full disk, without the cause
     return cv2.imencode(suffix, image, options)[1].tobytes()
 
 
 def _polygons(mask: np.ndarray) -> list[np.ndarray]:
-    """Outlines along the edges of a mask's pixels, one (n, 2) array of x and y a piece."""
+    """Return outlines along the pixel edges of a mask: x and y, (n, 2), per connected component."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     crop = mask[y : y + height, x : x + width].astype(np.uint8)
-    # findContours runs through pixel centres, half a pixel too far in; on the mask enlarged four
-    # times it runs an eighth of a pixel from the edge, and rounding puts it there.
+    # findContours returns pixel centers, half a pixel inside the edge. In a mask enlarged four
+    # times, they are an eighth of a pixel from the edge, so rounding moves them onto it.
     large = cv2.resize(crop, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     outlines = (np.rint((contour + 0.5) / 4 + (x, y)).astype(np.int32) for contour in contours)

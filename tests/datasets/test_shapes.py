@@ -1,4 +1,4 @@
-"""The drawn dataset: what is in it, who reads it, and what happens to the target folder."""
+"""The shapes dataset: its contents, its readers, and the handling of the target folder."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ def _labels(root, index):
     return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
 
 
-# What is drawn
+# Contents of the images
 
 
 def test_sizes_and_numbers(scenes):
@@ -67,7 +67,7 @@ def test_every_shape_is_well_visible_and_without_holes(scenes):
             assert mask.sum() >= 0.65 * shape.area
             rows, columns = np.nonzero(mask)
             assert min(np.ptp(rows), np.ptp(columns)) + 1 >= 40
-            # With a margin around it, what is outside a mask without holes is one piece.
+            # with a margin, the complement of a mask without holes is connected
             outside = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
             assert cv2.connectedComponents(outside, connectivity=4)[0] == 2
 
@@ -79,8 +79,8 @@ def test_every_shape_is_well_visible_and_without_holes(scenes):
         ([(10, 55, 10, 55)], 3100, True),
         ([(10, 55, 10, 55)], 3200, False),  # 63 % is visible
         ([(10, 49, 10, 90)], 3120, False),  # 39 pixels high
-        ([(10, 55, 10, 55), (60, 66, 10, 90)], 2505, True),  # two pieces
-        ([(row, row + 6, 10, 16) for row in range(0, 96, 8)], 432, False),  # specks
+        ([(10, 55, 10, 55), (60, 66, 10, 90)], 2505, True),  # two parts
+        ([(row, row + 6, 10, 16) for row in range(0, 96, 8)], 432, False),  # small parts
         ([], 100, False),
     ],
 )
@@ -144,7 +144,7 @@ def test_coco_polygons_boxes_and_areas(coco):
         tight = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         slack.append(np.abs(np.subtract((x, y, x + width, y + height), tight)))
     assert np.max(slack) <= 1
-    assert np.mean(slack) < 0.1  # not half a pixel too small all around
+    assert np.mean(slack) < 0.1  # no systematic offset of half a pixel
 
 
 def test_pieces_are_polygons_of_their_own_and_specks_are_left_out():
@@ -248,7 +248,7 @@ def test_mmseg_loads_it(root):
     assert {0} < seen <= {0, 41, 114, 119}
 
 
-# Repeating
+# Reproducibility
 
 
 def test_one_seed_gives_identical_bytes_and_another_does_not(root, tmp_path):
@@ -317,7 +317,9 @@ def test_a_foreign_folder_is_never_touched(tmp_path, stamp):
     if stamp is not None:
         (tmp_path / 'shapes.json').write_text(stamp)
     before = _hashes(tmp_path)
-    with pytest.raises(FileExistsError, match=f'{tmp_path.name} exists and is not a drawn'):
+    with pytest.raises(
+        FileExistsError, match=f'{tmp_path.name} exists and is not a shapes dataset'
+    ):
         draw_shapes(tmp_path, 1, 1, overwrite=True, progress=False)
     assert _hashes(tmp_path) == before
 
@@ -325,7 +327,7 @@ def test_a_foreign_folder_is_never_touched(tmp_path, stamp):
 def test_a_file_is_never_replaced(tmp_path):
     target = tmp_path / 'file'
     target.write_text('mine')
-    with pytest.raises(FileExistsError, match='file exists and is not a drawn'):
+    with pytest.raises(FileExistsError, match='file exists and is not a shapes dataset'):
         draw_shapes(target, 1, 1, overwrite=True, progress=False)
     assert target.read_text() == 'mine'
 
@@ -409,7 +411,7 @@ def tool(load_tool):
     return load_tool('draw_shapes')
 
 
-def test_tool_draws_what_it_is_told(tool, tmp_path, capsys):
+def test_tool_passes_its_options_on(tool, tmp_path, capsys):
     target = tmp_path / 'set'
     tool.main([str(target), '--num-train', '2', '--num-val', '1', '--seed', '7'])
     assert 'drew 2 training and 1 validation images' in capsys.readouterr().out
