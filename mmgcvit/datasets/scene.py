@@ -88,7 +88,7 @@ def draw_scene(seed: int, part: int, index: int) -> Scene:
     rng = np.random.Generator(np.random.PCG64([seed, part, index]))
     height = width = 0
     while height == width:
-        height, width = (int(n) for n in rng.integers(SIZE_RANGE[0], SIZE_RANGE[1] + 1, 2))
+        height, width = rng.integers(SIZE_RANGE[0], SIZE_RANGE[1] + 1, 2).tolist()
     shapes, visible = _place(rng, height, width)
 
     # The background is dull; shapes are vivid with less texture. So the smallest detector learns

@@ -1,4 +1,4 @@
-"""Pictures of a training: its curves, and what the trained detector sees."""
+"""Plots of training logs, and images with predictions."""
 
 from .curves import plot_training_curves
 from .painting import PaintPredictions

@@ -1,4 +1,4 @@
-"""Time a pixel against the size of images, one line a backbone."""
+"""Plot of the time per pixel over the image size, with one line per backbone."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..files import write_atomically
-from .curves import COLOURS
+from .curves import COLORS
 
 Shape = tuple[int, int]
 
@@ -17,17 +17,17 @@ Shape = tuple[int, int]
 def plot_cost_per_pixel(
     panels: Mapping[str, Mapping[str, Mapping[Shape, float]]], out_file: str | os.PathLike
 ) -> Path:
-    """Plot microseconds a pixel over the sizes of images, in rising order.
+    """Plot the time per pixel in microseconds over the image sizes, in ascending order.
 
     Args:
-        panels: Title of each panel → backbone → H and W of the images → seconds an image.
-        out_file: The PNG to write; it is replaced in one step.
+        panels: Maps panel title → backbone → (height, width) of the images → seconds per image.
+        out_file: PNG file to write. An existing file is replaced atomically.
 
     Returns:
-        The file written.
+        The path of the file.
 
     Raises:
-        ValueError: If ``out_file`` is no PNG or there is nothing to plot.
+        ValueError: If ``out_file`` does not end in .png or there is nothing to plot.
     """
     out_file = Path(out_file).expanduser()
     if out_file.suffix.lower() != '.png':
@@ -37,7 +37,7 @@ def plot_cost_per_pixel(
         key=_pixels,
     )
     if not shapes:
-        raise ValueError('there is nothing to plot: no backbone was measured')
+        raise ValueError('nothing to plot: panels contains no measurement; measure a backbone')
     figure = Figure(figsize=(6.4 * len(panels), 4.4), layout='constrained')
     FigureCanvasAgg(figure)
     for axes, (title, lines) in zip(
@@ -50,10 +50,10 @@ def plot_cost_per_pixel(
                 [1e6 * line[shape] / _pixels(shape) for shape in measured],
                 'o-',
                 label=name,
-                color=COLOURS[number % len(COLOURS)],
+                color=COLORS[number % len(COLORS)],
             )
         axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
-        # evenly spaced: labels of sizes that are near each other would not be legible
+        # evenly spaced, since the labels of similar sizes would overlap
         axes.set_xticks(
             range(len(shapes)),
             [f'{height}×{width}' for height, width in shapes],
@@ -61,8 +61,8 @@ def plot_cost_per_pixel(
             ha='right',
         )
         axes.set_title(title)
-        axes.set_xlabel('image, height × width')
-        axes.set_ylabel('time a pixel, µs')
+        axes.set_xlabel('image size (height × width)')
+        axes.set_ylabel('time per pixel (µs)')
         axes.grid(alpha=0.3)
         if lines:
             axes.legend()

@@ -1,4 +1,4 @@
-"""Loss and validation metrics of trainings as curves in one picture."""
+"""Plot of training losses and validation metrics."""
 
 import io
 import math
@@ -15,10 +15,10 @@ from .training_log import TrainingLog, read_training_log
 
 FRACTIONS = ('coco/segm_mAP', 'coco/segm_mAP_50', 'coco/bbox_mAP', 'coco/bbox_mAP_50')
 PERCENTAGES = ('mIoU', 'mAcc', 'aAcc', 'accuracy/top1', 'accuracy/top5')
-"""The metrics that are plotted, those from 0 to 1 and those from 0 to 100 on axes of their own;
-where a log has none of them all that it has are plotted."""
+"""Metrics to plot, with separate axes for ranges from 0 to 1 and from 0 to 100. If a log contains
+none of them, all its metrics are plotted."""
 
-COLOURS = ('#4269d0', '#e8710a', '#2b9a66', '#c2255c', '#8a5cd0', '#7a5c3e', '#1f9ab0', '#6b7280')
+COLORS = ('#4269d0', '#e8710a', '#2b9a66', '#c2255c', '#8a5cd0', '#7a5c3e', '#1f9ab0', '#6b7280')
 STYLES = ('-', '--', ':', '-.')
 
 
@@ -27,26 +27,28 @@ def plot_training_curves(
     out_file: str | os.PathLike,
     labels: Sequence[str] | None = None,
 ) -> Path:
-    """Plot loss and validation metrics of one or several trainings over iterations.
+    """Plot loss and validation metrics of one or more training runs over iterations.
 
     Args:
-        logs: Work dirs or ``scalars.json`` files, see
-            :func:`read_training_log`.
-        out_file: The PNG to write; it is replaced in one step.
-        labels: One name a training. Defaults to the folders' names.
+        logs: Work dirs or ``scalars.json`` files, see :func:`read_training_log`.
+        out_file: PNG file to write. An existing file is replaced atomically.
+        labels: One name per run. Defaults to the names of the work dirs.
 
     Returns:
-        The file written.
+        The path of the file.
 
     Raises:
-        FileNotFoundError, ValueError: From :func:`read_training_log`; also ValueError if there is
-            nothing to plot, the number of labels is another, or ``out_file`` is no PNG.
+        FileNotFoundError: If a log does not exist, see :func:`read_training_log`.
+        ValueError: If ``logs`` is empty, a log is invalid, the number of labels differs from the
+            number of logs, or ``out_file`` does not end in .png.
     """
     paths = [logs] if isinstance(logs, str | os.PathLike) else list(logs)
     if not paths:
         raise ValueError('logs is empty; give at least one work dir or scalars.json')
     if labels is not None and len(labels) != len(paths):
-        raise ValueError(f'labels has {len(labels)} entries for {len(paths)} logs; give one each')
+        raise ValueError(
+            f'labels has {len(labels)} entries for {len(paths)} logs; give one label per log'
+        )
     out_file = Path(out_file).expanduser()
     if out_file.suffix.lower() != '.png':
         raise ValueError(f'out_file must end in .png, got {str(out_file)!r}')
@@ -69,40 +71,40 @@ def plot_training_curves(
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential moving average over about a twelfth of a series.
+    """Return the exponential moving average over about a twelfth of a series.
 
     Args:
-        values: The series; values that are not finite are passed over.
+        values: The series. Values that are not finite are ignored.
 
     Returns:
-        As long as ``values``; NaN before the first finite value.
+        One average per value; NaN before the first finite value.
     """
     past = 1 - 2 / (1 + max(1, len(values) / 12))
-    total = share = 0.0
+    total = weight = 0.0
     result = []
     for value in values:
         if math.isfinite(value):
             total = past * total + (1 - past) * value
-            # The weights' sum: without it the average starts near zero.
-            share = past * share + (1 - past)
-        result.append(total / share if share else math.nan)
+            # bias correction; without it, the average would start near zero
+            weight = past * weight + (1 - past)
+        result.append(total / weight if weight else math.nan)
     return result
 
 
 def _metric_groups(runs: list[TrainingLog]) -> list[list[str]]:
-    found = dict.fromkeys(name for run in runs for name in run.metrics)
-    groups = [[name for name in names if name in found] for names in (FRACTIONS, PERCENTAGES)]
-    return [group for group in groups if group] or ([list(found)] if found else [])
+    logged = dict.fromkeys(name for run in runs for name in run.metrics)
+    groups = [[name for name in names if name in logged] for names in (FRACTIONS, PERCENTAGES)]
+    return [group for group in groups if group] or ([list(logged)] if logged else [])
 
 
 def _plot_loss(axis: Axes, runs: list[TrainingLog]) -> None:
     for number, run in enumerate(runs):
         if not run.loss:
             continue
-        colour = COLOURS[number % len(COLOURS)]
+        color = COLORS[number % len(COLORS)]
         iterations, values = list(run.loss), list(run.loss.values())
-        axis.plot(iterations, values, color=colour, alpha=0.35, linewidth=0.8)
-        axis.plot(iterations, smoothed(values), color=colour, linewidth=2, label=run.name)
+        axis.plot(iterations, values, color=color, alpha=0.35, linewidth=0.8)
+        axis.plot(iterations, smoothed(values), color=color, linewidth=2, label=run.name)
     _finish(axis, 'training loss', legend=len(runs) > 1)
 
 
@@ -112,13 +114,14 @@ def _plot_metrics(axis: Axes, runs: list[TrainingLog], names: list[str]) -> None
             series = run.metrics.get(name)
             if not series:
                 continue
-            # One training: a colour a metric. Several: a colour a training, a line style a metric.
+            # a single run has one color per metric; several runs have one color per run and one
+            # line style per metric
             single = len(runs) == 1
             last = list(series.values())[-1]
             axis.plot(
                 list(series),
                 list(series.values()),
-                color=COLOURS[(style if single else number) % len(COLOURS)],
+                color=COLORS[(style if single else number) % len(COLORS)],
                 linestyle='-' if single else STYLES[style % len(STYLES)],
                 marker='o',
                 markersize=4,

@@ -1,4 +1,4 @@
-"""Painting each image of a test as it is predicted."""
+"""Hook that saves predictions of a test as images."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,13 @@ from mmengine.structures import BaseDataElement
 
 
 class PaintPredictions(Hook):
-    """Writes every tested image, ground truth left and prediction right, into one folder.
+    """Save every test image with its ground truth (left) and prediction (right) in one folder.
 
-    The hooks of mmdet and mmseg write to different places, and mmseg's only one batch of 50.
+    The visualization hooks of mmdet and mmseg save to different folders, and by default mmseg's
+    hook only saves every 50th batch.
 
     Args:
-        folder: Where the pictures go, by the names of the images and of their subfolders.
+        folder: Output folder. File names and subfolders are those of the test images.
     """
 
     priority = 'LOW'
@@ -26,7 +27,7 @@ class PaintPredictions(Hook):
         self.folder = Path(folder)
 
     def before_test(self, runner: Runner) -> None:
-        with _every_process_draws():
+        with _drawing_in_all_processes():
             runner.visualizer.dataset_meta = runner.test_dataloader.dataset.metainfo
 
     def after_test_iter(
@@ -41,14 +42,14 @@ class PaintPredictions(Hook):
         for sample in outputs or ():
             image = mmcv.imread(sample.img_path, channel_order='rgb')
             name = self._name(sample.img_path, runner)
-            with _every_process_draws():
+            with _drawing_in_all_processes():
                 runner.visualizer.add_datasample(
                     name, image, data_sample=sample, out_file=str(self.folder / name)
                 )
 
     @staticmethod
     def _name(path: str, runner: Runner) -> str:
-        """Return the path below the folder of the test's images: subfolders keep names apart."""
+        """Return the path relative to the image folder, since file names may not be unique."""
         dataset = runner.test_dataloader.dataset
         prefixes = getattr(dataset, 'data_prefix', None) or {}
         for prefix in (prefixes.get('img'), prefixes.get('img_path')):
@@ -58,14 +59,15 @@ class PaintPredictions(Hook):
 
 
 @contextmanager
-def _every_process_draws() -> Iterator[None]:
-    """Let a visualizer work in each process of a test, which all have other images.
+def _drawing_in_all_processes() -> Iterator[None]:
+    """Let the visualizer work in every process of a test, since each one has different images.
 
-    Its methods are mmengine's ``master_only``: in all processes but the first they do nothing.
+    Its methods are decorated with mmengine's ``master_only``, so they do nothing in other processes
+    than the first.
     """
-    asked = mmengine.dist.utils.is_main_process
+    is_main_process = mmengine.dist.utils.is_main_process
     mmengine.dist.utils.is_main_process = lambda group=None: True
     try:
         yield
     finally:
-        mmengine.dist.utils.is_main_process = asked
+        mmengine.dist.utils.is_main_process = is_main_process

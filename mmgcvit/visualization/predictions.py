@@ -1,6 +1,6 @@
-"""One picture of what a detector finds in several images, beside what is there.
+"""Image of a detector's predictions next to the ground truth.
 
-H, W: height and width of an image in pixels; n: number of instances.
+H, W: height and width of an image in pixels, n: number of instances.
 """
 
 import os
@@ -20,11 +20,11 @@ from ..sampling import evenly
 if TYPE_CHECKING:
     from mmdet.visualization import DetLocalVisualizer
 
-PANEL = 560  # pixels of an image's longer side, so that text is as legible on small images
-FONT = 12  # points, at least
-CAPTION = 30  # pixels above each panel
+PANEL = 560  # longer edge of an image in pixels, large enough for legible text
+FONT = 12  # minimum font size in points
+CAPTION = 30  # height of the caption above each panel in pixels
 MARGIN = 8
-COLOURS = [
+COLORS = [
     (214, 39, 40),
     (31, 119, 180),
     (44, 160, 44),
@@ -43,25 +43,25 @@ def draw_predictions(
     num_images: int = 8,
     score_thr: float = 0.5,
 ) -> Path:
-    """Draw images in pairs, ground truth left and predictions right, into one PNG.
+    """Draw pairs of ground truth (left) and predictions (right) in one PNG file.
 
-    Runs ``model.test_step`` on images taken evenly from ``dataset``. Both halves show the original
-    image, enlarged or reduced to a longer side of 560 pixels, whatever the pipeline does to it.
-    For one process: in a distributed training call it on the first rank alone.
+    This runs ``model.test_step`` on evenly spaced images of ``dataset``. Both panels show the
+    original image, resized to 560 pixels along its longer edge, independent of the pipeline. In
+    distributed training, call this function on rank 0 only.
 
     Args:
-        model: A detector of mmdet; its training mode is restored afterwards.
-        dataset: A dataset of mmdet with the test pipeline, as built from
+        model: An mmdet detector. Its training mode is restored afterwards.
+        dataset: An mmdet dataset with the test pipeline, for example built from
             ``cfg.val_dataloader.dataset``.
-        out_file: The PNG to write; it is replaced in one step.
-        num_images: Number of images, all if there are fewer.
-        score_thr: Predictions with a score of at most this are left out.
+        out_file: PNG file to write. An existing file is replaced atomically.
+        num_images: Maximum number of images.
+        score_thr: Only predictions with a higher score are drawn.
 
     Returns:
-        The file written.
+        The path of the file.
 
     Raises:
-        ValueError: An argument is out of range, or the dataset is empty.
+        ValueError: If an argument is out of range or the dataset is empty.
     """
     import mmcv
     from mmdet.structures import DetDataSample
@@ -87,7 +87,7 @@ def draw_predictions(
         )
         size = image.shape[:2]
         scale = PANEL / max(size)
-        height, width = (max(1, round(side * scale)) for side in size)
+        height, width = (max(1, round(length * scale)) for length in size)
         sample = DetDataSample(
             gt_instances=_resized(_ground_truth(info, size), size, (height, width)),
             pred_instances=_resized(_predictions(model, dataset[index]), size, (height, width)),
@@ -103,7 +103,7 @@ def _visualizer(dataset: BaseDataset) -> 'DetLocalVisualizer':
     from mmdet.visualization import DetLocalVisualizer
 
     class Visualizer(DetLocalVisualizer):
-        """Write on small instances as large as on others, for mmdet's own size is illegible."""
+        """A visualizer with a minimum font size: mmdet's text on small instances is illegible."""
 
         def draw_texts(
             self,
@@ -125,23 +125,23 @@ def _visualizer(dataset: BaseDataset) -> 'DetLocalVisualizer':
 
     classes, palette = dataset.metainfo['classes'], dataset.metainfo.get('palette')
     if isinstance(palette, str) or palette is None or len(palette) != len(classes):
-        # With other classes than the dataset's own, its palette is that of other things.
-        palette = [COLOURS[i % len(COLOURS)] for i in range(len(classes))]
+        # the palette belongs to the dataset's default classes, which the config may replace
+        palette = [COLORS[i % len(COLORS)] for i in range(len(classes))]
     visualizer = Visualizer(line_width=2, alpha=0.55, text_color=(255, 255, 255))
     visualizer.dataset_meta = dict(classes=classes, palette=palette)
     return visualizer
 
 
 def _ground_truth(info: dict, size: tuple[int, int]) -> InstanceData:
-    """Annotations in coordinates of the original image.
+    """Return the annotations in coordinates of the original image.
 
-    They are loaded anew, because those in a sample are in whatever coordinates the pipeline's
-    order of loading and resizing gives them.
+    They are loaded separately, since the coordinates in a sample depend on the order of loading and
+    resizing in the pipeline.
     """
     from mmdet.datasets.transforms import LoadAnnotations
 
-    instances = [one for one in info['instances'] if not one['ignore_flag']]
-    with_mask = bool(instances) and all('mask' in one for one in instances)
+    instances = [instance for instance in info['instances'] if not instance['ignore_flag']]
+    with_mask = bool(instances) and all('mask' in instance for instance in instances)
     load = LoadAnnotations(with_bbox=True, with_mask=with_mask)
     loaded = load(dict(info, instances=instances, ori_shape=size))
     truth = InstanceData(
@@ -154,7 +154,7 @@ def _ground_truth(info: dict, size: tuple[int, int]) -> InstanceData:
 
 
 def _predictions(model: nn.Module, sample: dict) -> InstanceData:
-    """The detector's instances, in coordinates of the original image, on the CPU."""
+    """Return the predicted instances on the CPU, in coordinates of the original image."""
     training = model.training
     model.eval()
     try:
@@ -166,24 +166,24 @@ def _predictions(model: nn.Module, sample: dict) -> InstanceData:
 
 
 def _resized(instances: InstanceData, size: tuple[int, int], to: tuple[int, int]) -> InstanceData:
-    """Boxes (n, 4) and masks (n, H, W) moved from an image of one (H, W) to another."""
+    """Resize boxes (n, 4) and masks (n, H, W) from the image size ``size`` to the size ``to``."""
     factors = torch.tensor([to[1] / size[1], to[0] / size[0]] * 2)
-    # One pixel inside, or the visualizer warns of boxes that end at the image's edge.
+    # one pixel inside, since the visualizer warns about boxes that end at the image border
     inside = torch.tensor([to[1] - 1, to[0] - 1] * 2)
     boxes = torch.minimum(instances.bboxes * factors, inside).clamp(min=0)
-    moved = InstanceData(bboxes=boxes, labels=instances.labels)
+    resized = InstanceData(bboxes=boxes, labels=instances.labels)
     if 'scores' in instances:
-        moved.scores = instances.scores
+        resized.scores = instances.scores
     if 'masks' in instances:
         masks = np.asarray(instances.masks, np.float32)
-        # Linear, then halved: nearest would leave stairs in an enlarged outline.
+        # linear interpolation and a threshold, since nearest would give jagged outlines
         large = [cv2.resize(mask, to[::-1], interpolation=cv2.INTER_LINEAR) > 0.5 for mask in masks]
-        moved.masks = torch.from_numpy(np.stack(large)) if large else torch.zeros((0, *to)).bool()
-    return moved
+        resized.masks = torch.from_numpy(np.stack(large)) if large else torch.zeros((0, *to)).bool()
+    return resized
 
 
 def _grid(pairs: list[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Captioned pairs in rows, RGB, uint8; two pairs a row if there are more than two."""
+    """Arrange captioned pairs in rows, RGB, uint8, with two pairs per row if there are over two."""
     columns = 1 if len(pairs) <= 2 else 2
     half = max(picture.shape[1] for _, picture in pairs) // 2
     rows = []

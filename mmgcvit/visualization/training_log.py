@@ -1,9 +1,9 @@
-"""Loss and validation metrics of trainings, read from the scalars that mmengine logs.
+"""Reader for losses and validation metrics in the scalars that mmengine logs.
 
-mmengine writes one JSON object a line to ``WORK_DIR/TIMESTAMP/vis_data/scalars.json``; each start
-of a training makes a new timestamp, a resumed one included. A training record counts iterations
-in ``step``. What ``step`` is in a validation record is not said: the number of iterations, or of
-epochs (``LoggerHook(log_metric_by_epoch=True)``, the default).
+mmengine writes one JSON object per line to ``WORK_DIR/TIMESTAMP/vis_data/scalars.json``. Each start
+of a training run, including a resume, creates a new timestamp. In training records, ``step`` is the
+iteration. In validation records, ``step`` may be the number of iterations or of epochs
+(``LoggerHook(log_metric_by_epoch=True)``, the default); the record does not specify which.
 """
 
 import json
@@ -18,13 +18,13 @@ NO_METRICS = frozenset({'step', 'iter', 'epoch', 'time', 'data_time', 'memory'})
 
 @dataclass
 class TrainingLog:
-    """The scalars of one training.
+    """The scalars of one training run.
 
     Attributes:
-        name (str): Name of its folder or file.
-        loss (dict[int, float]): Total loss by iteration, in ascending order.
-        metrics (dict[str, dict[int, float]]): Values of each validation metric by the number of
-            iterations done before that validation, in ascending order.
+        name (str): Name of the work dir.
+        loss (dict[int, float]): Maps iterations to the total loss, in ascending order.
+        metrics (dict[str, dict[int, float]]): For each validation metric, maps the number of
+            iterations before the validation to the value, in ascending order.
     """
 
     name: str
@@ -33,11 +33,11 @@ class TrainingLog:
 
 
 def read_training_log(log: str | os.PathLike) -> TrainingLog:
-    """Read the scalars of one training.
+    """Read the scalars of one training run.
 
-    The files of a resumed training are joined in the order of their timestamps; from the first
-    iteration trained in a later file on, only the later file counts. Validation results logged by
-    epoch are placed at the iteration at which the epoch ended.
+    Files of a resumed run are joined in the order of their timestamps. A later file overrides the
+    earlier ones from its first iteration on. Validation results that are logged by epoch are
+    assigned to the last iteration of the epoch.
 
     Args:
         log: A work dir, one of its timestamp folders, or a ``scalars.json``.
@@ -46,8 +46,8 @@ def read_training_log(log: str | os.PathLike) -> TrainingLog:
         Loss and metrics by iteration.
 
     Raises:
-        FileNotFoundError: There is no ``scalars.json`` where it is expected.
-        ValueError: A file is not what mmengine writes, or holds neither losses nor metrics.
+        FileNotFoundError: If there is no ``scalars.json``.
+        ValueError: If a file was not written by mmengine, or contains neither losses nor metrics.
     """
     path = Path(log).expanduser()
     if path.is_file():
@@ -56,11 +56,10 @@ def read_training_log(log: str | os.PathLike) -> TrainingLog:
         files = sorted(path.glob(f'*/vis_data/{SCALARS}'))
         files += sorted(path.glob(f'vis_data/{SCALARS}')) + sorted(path.glob(SCALARS))
     if not files:
-        there = 'holds none' if path.exists() else 'does not exist'
+        problem = 'contains no training log' if path.exists() else 'does not exist'
         raise FileNotFoundError(
-            f'no training log: {path} {there}; expected a work dir with '
-            f'TIMESTAMP/vis_data/{SCALARS} (written after the first logged iteration), or such a '
-            'file'
+            f'{path} {problem}; expected a work dir with TIMESTAMP/vis_data/{SCALARS} (written '
+            'after the first logged iteration), or such a file'
         )
     joined = TrainingLog(_name(path.resolve()))
     for file in files:
@@ -79,19 +78,20 @@ def read_training_log(log: str | os.PathLike) -> TrainingLog:
     if not joined.loss and not joined.metrics:
         raise ValueError(
             f'{", ".join(str(file) for file in files)}: neither a loss nor a metric is logged; '
-            'expected the scalars of a training'
+            'expected the scalars of a training run'
         )
     return joined
 
 
 def _read_scalars(records: list[dict], trained: int) -> TrainingLog:
-    """Read one file; ``trained`` is the last iteration logged before it."""
+    """Read the records of one file. ``trained`` is the last iteration logged in earlier files."""
     log = TrainingLog('')
     iteration = trained  # of the latest training record
-    # the one it belongs to: a validation that comes first is of the epoch before the file's
+    # epoch of the latest training record; a validation before the file's first training record
+    # belongs to the previous epoch
     epoch = next((int(r['epoch']) - 1 for r in records if _is_training(r) and 'epoch' in r), None)
-    firsts: dict[int, int] = {}  # the first iteration logged in each epoch
-    validations = []  # (step, iteration and epoch logged before it, metrics)
+    firsts: dict[int, int] = {}  # first logged iteration of each epoch
+    validations = []  # (step, latest training iteration, latest training epoch, metrics)
     for record in records:
         step = int(record['step'])
         if _is_training(record):
@@ -106,12 +106,12 @@ def _read_scalars(records: list[dict], trained: int) -> TrainingLog:
             for name, value in record.items()
             if name not in NO_METRICS and not name.startswith('loss') and _is_number(value)
         }
-        if step > 0:  # a validation without training counts from nothing
+        if step > 0:  # skip validations without training
             validations.append((step, iteration, epoch, metrics))
     length = _epoch_length(firsts)
     for step, before, epoch, metrics in validations:
         place = step
-        if step < before:  # no number of iterations, so one of epochs
+        if step < before:  # too small for a number of iterations, so it is a number of epochs
             place = before
             if step == epoch and length is not None:
                 place = max(before, step * length)
@@ -129,9 +129,10 @@ def _iteration(record: dict) -> int:
 
 
 def _epoch_length(firsts: dict[int, int]) -> int | None:
-    """Iterations in an epoch, from the first one logged in each; None from a single epoch.
+    """Return the number of iterations per epoch, or None if only one epoch was logged.
 
-    The last iterations of an epoch often go unlogged, but logging starts anew in each.
+    It follows from the first logged iteration of each epoch. The last iterations of an epoch are
+    often not logged.
     """
     if len(firsts) < 2:
         return None
@@ -147,17 +148,17 @@ def _records(file: Path) -> list[dict]:
             continue
         try:
             record = json.loads(line)
-            # With log_with_hierarchy=True names carry the phase.
+            # with log_with_hierarchy=True, names have the phase as a prefix
             record = {
                 name.removeprefix('train/').removeprefix('val/'): record[name] for name in record
             }
             int(record['step'])
         except (ValueError, TypeError, KeyError, AttributeError):
-            if number == len(lines):  # a process that is killed may leave half a line
+            if number == len(lines):  # a killed process may leave an incomplete last line
                 break
             raise ValueError(
-                f'{file}, line {number}: expected a JSON object with a "step", as mmengine logs '
-                f'them, found {line[:60]!r}'
+                f'{file}, line {number}: expected a JSON object with a "step", as mmengine writes '
+                f'it, got {line[:60]!r}'
             ) from None
         records.append(record)
     return records
@@ -168,7 +169,7 @@ def _is_number(value: object) -> bool:
 
 
 def _name(path: Path) -> str:
-    """The work dir's name, also for a file or folder inside it."""
+    """Return the name of the work dir for a path of the work dir or inside of it."""
     if path.is_file():
         path = path.parent
     return (path.parents[1] if path.name == 'vis_data' else path).name

@@ -1,4 +1,4 @@
-"""Reading mmengine's scalars and plotting them."""
+"""Reading and plotting of the scalars that mmengine logs."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def _write(work_dir, stamp, records):
 
 @pytest.fixture
 def by_epoch(tmp_path):
-    """Two epochs of 25 iterations, logged every 10: the ends of epochs are not logged."""
+    """Two epochs of 25 iterations. Every 10th iteration is logged, so the last ones are not."""
     work_dir = tmp_path / 'run'
     records = [_train(10, 3.0, 1), _train(20, 2.0, 1), _val(1, 0.1)]
     records += [_train(35, 1.5, 2), _train(45, 1.0, 2), _val(2, 0.4)]
@@ -41,7 +41,7 @@ def by_epoch(tmp_path):
     return work_dir
 
 
-# Which numbers are read
+# Reading
 
 
 def test_epochs_are_placed_where_they_end(by_epoch):
@@ -70,13 +70,13 @@ def test_a_validation_before_the_first_logged_loss(tmp_path):
 
 
 def test_epochs_counted_in_an_iteration_based_loop(tmp_path):
-    # log_metric_by_epoch=True there counts passes over the data that are not finished.
+    # with log_metric_by_epoch=True, such a loop counts unfinished passes over the data
     _write(tmp_path, '1', [_train(100, 3.0, 3), _val(2, 0.1), _train(200, 2.0, 5), _val(4, 0.2)])
     assert read_training_log(tmp_path).metrics == {'coco/segm_mAP_50': {100: 0.1, 200: 0.2}}
 
 
 def test_a_resumed_run_replaces_what_it_did_again(by_epoch):
-    # Resumed after epoch 1; the second epoch's records of the first run are void.
+    # resumed after epoch 1, so the first run's records of epoch 2 are obsolete
     records = [_train(35, 1.4, 2), _train(45, 0.9, 2), _val(2, 0.5), _train(60, 0.8, 3)]
     _write(by_epoch, '20260101_010000', records)
     log = read_training_log(by_epoch)
@@ -98,7 +98,7 @@ def test_a_resumed_run_voids_later_steps_it_did_not_reach(tmp_path):
     [
         ([], 45),
         ([_train(60, 0.8, 3)], 45),
-        # now the length of an epoch is known
+        # two epochs determine the length of an epoch
         ([_train(60, 0.8, 3), _train(85, 0.7, 4)], 50),
     ],
 )
@@ -167,9 +167,11 @@ def test_a_broken_line_inside_is_named(tmp_path, line):
         read_training_log(tmp_path)
 
 
-@pytest.mark.parametrize(('name', 'found'), [('missing', 'does not exist'), ('', 'holds none')])
-def test_nothing_found_says_what_is_expected(tmp_path, name, found):
-    with pytest.raises(FileNotFoundError, match=rf'{found}; expected .*vis_data/scalars\.json'):
+@pytest.mark.parametrize(
+    ('name', 'problem'), [('missing', 'does not exist'), ('', 'contains no training log')]
+)
+def test_error_for_a_missing_log_states_what_is_expected(tmp_path, name, problem):
+    with pytest.raises(FileNotFoundError, match=rf'{problem}; expected .*vis_data/scalars\.json'):
         read_training_log(tmp_path / name)
 
 
@@ -180,7 +182,7 @@ def test_a_log_without_losses_and_metrics(tmp_path):
 
 
 def test_what_mmengine_writes_is_read(tmp_path):
-    """The format, from mmengine itself: an epoch-based run of a one-parameter model."""
+    """Read the log that mmengine writes in an epoch-based run of a model with one parameter."""
     import torch
     from mmengine.evaluator import BaseMetric
     from mmengine.model import BaseModel
@@ -234,14 +236,14 @@ def test_smoothing_keeps_constants_and_passes_over_nan():
     assert math.isnan(gap[0]) and gap[1:] == pytest.approx([1.0] * 3)
 
 
-# What is written
+# Plots
 
 
 def test_a_picture_of_loss_and_metrics(by_epoch, tmp_path):
     out = plot_training_curves(by_epoch, tmp_path / 'new' / 'curves.png')
     picture = cv2.imread(str(out))
     assert picture.shape == (660, 1920, 3)
-    # The loss is drawn in the left half and the metrics in the right half.
+    # the left half shows the loss, the right half shows the metrics
     for half in (picture[:, :960], picture[:, 960:]):
         saturation = half.max(2).astype(int) - half.min(2)
         assert (saturation > 80).sum() > 500
@@ -313,7 +315,7 @@ def tool(load_tool):
     return load_tool('plot_log')
 
 
-def test_tool_writes_into_the_work_dir_or_where_told(tool, by_epoch, tmp_path, capsys):
+def test_tool_writes_to_the_work_dir_or_to_out(tool, by_epoch, tmp_path, capsys):
     tool.main([str(by_epoch)])
     assert (by_epoch / 'curves.png').is_file()
     assert str(by_epoch / 'curves.png') in capsys.readouterr().out

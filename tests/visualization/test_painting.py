@@ -1,4 +1,4 @@
-"""Names of the pictures that tools/test.py --show-dir paints; tests/tools has real ones."""
+"""File names of the images that tools/test.py --show-dir saves; tests/tools runs the tool."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Pairs of ground truth and predictions: in place, at the right size, whatever the pipeline."""
+"""Pairs of ground truth and predictions have the right position and size for any pipeline."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ PACK = dict(
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp('predictions') / 'drawn'
     draw_shapes(folder, num_train=1, num_val=5, progress=False)
-    # of one grey: no shape has by chance the colour of what is painted over it
+    # gray images, so that no shape can have the color of the annotations
     for path in (folder / 'coco' / 'val2017').iterdir():
         cv2.imwrite(str(path), np.full_like(cv2.imread(str(path)), 128))
     return folder
@@ -57,11 +57,11 @@ def dataset(root):
 
 @pytest.fixture(autouse=True)
 def _small_panels(monkeypatch):
-    monkeypatch.setattr(module, 'PANEL', 360)  # a third of the time
+    monkeypatch.setattr(module, 'PANEL', 360)  # takes a third of the time
 
 
 class Detector(nn.Module):
-    """Gives the same instances, in coordinates of the original image, for every image."""
+    """A detector that predicts the same instances for every image, in original coordinates."""
 
     def __init__(self, boxes=(), scores=(), masks=None):
         super().__init__()
@@ -83,7 +83,7 @@ class Detector(nn.Module):
 
 
 def _panels(dataset, index, out):
-    """Left panel, right panel and the clean image at their size, of a picture of one pair."""
+    """Return the left panel, the right panel and the resized original of a single pair."""
     image = cv2.imread(dataset.get_data_info(index)['img_path'])
     scale = module.PANEL / max(image.shape[:2])
     height, width = (round(side * scale) for side in image.shape[:2])
@@ -112,7 +112,7 @@ def test_ground_truth_is_drawn_where_it_is_and_only_left(dataset, tmp_path):
         x0, y0, x1, y1 = (round(value * scale) for value in instance['bbox'])
         inside[max(y0 - 3, 0) : y1 + 4, max(x0 - 3, 0) : x1 + 4] = True
         box = changed[y0:y1, x0:x1]
-        # A line along each of its four sides, which rounding and the image's edge may shift.
+        # a line along each of the four edges, which rounding and the image border may shift
         rows, columns = slice(y0, y1), slice(x0, x1)
         around = [slice(max(edge - 3, 0), edge + 3) for edge in (y0, y1, x0, x1)]
         for area, axis in (
@@ -122,8 +122,8 @@ def test_ground_truth_is_drawn_where_it_is_and_only_left(dataset, tmp_path):
             ((rows, around[3]), 1),
         ):
             assert changed[area].max(axis).mean() > 0.95
-        assert box.mean() > 0.3  # and its mask
-    texts = 40  # labels may stick out of small boxes
+        assert box.mean() > 0.3  # the mask
+    texts = 40  # labels may extend beyond small boxes
     assert (
         changed & ~cv2.dilate(inside.astype(np.uint8), np.ones((3, texts * 3))).astype(bool)
     ).sum() == 0
@@ -156,7 +156,7 @@ def test_predictions_are_drawn_right_above_the_threshold_alone(dataset, tmp_path
 def test_the_order_of_loading_and_resizing_changes_nothing(root, tmp_path):
     pictures = []
     for number, order in enumerate(((RESIZE, LOAD), (LOAD, RESIZE), (RESIZE,))):
-        np.random.seed(0)  # mmdet jitters its colours
+        np.random.seed(0)  # mmdet jitters colors randomly
         out = tmp_path / f'{number}.png'
         draw_predictions(Detector([[9, 9, 99, 99]], [0.9]), _dataset(root, *order), out, 1)
         pictures.append(out.read_bytes())
