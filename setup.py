@@ -18,7 +18,7 @@ def read_description() -> str:
 
 
 class InstallInSitePackages(Distribution().get_command_class('install_data')):
-    """Installs data files beside the packages, where Python reads .pth files."""
+    """Install data files at the top level of site-packages, where Python reads .pth files."""
 
     def finalize_options(self) -> None:
         self.set_undefined_options('install', ('install_lib', 'install_dir'))
@@ -26,7 +26,7 @@ class InstallInSitePackages(Distribution().get_command_class('install_data')):
 
 
 class BuildPackages(build_py):
-    """Installs the data files in an editable installation too, which setuptools leaves out."""
+    """Also install the data files in editable installations, in which setuptools skips them."""
 
     def run(self) -> None:
         super().run()
@@ -34,9 +34,9 @@ class BuildPackages(build_py):
             self.run_command('install_data')
 
 
-# Both families install the same modules, so neither may be a hard dependency:
-# pip would put one over the other. What mmseg imports without declaring it,
-# and setuptools for pkg_resources, stand beside the first one.
+# Both stacks install the same modules, so neither can be a hard dependency: pip would overwrite one
+# with the other. mmseg imports ftfy and regex without declaring them, and mmengine and mmcv import
+# pkg_resources, which newer versions of setuptools lack.
 OPENMMLAB = [
     'mmengine>=0.10.4,<1',
     'mmdet>=3.3,<4',
@@ -48,10 +48,10 @@ OPENMMLAB = [
     'setuptools<81',
 ]
 EXTRAS = {
-    # of hf:// and timm:// addresses and safetensors files
+    # for hf:// and timm:// URLs and safetensors files
     'hub': ['huggingface_hub', 'safetensors'],
     'openmmlab': [*OPENMMLAB, 'mmcv-lite>=2.1,<2.2'],
-    # for a compiled mmcv that is installed already, as mmcv-lite would overwrite its files
+    # for an existing compiled mmcv, since mmcv-lite would overwrite its files
     'openmmlab-compiled': [*OPENMMLAB, 'mmcv>=2.0.0rc4,<2.2'],
     'onedl': [
         'onedl-mmengine>=0.10.12,<1',
@@ -86,7 +86,7 @@ setup(
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
     packages=find_packages(include=['mmgcvit', 'mmgcvit.*']),
-    # a finder for mmcv's operators, see mmgcvit/mmcv_ops
+    # an import hook for mmcv's operators, see mmgcvit/mmcv_ops
     data_files=[('', [f'mmgcvit/mmcv_ops/site/_mmgcvit_mmcv_ops.{end}' for end in ('py', 'pth')])],
     cmdclass={'install_data': InstallInSitePackages, 'build_py': BuildPackages},
     python_requires='>=3.10',

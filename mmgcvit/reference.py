@@ -1,12 +1,12 @@
-"""The network from plain operations, for reading and to compare :class:`mmgcvit.GCViT` with.
+"""Reference implementation of GC ViT with plain operations.
 
-Written from the paper's equations: windows are padded, the position bias goes through an index
-table, attention weights are computed in full. It shares no code with the rest of the package, and
-takes weights in the published (NVIDIA) layout. Sections and equations are numbered as in
-:mod:`mmgcvit.models.gcvit`.
+It is meant for reading, and for comparison with :class:`mmgcvit.GCViT`. The code follows the
+paper's equations: windows are padded, an index table gives the position bias, and attention weights
+are materialized. It shares no code with the rest of the package and takes weights in the published
+(NVIDIA) layout. Section, equation and figure numbers are those of :mod:`mmgcvit.models.gcvit`.
 
 B: batch size, H, W: height and width of a feature map, C: channels, w: window size, N = w²: tokens
-of a window, h: heads.
+per window, h: heads.
 """
 
 import math
@@ -26,17 +26,17 @@ def gcvit(
     windows: Sequence[int],
     pools: Sequence[int],
 ) -> list[Tensor]:
-    """Return the four feature maps of images (section 2, figure 2).
+    """Return the feature maps of the four stages (section 2, figure 2).
 
     Args:
         weights: Tensors in the published layout, with ``norm0`` to ``norm3``.
-        images: (B, 3, H, W).
-        num_heads: Heads of each stage.
-        windows: w of each stage.
-        pools: Poolings in the query generator of each stage.
+        images: Images, (B, 3, H, W).
+        num_heads: Number of heads of each stage.
+        windows: Window size w of each stage.
+        pools: Number of poolings in the query generator of each stage.
 
     Returns:
-        (B, C, H, W) of each stage.
+        The feature map of each stage, (B, C, H, W).
     """
     x = F.conv2d(images, *_layer(weights, 'patch_embed.proj'), stride=2, padding=1)
     x = _downsample(weights, 'patch_embed.conv_down', x.permute(0, 2, 3, 1))
@@ -125,7 +125,7 @@ def _attention(
 
 
 def _position_bias(table: Tensor, window: int) -> Tensor:
-    """Section 2.2: ((2w-1)², h) → (h, N, N), b of equation 6 for each query and key."""
+    """Section 2.2: ((2w-1)², h) → (h, N, N), the bias b of equation 6 between queries and keys."""
     y, x = (t.flatten() for t in torch.meshgrid(*[torch.arange(window)] * 2, indexing='ij'))
     rows = y[:, None] - y[None, :] + window - 1
     columns = x[:, None] - x[None, :] + window - 1

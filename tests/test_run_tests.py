@@ -1,4 +1,4 @@
-"""tools/run_tests.sh, with stand-ins for the set-up and Python; the tiers of the tests."""
+"""tools/run_tests.sh, with stand-ins for the setup and Python; the tiers of the tests."""
 
 import os
 import shutil
@@ -17,12 +17,12 @@ PYTEST = (
 
 @pytest.fixture
 def run_tests(tmp_path):
-    """Run it in a checkout whose set-up and Python only record their arguments.
+    """Run it in a checkout whose setup and Python only record their arguments.
 
     A call fails if the variable ``BREAK`` is part of its record.
     """
     calls, tools = tmp_path / 'calls', tmp_path / 'checkout' / 'tools'
-    for path, name in ((tools / 'setup_env.sh', 'set-up '), (tmp_path / 'venv/bin/python', '')):
+    for path, name in ((tools / 'setup_env.sh', 'setup '), (tmp_path / 'venv/bin/python', '')):
         path.parent.mkdir(parents=True)
         body = f'line="{name}$*"; echo "$line" >>{calls}; [[ "$line" != *"${{BREAK:-nothing}}"* ]]'
         path.write_text(f'#!/usr/bin/env bash\n{body}\n')
@@ -45,10 +45,10 @@ def run_tests(tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'setup', 'selected'),
     [
-        ([], 'set-up ', ''),
-        (['-n', '0', 'tests/a b.py'], 'set-up ', ' -n 0 tests/a b.py'),
-        (['--all', '--stack', 'onedl', '-x'], 'set-up --stack onedl', ' -m not nightly -x'),
-        (['--stack=onedl', '--nightly'], 'set-up --stack=onedl', ' -m '),
+        ([], 'setup ', ''),
+        (['-n', '0', 'tests/a b.py'], 'setup ', ' -n 0 tests/a b.py'),
+        (['--all', '--stack', 'onedl', '-x'], 'setup --stack onedl', ' -m not nightly -x'),
+        (['--stack=onedl', '--nightly'], 'setup --stack=onedl', ' -m '),
     ],
 )
 def test_all_parts_run_and_their_times_are_shown(run_tests, arguments, setup, selected):
@@ -58,16 +58,16 @@ def test_all_parts_run_and_their_times_are_shown(run_tests, arguments, setup, se
     *_, table = done.stdout.split('=== result ===\n')
     rows = [line.rsplit(maxsplit=3) for line in table.splitlines()]
     assert [(name.strip(), verdict) for name, verdict, *_ in rows] == [
-        (name, 'passed') for name in ('set-up', 'ruff format', 'ruff check', 'pytest')
+        (name, 'passed') for name in ('setup', 'ruff format', 'ruff check', 'pytest')
     ]
     assert all(unit == 's' and seconds.isdigit() for *_, seconds, unit in rows)
 
 
-@pytest.mark.parametrize('part', ['set-up', 'ruff format', 'ruff check', 'pytest'])
-def test_a_part_that_fails_is_shown_and_only_the_set_up_ends_the_run(run_tests, part):
+@pytest.mark.parametrize('part', ['setup', 'ruff format', 'ruff check', 'pytest'])
+def test_a_part_that_fails_is_shown_and_only_the_setup_ends_the_run(run_tests, part):
     done, calls = run_tests(BREAK=part)
     assert done.returncode == 1
-    assert len(calls) == (1 if part == 'set-up' else 4)
+    assert len(calls) == (1 if part == 'setup' else 4)
     *_, table = done.stdout.split('=== result ===\n')
     (failed,) = [line for line in table.splitlines() if 'FAILED' in line]
     assert failed.startswith(part) and table.count('passed') == len(calls) - 1

@@ -1,6 +1,6 @@
-"""The script that makes the environment: what it decides, how it ends. Nothing is installed here.
+"""tools/setup_env.sh: its decisions, messages and exit codes. These tests install nothing.
 
-Each run of tools/run_tests.sh begins with the real thing; the nightly test makes both stacks.
+Each run of tools/run_tests.sh starts with the real script. The nightly test installs both stacks.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ def write(path, text):
 
 
 def fake_python(path, before='pass', making_venv='true'):
-    """A stand-in: this Python after a statement, and a command in the place of ``-m venv``."""
+    """Write a stand-in that runs this Python after a statement, and a command for ``-m venv``."""
     code = f'{before}; sys._base_executable = "{path}"; exec(sys.argv[-1])'
     run = f"exec {sys.executable} -c 'import sys, importlib.util as util; {code}'"
     venv = f'[[ $* != *--without-pip* ]] || {{ {making_venv}; exit 1; }}'
@@ -41,7 +41,7 @@ def fake_python(path, before='pass', making_venv='true'):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy of all that decides what is installed."""
+    """A copy of all files that determine the environment."""
     for name in ('requirements', 'tools/setup_env.sh', 'setup.py', 'mmgcvit/mmcv_ops/site'):
         copy = tmp_path / 'a 100% checkout' / name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def checkout(tmp_path):
 
 @pytest.fixture
 def set_up(tmp_path, checkout):
-    """Runs the script of that checkout for the environment "env", on a stand-in of Python."""
+    """Run the script of that checkout for the environment "env", with a stand-in for Python."""
     fake_python(tmp_path / 'python')
     default = {'MMGCVIT_VENV': f'{tmp_path}/env', 'PYTHON': f'{tmp_path}/python'}
 
@@ -71,7 +71,7 @@ def set_up(tmp_path, checkout):
 
 @pytest.fixture
 def made(tmp_path, checkout, set_up):
-    """An environment that looks finished. Its Python only records how it is called."""
+    """An environment that looks finished. Its Python only records its arguments."""
     venv = tmp_path / 'env'
     record = {'dir_info': {'editable': True}, 'url': checkout.as_uri()}
     write(
@@ -85,7 +85,7 @@ def made(tmp_path, checkout, set_up):
 
 
 def refused(process, code=1):
-    """What a set-up printed that failed as it should."""
+    """Check that a setup failed with one message and one remedy, and return its output."""
     assert process.returncode == code, process.text
     assert process.text.count('FAILED: ') == process.text.count('remedy: ') == 1, process.text
     assert 'Traceback' not in process.text
@@ -94,7 +94,7 @@ def refused(process, code=1):
 
 @pytest.fixture
 def commands(tmp_path):
-    """A folder for PATH, with what a minimal system has."""
+    """A folder for PATH with the commands of a minimal system."""
     (tmp_path / 'commands').mkdir()
     for name in ['cat', 'cut', 'dirname', 'grep', 'ls', 'realpath', 'sed', 'sha256sum', 'uname']:
         (tmp_path / 'commands' / name).symlink_to(shutil.which(name))
@@ -158,7 +158,7 @@ def test_another_checkout_of_the_same_content_is_pointed_at(tmp_path, set_up, ma
 
 def test_a_folder_that_is_not_ours(tmp_path, set_up):
     files = [write(tmp_path / 'env' / name, '') for name in ('notes.txt', 'pyvenv.cfg')]
-    assert 'was not made by this script' in refused(set_up())
+    assert 'was not created by this script' in refused(set_up())
     assert sorted((tmp_path / 'env').iterdir()) == files
     text = refused(set_up(MMGCVIT_VENV=f'{files[0]}/env'))
     assert f'cannot write to {files[0]}/env: Not a directory' in text
@@ -170,7 +170,7 @@ def test_the_other_stack_is_refused(set_up, made):
     assert f'{made} has the openmmlab stack' in text and 'MMGCVIT_VENV=' in text
     assert (made / 'bin/of the user').exists()
     assert 'is up to date' in set_up('--stack', 'openmmlab').text
-    (made / '.mmgcvit/stamp').unlink()  # an unfinished one has nothing to lose
+    (made / '.mmgcvit/stamp').unlink()  # an unfinished environment may be replaced
     assert '[1/4]' in refused(set_up('--stack', 'onedl'))
 
 
@@ -214,7 +214,7 @@ def test_a_second_set_up_waits(tmp_path, set_up, made):
     with (made / '.mmgcvit/lock').open('w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = set_up(wait=False)
-        assert process.stdout.readline() == f'waiting for another set-up of {made}\n'
+        assert process.stdout.readline() == f'waiting for another setup of {made}\n'
         stamp.rename(made / '.mmgcvit/stamp')
     assert 'is up to date' in process.communicate(timeout=10)[0]
 
@@ -236,7 +236,7 @@ def test_an_interruption_ends_what_runs(tmp_path, set_up, number):
     assert not (tmp_path / 'env/.mmgcvit/stamp').exists()
 
 
-# What pip 23 and 26 print.
+# messages of pip 23 and 26
 RETRYING = (
     'WARNING: Retrying (Retry(total={}, connect=None)) after connection broken by '
     "'NewConnectionError('<pip._vendor.urllib3 object at 0x7fee{}>: Failed to establish a new "
@@ -283,11 +283,11 @@ def test_the_real_packages(tmp_path, stack):
         process = subprocess.run(script, env=variables, capture_output=True, text=True)
         assert state in process.stdout, process.stdout + process.stderr
     assert complaints(tmp_path / 'env/bin/python') == []
-    shutil.rmtree(tmp_path / 'env')  # 6 GB that pytest would keep
+    shutil.rmtree(tmp_path / 'env')  # pytest would keep the 6 GB
 
 
 def pins(stack, python):
-    """Versions by name, of the packages for a version of Python."""
+    """Map the names of a stack's packages for a version of Python to their pinned versions."""
     texts = [(REPO / f'requirements/{name}.txt').read_text() for name in (stack, 'dev')]
     lines = [line.split(' #')[0] for text in texts for line in text.splitlines()]
     needs = [Requirement(line) for line in lines if line and line[0] not in '#-']
@@ -303,7 +303,7 @@ def test_every_package_is_pinned_once(stack, python):
     versions = pins(stack, python)
     assert {'pip', 'torch', 'torchvision', 'opencv-python-headless'} <= set(versions)
     assert not {'opencv-python', 'mmcv'} & set(versions)
-    # from 80.9 on every command would begin with a warning of pkg_resources, from 82 on it is gone
+    # since 80.9, every command would start with a warning about pkg_resources; 82 removes it
     assert [int(number) for number in versions['setuptools'].split('.')] < [80, 9]
 
 

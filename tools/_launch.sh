@@ -1,17 +1,17 @@
 # shellcheck shell=bash
-# What dist_train.sh, dist_test.sh, slurm_train.sh and slurm_test.sh share; they source it.
+# Functions shared by dist_train.sh, dist_test.sh, slurm_train.sh and slurm_test.sh.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-fail() { # what is wrong
+fail() { # message
     printf 'error: %s\n' "$1" >&2
     exit 1
 }
 
-# Prints the head of the calling script.
+# Prints the header comment of the calling script.
 usage() { sed -n '2,/^set -/s/^# \{0,1\}//p' "$0"; }
 
-# Ends with the usage text on -h and on fewer than that many arguments.
+# Prints the usage and exits on -h, or if there are fewer arguments than the given number.
 need_arguments() { # number, arguments...
     local number=$1 argument
     shift
@@ -25,18 +25,19 @@ need_arguments() { # number, arguments...
 }
 
 need_count() { # name, value
-    [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "$1 is a number of at least 1, got '$2'"
+    [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "$1 must be an integer of at least 1, got '$2'"
 }
 
-need_file() { # what, path
-    [[ -f $2 ]] || fail "the $1 $2 does not exist (looked for from $PWD)"
+need_file() { # kind, path
+    [[ -f $2 ]] || fail "the $1 $2 does not exist (current folder: $PWD)"
 }
 
 need_checkpoint() { # path or URL
     [[ $1 == *://* ]] || need_file checkpoint "$1"
 }
 
-# Sets $python: of MMGCVIT_VENV, else of the checkout's .venv, else of the active environment.
+# Sets $python to the Python of MMGCVIT_VENV, else of .venv in the checkout, else of the active
+# environment.
 find_python() {
     if [[ -n ${MMGCVIT_VENV:-} ]]; then
         python=$MMGCVIT_VENV/bin/python
@@ -45,25 +46,25 @@ find_python() {
         python=$root/.venv/bin/python
     else
         python=$(command -v python || true)
-        [[ -n $python ]] || fail 'no Python found: run tools/setup_env.sh, or activate an environment'
+        [[ -n $python ]] || fail 'no Python found: run tools/setup_env.sh, or activate a venv'
     fi
-    # An environment that was not made by tools/setup_env.sh may not know this package.
+    # mmgcvit may not be installed in environments that tools/setup_env.sh has not created
     export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 }
 
-# Runs a tool in several processes on this node, and with NNODES on others.
+# Runs a tool in several processes on this node, as one of NNODES nodes.
 run_on_nodes() { # processes, tool, arguments...
     local processes=$1 tool=$2 nodes=${NNODES:-1} node=${NODE_RANK:-0} rendezvous
     shift 2
     need_count NNODES "$nodes"
     if ! [[ $node =~ ^[0-9]+$ ]] || ((node >= nodes)); then
-        fail "NODE_RANK is 0 to NNODES - 1 = $((nodes - 1)), got '$node'"
+        fail "NODE_RANK must be from 0 to NNODES - 1 = $((nodes - 1)), got '$node'"
     fi
     if [[ -n ${PORT:-} ]] && { ! [[ $PORT =~ ^[0-9]+$ ]] || ((PORT < 1 || PORT > 65535)); }; then
-        fail "PORT is 1 to 65535, got '$PORT'"
+        fail "PORT must be from 1 to 65535, got '$PORT'"
     fi
     if ((nodes == 1)) && [[ -z ${PORT:-} ]]; then
-        # The address is given, as the machine's own name is not known everywhere.
+        # explicit address, since not every machine can resolve its own host name
         rendezvous=(--standalone --local-addr=127.0.0.1)
     else
         if ((nodes > 1)) && [[ -z ${MASTER_ADDR:-} ]]; then
@@ -91,7 +92,7 @@ with socket.socket() as probe:
 PYTHON
 }
 
-# Runs a tool in GPUS tasks of Slurm.
+# Runs a tool in a Slurm job with GPUS tasks.
 run_in_slurm() { # partition, job, tool, arguments...
     local partition=$1 job=$2 tool=$3 gpus=${GPUS:-8} per_node more
     shift 3
@@ -100,7 +101,7 @@ run_in_slurm() { # partition, job, tool, arguments...
     need_count GPUS_PER_NODE "$per_node"
     need_count CPUS_PER_TASK "${CPUS_PER_TASK:-5}"
     read -ra more <<<"${SRUN_ARGS:-}"
-    command -v srun >/dev/null || fail 'srun not found: this is for a machine of a Slurm cluster'
+    command -v srun >/dev/null || fail 'srun not found: run this on a node of a Slurm cluster'
     exec srun --partition="$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks="$gpus" \
         --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 \
         "${more[@]}" "$python" -u "$root/tools/$tool" "$@" --launcher slurm

@@ -1,8 +1,8 @@
-"""Print what is installed, what mmcv's operators run on, and what does not fit together.
+"""Check the environment: installed packages, mmcv's operators on each device, and conflicts.
 
 python tools/check_env.py
 
-The exit code is 1 if there is something to put right. A bug report should carry the output.
+The exit code is 1 if there are problems. Please include the output in bug reports.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-# The checkout may not be installed, and mmgcvit cannot be imported where mmengine is broken.
+# mmgcvit may not be installed, and cannot be imported if mmengine is broken
 CHECKOUT = Path(__file__).parents[1]
 sys.path += [str(CHECKOUT), str(CHECKOUT / 'mmgcvit' / 'mmcv_ops' / 'site')]
 
@@ -27,7 +27,7 @@ STACKS = {
         'onedl-mmpretrain',
     ),
 }
-# What has to be importable, in this order, with the distributions that bring it.
+# modules to import, in this order, with the distributions that provide them
 MODULES = {
     'torch': ['torch'],
     'torchvision': ['torchvision'],
@@ -40,28 +40,28 @@ MODULES = {
     'mmseg': ['mmsegmentation', 'onedl-mmsegmentation'],
     'mmpretrain': ['mmpretrain', 'onedl-mmpretrain'],
 }
-LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')  # one of them is enough; their .apis need more
+LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')  # at least one; checked by importing their .apis
 MISSING = 'not installed'
-# Words of an import's error, and what to do.
+# parts of import error messages, and their remedies
 REMEDIES = {
     'libGL': (
-        'this machine lacks what a screen needs: pip uninstall opencv-python, then pip install '
-        'opencv-python-headless (pip check will miss the former)'
+        'this machine has no graphics libraries: pip uninstall opencv-python, then pip install '
+        'opencv-python-headless (pip check will report that the former is missing)'
     ),
     'pkg_resources': "pip install 'setuptools<81'",
-    'torchvision::nms': 'install torch and torchvision together, of versions that belong together',
+    'torchvision::nms': 'install matching versions of torch and torchvision together',
     'ftfy': 'pip install ftfy regex',
     'MMCV==': "pip install --no-deps 'mmcv-lite>=2.1,<2.2'",
 }
 
 
 class Report:
-    """What was found.
+    """Results of the checks.
 
     Attributes:
         rows: Names and values to print.
-        problems: What has to be put right, each with its remedy.
-        notes: What is good to know.
+        problems: Problems with their remedies.
+        notes: Remarks that are not problems.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ def main() -> int:
 
 
 def check_environment() -> Report:
-    """Look at everything; an import that fails does not keep the others from being tried."""
+    """Run all checks. If an import fails, the other checks still run."""
     import _mmgcvit_mmcv_ops
 
     _mmgcvit_mmcv_ops.enable()
@@ -100,7 +100,7 @@ def check_environment() -> Report:
     report.rows.append(('Python', f'{platform.python_version()} on {platform.platform()}'))
     if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         report.problems.append(
-            f'Python {platform.python_version()} was not tried: use 3.10 to 3.13'
+            f'Python {platform.python_version()} has not been tested: use 3.10 to 3.13'
         )
     names = [*MODULES['cv2'], *(name for stack in STACKS.values() for name in stack)]
     report.problems += conflicts(versions_of(names))
@@ -110,7 +110,7 @@ def check_environment() -> Report:
     for module, distributions in MODULES.items():
         versions = versions_of(distributions)
         found = ' and '.join(v if n == module else f'{n} {v}' for n, v in versions.items())
-        if module in LIBRARIES and 'mmcv' in failed:  # which they need
+        if module in LIBRARIES and 'mmcv' in failed:  # they need mmcv
             failure = needs('mmcv') if versions else MISSING
         else:
             failure = import_failure(module)
@@ -123,7 +123,7 @@ def check_environment() -> Report:
         elif failure not in [needs(other) for other in failed]:
             report.problems.append(f'{module} cannot be imported: {failure}')
         failed.append(module)
-    if not set(LIBRARIES) <= set(missing):  # nobody needs all of them
+    if not set(LIBRARIES) <= set(missing):  # one of them is enough
         missing = [module for module in missing if module not in LIBRARIES]
     if missing:
         report.problems.append(f'{MISSING}: {", ".join(missing)}: {install_command()}')
@@ -133,17 +133,17 @@ def check_environment() -> Report:
 
 
 def install_command() -> str:
-    """Return how to install what is missing beside what is there."""
+    """Return a command that installs missing packages without overwriting installed ones."""
     extra = "'.[openmmlab]' (or '.[onedl]', never both)"
     if versions_of(['mmcv']):
         extra = "'.[openmmlab-compiled]'"
     elif any(versions_of(STACKS['onedl'])):
         extra = "'.[onedl]'"
-    return f'from a checkout of mmgcvit: pip install {extra}'
+    return f'in a checkout of mmgcvit, run pip install {extra}'
 
 
 def import_failure(module: str) -> str | None:
-    """Import a module, and return why that fails with the remedy, or None."""
+    """Import a module. Return the cause and the remedy if this fails, else None."""
     try:
         if module == 'mmcv':
             from mmgcvit.errors import UserError
@@ -159,18 +159,18 @@ def import_failure(module: str) -> str | None:
         text = f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
         if isinstance(error, ModuleNotFoundError) and error.name in MODULES:
             return MISSING if error.name == module else needs(error.name)
-        remedy = next((do for words, do in REMEDIES.items() if words in text), 'install it again')
+        remedy = next((do for words, do in REMEDIES.items() if words in text), 'reinstall it')
         return f'{text}: {remedy}'
     return None
 
 
 def needs(module: str) -> str:
-    """Return why a module fails that needs a missing one."""
+    """Return the cause of a failure for a module whose dependency is missing."""
     return f'needs {module}'
 
 
 def check_operators(report: Report) -> None:
-    """Run an operator on each device in each type."""
+    """Run mmcv's operators on each device in each dtype."""
     import torch
 
     from mmgcvit.mmcv_ops import operator_failure, require_operators
@@ -184,7 +184,7 @@ def check_operators(report: Report) -> None:
             for number in range(torch.cuda.device_count())
         ]
     elif torch.version.cuda:
-        report.notes.append(f'torch was built for CUDA {torch.version.cuda} and sees no GPU')
+        report.notes.append(f'torch was built for CUDA {torch.version.cuda} but finds no GPU')
     for device, name in devices:
         try:
             failures = {
@@ -193,26 +193,26 @@ def check_operators(report: Report) -> None:
             }
         except RuntimeError as error:
             report.problems.append(
-                f'{device} does not work ({" ".join(str(error).split())[:300]}): see what runs on '
-                'it (nvidia-smi)'
+                f'{device} does not work ({" ".join(str(error).split())[:300]}): check with '
+                'nvidia-smi which processes use it'
             )
             continue
         runs = ', '.join(dtype for dtype, failure in failures.items() if failure is None)
-        report.rows.append((f'on {device}', f'{name}: {runs or "nothing runs"}'))
+        report.rows.append((f'on {device}', f'{name}: {runs or "no dtype works"}'))
         if failures['float32']:
             report.problems.append(
                 f"mmcv's operators fail on {device} ({failures['float32']}): "
                 + (
-                    'replace mmcv by mmcv-lite (pip uninstall mmcv, then pip install '
-                    'mmcv-lite==2.1.0), which uses those of torchvision'
+                    'replace mmcv with mmcv-lite (pip uninstall mmcv, then pip install '
+                    "mmcv-lite==2.1.0), which uses torchvision's operators"
                     if operators.compiled
-                    else 'install torch and torchvision together, of versions that belong together'
+                    else 'install matching versions of torch and torchvision together'
                 )
             )
 
 
 def versions_of(names: Sequence[str]) -> dict[str, str]:
-    """Return the versions of those distributions that are installed."""
+    """Return the versions of the installed distributions among ``names``."""
     versions = {}
     for name in names:
         try:
@@ -223,12 +223,12 @@ def versions_of(names: Sequence[str]) -> dict[str, str]:
 
 
 def conflicts(versions: dict[str, str]) -> Iterator[str]:
-    """Yield what is installed twice, from the versions of the stacks' distributions."""
+    """Yield problems with distributions that overwrite each other's files."""
     installed = {stack: [n for n in names if n in versions] for stack, names in STACKS.items()}
     if all(installed.values()):
         both = ', '.join(name for names in installed.values() for name in names)
         yield (
-            f'both stacks are installed, which overwrite each other ({both}): make a new '
+            f'both stacks are installed and overwrite each other ({both}): create a new '
             f'environment, then {install_command()}'
         )
     if {'opencv-python', 'opencv-python-headless'} <= versions.keys():
@@ -245,22 +245,22 @@ def conflicts(versions: dict[str, str]) -> Iterator[str]:
 
 
 def mismatches(versions: dict[str, str]) -> Iterator[str]:
-    """Yield versions that are known not to work together."""
+    """Yield problems with versions that are known to be incompatible."""
     if 'torch' not in versions:
         return
     numbers = {name: release(version) for name, version in versions.items()}
     torch = numbers['torch']
-    belongs = (0, torch[1] + 15)  # torchvision 0.16 to torch 2.1
-    if torch[0] == 2 and numbers.get('torchvision', belongs) != belongs:
+    matching = (0, torch[1] + 15)  # torchvision 0.16 matches torch 2.1
+    if torch[0] == 2 and numbers.get('torchvision', matching) != matching:
         yield (
-            f'torchvision {versions["torchvision"]} is not the one of torch {versions["torch"]}: '
-            f"pip install 'torchvision==0.{belongs[1]}.*', from where torch came"
+            f'torchvision {versions["torchvision"]} does not match torch {versions["torch"]}: '
+            f"pip install 'torchvision==0.{matching[1]}.*', from the same source as torch"
         )
     if torch < (2, 1):
         yield f'torch {versions["torch"]} is too old: install 2.1 or newer'
     if torch < (2, 3) and numbers.get('numpy', (0, 0)) >= (2, 0):
         yield (
-            f'torch {versions["torch"]} was built for NumPy 1, and NumPy {versions["numpy"]} is '
+            f'torch {versions["torch"]} was built for NumPy 1, but NumPy {versions["numpy"]} is '
             "installed: pip install 'numpy<2' 'opencv-python<4.12'"
         )
     if numbers.get('setuptools', (0, 0)) >= (82, 0) and versions_of(['mmengine']):
@@ -271,7 +271,7 @@ def mismatches(versions: dict[str, str]) -> Iterator[str]:
 
 
 def release(version: str) -> tuple[int, int]:
-    """Return major and minor number of a version such as 2.14.1+cu130."""
+    """Return the major and minor version of a version such as 2.14.1+cu130."""
     major, minor = version.split('+')[0].split('.')[:2]
     return int(major), int(''.join(c for c in minor if c.isdigit()) or 0)
 

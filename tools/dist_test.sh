@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Evaluates a checkpoint in several processes, one a GPU; without CUDA on the CPU.
+# Evaluates a checkpoint in several processes, one per GPU, or on the CPU without CUDA.
 #
 #   bash tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of tools/test.py]
 #
-# GPUS is the number of processes on this node. For several nodes run it on each of them with
+# GPUS is the number of processes on this node. For several nodes, run the script on each node with
+# these environment variables:
 #
-#   NNODES        number of nodes (1)
-#   NODE_RANK     number of this node, from 0 (0)
+#   NNODES        number of nodes (default: 1)
+#   NODE_RANK     rank of this node, from 0 to NNODES - 1 (default: 0)
 #   MASTER_ADDR   address of node 0
-#   PORT          a free port of node 0 (29500; on a single node any free one)
+#   PORT          a free port of node 0 (default: 29500, or any free port for a single node)
 #
-# It uses the environment MMGCVIT_VENV, else .venv in the checkout, else the active one.
+# Python environment: MMGCVIT_VENV, else .venv in the checkout, else the active environment.
 set -euo pipefail
 
 # shellcheck source=tools/_launch.sh

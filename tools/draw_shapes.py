@@ -1,8 +1,8 @@
-"""Draw the small shapes dataset, in COCO's and in ADE20K's layout.
+"""Draw the small shapes dataset in the layouts of COCO and ADE20K.
 
     python tools/draw_shapes.py data/shapes
 
-A complete dataset of the same settings is kept as it is; see mmgcvit/datasets/shapes.py.
+A complete dataset with the same settings is not drawn again. See mmgcvit/datasets/shapes.py.
 """
 
 import argparse
@@ -15,22 +15,22 @@ from mmgcvit.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('root', help='folder of the dataset, made if it does not exist')
+    parser.add_argument('root', help='folder of the dataset; created if it does not exist')
     for name, meaning in (
-        ('num_train', 'training images'),
-        ('num_val', 'validation images'),
-        ('seed', 'decides every image'),
+        ('num_train', 'number of training images'),
+        ('num_val', 'number of validation images'),
+        ('seed', 'seed of the dataset'),
     ):
         parser.add_argument(
             '--' + name.replace('_', '-'),
             type=int,
             default=getattr(Settings, name),
-            help=f'{meaning} (%(default)s)',
+            help=f'{meaning} (default: %(default)s)',
         )
     parser.add_argument(
         '--overwrite',
         action='store_true',
-        help='replace a shapes dataset of other settings, or a damaged one',
+        help='replace an existing shapes dataset that has other settings or is incomplete',
     )
     args = parser.parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""Plot loss and validation metrics of one or several trainings.
+"""Plot loss and validation metrics of one or more training runs.
 
 python tools/plot_log.py work_dirs/quickstart
 python tools/plot_log.py work_dirs/a work_dirs/b --labels baseline ours --out both.png
@@ -15,9 +15,11 @@ from mmgcvit.visualization import plot_training_curves
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('logs', nargs='+', metavar='WORK_DIR', help='or a scalars.json')
-    parser.add_argument('--out', help='the PNG to write (curves.png in the first WORK_DIR)')
-    parser.add_argument('--labels', nargs='+', help="one name a training (the folders' names)")
+    parser.add_argument('logs', nargs='+', metavar='WORK_DIR', help='a work dir or scalars.json')
+    parser.add_argument('--out', help='output PNG file (default: curves.png in the first WORK_DIR)')
+    parser.add_argument(
+        '--labels', nargs='+', help='one name per run (default: names of the work dirs)'
+    )
     args = parser.parse_args(argv)
     first = Path(args.logs[0])
     out = args.out or (first.parent if first.is_file() else first) / 'curves.png'

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# From a bare machine to a trained GC ViT Mask R-CNN: set-up, drawn data, training, evaluation,
-# pictures. A second run goes on from where the first one stopped; --fresh starts over.
+# Trains a small GC ViT Mask R-CNN on a new machine: sets up the environment, draws a dataset,
+# trains, evaluates and plots. A second run resumes the first one; --fresh starts over.
 #
 #   bash tools/quickstart.sh [--fresh]
 set -euo pipefail
 
-# Before a set-up of minutes: a mistyped option.
+# check the options before the setup, which takes minutes
 case "$*" in
     '' | --fresh) ;;
     *) sed -n '2,/^set -/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; [[ $* == -h || $* == --help ]]; exit ;;
 esac
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# Absolute before the folder changes: a relative one means the caller's folder.
+# make it absolute before cd, since it may be relative to the caller's folder
 MMGCVIT_VENV=$(realpath -ms "${MMGCVIT_VENV:-$here/../.venv}")
 export MMGCVIT_VENV
 

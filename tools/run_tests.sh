@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Sets up the environment, then runs the lint gate and the tests.
+# Sets up the environment and runs the lint checks and the tests.
 #
 #   bash tools/run_tests.sh [--all | --nightly] [--stack openmmlab|onedl] [pytest arguments]
 #
-#   --all      the slow tests too, as CI does
-#   --nightly  all tests: also those that install environments or take minutes
-#   --stack    see tools/setup_env.sh, as for the environment variables
+#   --all      also run the slow tests, as CI does
+#   --nightly  run all tests, including those that install environments or take minutes
+#   --stack    see tools/setup_env.sh, which also describes the environment variables
 #
-# The tests run in one process per core, at most four; with -n 0 in a single process.
+# The tests run in one process per core, but at most four. Use -n 0 for a single process.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# Absolute before the folder changes: a relative one means the caller's folder.
+# make it absolute before cd, since it may be relative to the caller's folder
 MMGCVIT_VENV=$(realpath -ms "${MMGCVIT_VENV:-$here/../.venv}")
 export MMGCVIT_VENV
 
@@ -34,11 +34,11 @@ results=()
 failed=0
 
 part() { # title, command...
-    local title=$1 began=$SECONDS verdict=passed
+    local title=$1 start=$SECONDS result=passed
     shift
     printf '\n=== %s ===\n' "$title"
-    "$@" || { verdict=FAILED; failed=1; }
-    results+=("$(printf '%-14s %-7s %4d s' "$title" "$verdict" $((SECONDS - began)))")
+    "$@" || { result=FAILED; failed=1; }
+    results+=("$(printf '%-14s %-7s %4d s' "$title" "$result" $((SECONDS - start)))")
 }
 
 end() {
@@ -47,13 +47,13 @@ end() {
     exit "$failed"
 }
 
-part 'set-up' bash "$here/setup_env.sh" "${setup[@]}"
+part 'setup' bash "$here/setup_env.sh" "${setup[@]}"
 ((failed)) && end
 cd "$here/.."
 python=$MMGCVIT_VENV/bin/python
 part 'ruff format' "$python" -m ruff format --check .
 part 'ruff check' "$python" -m ruff check .
-# Tests of one file share fixtures: --dist loadfile runs them in one process.
+# --dist loadfile runs the tests of a file in one process, since they share fixtures
 part 'pytest' "$python" -m pytest -ra --durations=10 --durations-min=1 --disable-warnings \
     -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reorder \
     "${selection[@]}" "${arguments[@]}"

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Evaluates a checkpoint in a job of Slurm, one task a GPU.
+# Evaluates a checkpoint in a Slurm job with one task per GPU.
 #
 #   bash tools/slurm_test.sh PARTITION JOB CONFIG CHECKPOINT [arguments of tools/test.py]
 #
-#   GPUS            GPUs in all (8)
-#   GPUS_PER_NODE   of one node (8, or GPUS if that is less)
-#   CPUS_PER_TASK   cores of each task (5)
-#   SRUN_ARGS       more arguments of srun, divided at spaces; without GPUs: --gres=none
-#   MASTER_ADDR, MASTER_PORT   where the tasks meet (the first node; a port by the job's number)
+# Environment variables:
 #
-# It uses the environment MMGCVIT_VENV, else .venv in the checkout, else the active one.
+#   GPUS            total number of GPUs (default: 8)
+#   GPUS_PER_NODE   GPUs per node (default: 8, or GPUS if that is less)
+#   CPUS_PER_TASK   CPU cores per task (default: 5)
+#   SRUN_ARGS       additional arguments of srun, split at spaces; without GPUs, use --gres=none
+#   MASTER_ADDR, MASTER_PORT   rendezvous address (default: the first node) and port (default:
+#                              derived from the job id)
+#
+# Python environment: MMGCVIT_VENV, else .venv in the checkout, else the active environment.
 set -euo pipefail
 
 # shellcheck source=tools/_launch.sh

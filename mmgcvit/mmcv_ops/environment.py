@@ -13,7 +13,7 @@ from ..errors import UserError
 from .site._mmgcvit_mmcv_ops import enable
 
 DISTRIBUTIONS = ('mmcv', 'mmcv-lite', 'onedl-mmcv', 'mmcv-full')
-INSTALL = "run pip install '.[openmmlab]' (or '.[onedl]', never both) in a checkout of mmgcvit"
+INSTALL = "in a checkout of mmgcvit, run pip install '.[openmmlab]' (or '.[onedl]', never both)"
 FOLDER = Path(__file__).parent
 
 

@@ -105,7 +105,7 @@ def test_pkg_resources_is_missed_by_openmmlabs_mmengine_alone(tool, monkeypatch)
         ),
         ('mmdet', AssertionError('MMCV==2.2.0 is used but incompatible'), 'mmcv-lite>=2.1,<2.2'),
         ('mmseg', ModuleNotFoundError("No module named 'ftfy'", name='ftfy'), 'install ftfy regex'),
-        ('cv2', ModuleNotFoundError('no such', name='cv2'), 'not installed: cv2: from a checkout'),
+        ('cv2', ModuleNotFoundError('no such', name='cv2'), 'not installed: cv2: in a checkout'),
     ],
 )
 def test_an_import_that_fails(run, failing, module, error, words):

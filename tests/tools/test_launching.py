@@ -140,20 +140,20 @@ def test_usage(run, name):
 
 MISTAKES = [
     (['dist_train.sh', 'no.py', 2], {}, 'the config no.py does not exist'),
-    (['dist_train.sh', UPERNET, 'two'], {}, "GPUS is a number of at least 1, got 'two'"),
-    (['dist_train.sh', UPERNET, 0], {}, "GPUS is a number of at least 1, got '0'"),
+    (['dist_train.sh', UPERNET, 'two'], {}, "GPUS must be an integer of at least 1, got 'two'"),
+    (['dist_train.sh', UPERNET, 0], {}, "GPUS must be an integer of at least 1, got '0'"),
     (['dist_train.sh', UPERNET, 2], {'NNODES': '2'}, 'NNODES is 2: set MASTER_ADDR'),
     (
         ['dist_train.sh', UPERNET, 2],
         {'NNODES': '2', 'NODE_RANK': '2'},
-        "NODE_RANK is 0 to NNODES - 1 = 1, got '2'",
+        "NODE_RANK must be from 0 to NNODES - 1 = 1, got '2'",
     ),
-    (['dist_train.sh', UPERNET, 2], {'PORT': '70000'}, "PORT is 1 to 65535, got '70000'"),
+    (['dist_train.sh', UPERNET, 2], {'PORT': '70000'}, "PORT must be from 1 to 65535, got '70000'"),
     (['dist_train.sh', UPERNET, 2], {'MMGCVIT_VENV': '/no'}, 'MMGCVIT_VENV is /no, which has no'),
     (['dist_test.sh', UPERNET, 'no.pth', 2], {}, 'the checkpoint no.pth does not exist'),
     (['slurm_train.sh', 'gpu', 'job', 'no.py'], {}, 'the config no.py does not exist'),
     (['slurm_test.sh', 'gpu', 'job', UPERNET, 'no.pth'], {}, 'the checkpoint no.pth does not'),
-    (['slurm_train.sh', 'gpu', 'job', UPERNET], {'GPUS': 'x'}, 'GPUS is a number of at least 1'),
+    (['slurm_train.sh', 'gpu', 'job', UPERNET], {'GPUS': 'x'}, 'GPUS must be an integer of at'),
 ]
 
 
