@@ -114,11 +114,11 @@ def _place(
     rng: np.random.Generator, height: int, width: int
 ) -> tuple[list[Shape], list[np.ndarray]]:
     """Place shapes and return them from back to front with their masks; all are well visible."""
-    wanted = int(rng.integers(1, MAX_SHAPES + 1))
+    num_shapes = int(rng.integers(1, MAX_SHAPES + 1))
     shapes: list[Shape] = []
     visible: list[np.ndarray] = []
     attempts = 0
-    while not shapes or (len(shapes) < wanted and attempts < 12 * wanted):
+    while not shapes or (len(shapes) < num_shapes and attempts < 12 * num_shapes):
         attempts += 1
         shape = _random_shape(rng, height, width, shapes)
         inside = shape.depth(height, width) > 0

@@ -1,7 +1,7 @@
 """A small synthetic dataset of overlapping circles, rectangles and triangles.
 
-The same images are stored in the layouts of COCO and ADE20K. So any detection or segmentation
-config trains on them after a change of its ``data_root``::
+The same images are stored in the layouts of COCO and ADE20K, so any detection or segmentation
+config can train on them after a change of ``data_root``::
 
     ROOT/shapes.json                                           settings of the dataset
     ROOT/coco/{train2017,val2017}/000000000001.jpg

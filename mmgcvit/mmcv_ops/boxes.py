@@ -110,7 +110,7 @@ def softnms(
             lowered = torch.zeros_like(overlap) if method == 0 else 1 - overlap
             factor = torch.where(overlap >= iou_threshold, lowered, torch.ones_like(overlap))
         scores = scores.index_copy(0, left, scores[left] * factor)
-        left = left[~(scores[left] < min_score)]  # mmcv keeps NaN
+        left = left[~(scores[left] < min_score)]  # not `>=`, since mmcv keeps NaN scores
     return torch.stack(order) if order else left
 
 

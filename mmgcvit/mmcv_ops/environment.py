@@ -141,7 +141,7 @@ def operator_failure(device: str, dtype: torch.dtype) -> str | None:
     boxes = torch.tensor(boxes, device=device, dtype=dtype) + 0
     try:
         scores = torch.tensor([0.5, 0.75, 0.25], device=device, dtype=dtype)
-        kept = nms(boxes, scores, iou_threshold=0.5)[1].tolist()
+        indices = nms(boxes, scores, iou_threshold=0.5)[1].tolist()
         features = torch.ones(1, 1, 4, 4, device=device, dtype=dtype, requires_grad=True)
         region = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]], device=device, dtype=dtype)
         pooled = roi_align(features, region, (2, 2), 1.0, 2, 'avg', True)
@@ -150,7 +150,7 @@ def operator_failure(device: str, dtype: torch.dtype) -> str | None:
         raise
     except (RuntimeError, NotImplementedError) as error:
         return _line(error)
-    results = kept, pooled.flatten().tolist(), features.grad.sum().item()
+    results = indices, pooled.flatten().tolist(), features.grad.sum().item()
     if results != ([1, 2], [1.0] * 4, 4.0):
         return f'wrong results: boxes {results[0]}, features {results[1]}, gradient {results[2]}'
     return None

@@ -73,9 +73,9 @@ def roi_pool_backward(
     area = height * width
     plane = rois[:, :1].long() * channels + torch.arange(channels, device=rois.device)
     index = plane[:, :, None, None] * area + argmax  # (R, C, h, w)
-    found = argmax >= 0
+    has_maximum = argmax >= 0
     total = grad.new_zeros(images * channels * area)
-    total.index_add_(0, index[found], grad[found])
+    total.index_add_(0, index[has_maximum], grad[has_maximum])
     grad_input.copy_(total.view(grad_input.shape))
 
 

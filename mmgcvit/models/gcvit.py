@@ -370,11 +370,11 @@ class GCViT(BaseModule):
         frozen_stages: -1 freezes nothing, 0 freezes the stem, k > 0 freezes the stem and the first
             k stages with their downsamplers. Frozen parts receive no gradients and stay in eval
             mode. Output norms are never frozen.
-        recompute: Activations that the backward pass recomputes instead of storing: ``'none'``;
-            ``'cheap'``, the outputs of norms and GELU, which saves much memory for little time; or
-            ``'block'``, whole blocks, stem, downsamplers and query generators, which uses the
-            least memory and about a third more time. Old versions of torch, such as 2.1, do not
-            support ``'cheap'`` and fall back to ``'none'``.
+        recompute: Activations that the backward pass recomputes, so that they are not stored.
+            ``'none'``: nothing. ``'cheap'``: outputs of norms and GELU, which saves much memory
+            and takes little time. ``'block'``: complete blocks, stem, downsamplers and query
+            generators, which uses the least memory and takes about a third more time. Old versions
+            of torch, such as 2.1, do not support ``'cheap'`` and fall back to ``'none'``.
         with_cp: True means ``recompute='block'`` and overrides ``recompute``. Other OpenMMLab
             backbones have the same argument.
         init_cfg: Initialization config. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads

@@ -33,7 +33,7 @@ class Inputs(NamedTuple):
 
     @property
     def qkv_dims(self) -> tuple[int, int, int]:
-        """k, h and d."""
+        """Number of projections k, number of heads h and channels per head d."""
         k, h = 3 if self.global_query is None else 2, self.bias_table.shape[1]
         return k, h, self.qkv.shape[-1] // (k * h)
 

@@ -70,8 +70,8 @@ def _differentiable_gradients(
     inputs: Inputs, grad_out: Tensor, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Return gradients that can be differentiated again, computed with plain operations."""
-    # One input may be computed from another. With views, the gradient of the latter excludes the
-    # path through the former, which autograd adds itself.
+    # One input may be computed from another, for example tokens from the padding. Differentiation
+    # with respect to views keeps their gradients separate, and autograd adds them afterwards.
     inputs = Inputs(*(x.view_as(x) if isinstance(x, Tensor) else x for x in inputs[:-1]))
     learning = [x for x, needs in zip(inputs[:-1], needed, strict=True) if needs]
     grads = iter(

@@ -60,7 +60,7 @@ def serves_other_sizes(height: int, width: int) -> bool:
 
 
 def fx_leaf(function: Callable) -> Callable:
-    """Make a call of the function a single node in torch.fx graphs, so that it is not traced."""
+    """Wrap a function so that torch.fx records a call as one node instead of tracing into it."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

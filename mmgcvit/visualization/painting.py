@@ -49,7 +49,7 @@ class PaintPredictions(Hook):
 
     @staticmethod
     def _name(path: str, runner: Runner) -> str:
-        """Return the path relative to the image folder, since file names may not be unique."""
+        """Return the path relative to the image folder: subfolders may have equal file names."""
         dataset = runner.test_dataloader.dataset
         prefixes = getattr(dataset, 'data_prefix', None) or {}
         for prefix in (prefixes.get('img'), prefixes.get('img_path')):

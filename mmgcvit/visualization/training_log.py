@@ -59,7 +59,7 @@ def read_training_log(log: str | os.PathLike) -> TrainingLog:
         problem = 'contains no training log' if path.exists() else 'does not exist'
         raise FileNotFoundError(
             f'{path} {problem}; expected a work dir with TIMESTAMP/vis_data/{SCALARS} (written '
-            'after the first logged iteration), or such a file'
+            f'after the first logged iteration), or a {SCALARS} file'
         )
     joined = TrainingLog(_name(path.resolve()))
     for file in files:

@@ -166,7 +166,7 @@ def test_other_precisions(model, dtype):
 
 @pytest.mark.slow
 def test_it_compiles_in_one_graph(nano):
-    """Dynamo traces the complete network, with and without padding. No compiler is involved."""
+    """Dynamo traces the complete network, with and without padding. Nothing is compiled."""
     model = GCViT(nano, window_size=4, out_indices=(0,)).eval()
     compiled = torch.compile(model, backend='eager', fullgraph=True)
     for size in ((32, 32), (37, 45)):
