@@ -91,7 +91,7 @@ def test_what_counts_as_well_visible(pieces, area, accepted):
     assert scene_module._well_visible(mask, area) is accepted
 
 
-def test_a_hole_is_refused():
+def test_holes_are_rejected():
     mask = np.zeros((100, 100), bool)
     mask[10:60, 10:60] = True
     assert scene_module._well_visible(mask, 2500)
@@ -147,7 +147,7 @@ def test_coco_polygons_boxes_and_areas(coco):
     assert np.mean(slack) < 0.1  # no systematic offset of half a pixel
 
 
-def test_pieces_are_polygons_of_their_own_and_specks_are_left_out():
+def test_each_part_is_a_polygon_and_small_parts_are_omitted():
     mask = np.zeros((100, 120), bool)
     mask[10:40, 20:50] = mask[10:40, 60:110] = mask[80:85, 5:10] = True
     shape = scene_module.Shape('triangle', np.zeros(2), 1.0)
@@ -162,7 +162,7 @@ def test_pieces_are_polygons_of_their_own_and_specks_are_left_out():
     assert (module.label_map(scene) == 115).sum() == mask.sum()
 
 
-def test_both_layouts_show_the_same(root, coco):
+def test_both_layouts_agree(root, coco):
     for image in coco.loadImgs(coco.getImgIds()):
         first = root / 'coco/train2017' / image['file_name']
         second = root / f'ADEChallengeData2016/images/training/ADE_train_{image["id"]:08d}.jpg'
@@ -177,7 +177,7 @@ def test_both_layouts_show_the_same(root, coco):
             assert (shown ^ wanted).sum() <= 0.05 * wanted.sum()
 
 
-def test_label_values_are_ade20ks_own(root):
+def test_label_values_are_those_of_ade20k(root):
     from mmseg.datasets import ADE20KDataset
 
     values = set().union(*(np.unique(_labels(root, index)) for index in range(1, 9)))
@@ -251,7 +251,7 @@ def test_mmseg_loads_it(root):
 # Reproducibility
 
 
-def test_one_seed_gives_identical_bytes_and_another_does_not(root, tmp_path):
+def test_seed_determines_all_bytes(root, tmp_path):
     draw_shapes(tmp_path / 'same', num_train=8, num_val=4, progress=False)
     assert _hashes(tmp_path / 'same') == _hashes(root)
     draw_shapes(tmp_path / 'other', num_train=2, num_val=1, seed=1, progress=False)
@@ -259,7 +259,7 @@ def test_one_seed_gives_identical_bytes_and_another_does_not(root, tmp_path):
     assert not [name for name in other if other[name] == here[name]]
 
 
-def test_an_image_does_not_depend_on_how_many_are_drawn(root, tmp_path):
+def test_image_does_not_depend_on_the_number_of_images(root, tmp_path):
     draw_shapes(tmp_path / 'few', num_train=3, num_val=1, progress=False)
     few, many = _hashes(tmp_path / 'few'), _hashes(root)
     pictures = [name for name in few if not name.endswith('.json')]
@@ -301,7 +301,7 @@ def test_other_settings_need_overwrite(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['set']
 
 
-def test_a_damaged_dataset_is_named_and_redrawn(root, tmp_path):
+def test_incomplete_dataset_is_reported_and_redrawn(root, tmp_path):
     target = tmp_path / 'set'
     shutil.copytree(root, target)
     (target / 'coco/val2017/000000000002.jpg').unlink()
@@ -312,7 +312,7 @@ def test_a_damaged_dataset_is_named_and_redrawn(root, tmp_path):
 
 
 @pytest.mark.parametrize('stamp', [None, '{"seed": 0, "other": 1}', '[]', 'not json'])
-def test_a_foreign_folder_is_never_touched(tmp_path, stamp):
+def test_other_folders_are_never_changed(tmp_path, stamp):
     (tmp_path / 'precious.txt').write_text('mine')
     if stamp is not None:
         (tmp_path / 'shapes.json').write_text(stamp)
@@ -361,7 +361,7 @@ def test_interruption_leaves_the_target_as_it_was(tmp_path, monkeypatch, existin
     assert target.exists() == existing and len(list(tmp_path.iterdir())) == existing
 
 
-def test_a_failed_exchange_puts_the_old_dataset_back(tmp_path, monkeypatch):
+def test_failed_replacement_restores_the_old_dataset(tmp_path, monkeypatch):
     target = tmp_path / 'set'
     draw_shapes(target, 1, 1, progress=False)
     before = _hashes(tmp_path)
@@ -397,7 +397,7 @@ def test_a_dataset_that_appears_meanwhile_is_kept(root, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('argument', 'value'), [('num_train', 0), ('num_val', -1), ('seed', -1), ('num_train', 2.5)]
 )
-def test_bad_numbers_are_named(tmp_path, argument, value):
+def test_error_names_bad_number(tmp_path, argument, value):
     with pytest.raises(ValueError, match=rf'{argument} must be an integer .* got {value}'):
         draw_shapes(tmp_path / 'set', **{argument: value})
     assert not (tmp_path / 'set').exists()

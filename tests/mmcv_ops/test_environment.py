@@ -31,7 +31,7 @@ def run_python(code, **variables):
     )
 
 
-def test_python_starts_with_the_finder_last_and_nothing_heavy():
+def test_python_starts_with_the_finder_and_without_heavy_imports():
     found = run_python(
         'import sys\n'
         'print(sys.meta_path[-1].__name__)\n'
@@ -78,7 +78,7 @@ def test_spawned_processes_find_the_operators(tmp_path):
     assert found.stdout == '[1]\n', found.stderr
 
 
-def test_where_operators_come_from():
+def test_origin_of_operators():
     operators = require_operators()
     assert operators.compiled == (operators.file.parent == Path(mmcv.__file__).parent)
     assert operators.compiled or operators.file == FOLDER / '_ext.py'
@@ -163,7 +163,7 @@ def files_of(folder):
 
 
 @pytest.mark.parametrize('spoil', BROKEN, ids=lambda spoil: spoil.__name__)
-def test_a_broken_mmcv_is_one_line(ends, spoil):
+def test_broken_mmcv_gives_one_line(ends, spoil):
     if spoil is another_version and not hasattr(mmdet, 'mmcv_maximum_version'):
         pytest.skip('the mmdet of the onedl stack takes any mmcv')
     code, error, folder, files = ends[spoil]
@@ -174,7 +174,7 @@ def test_a_broken_mmcv_is_one_line(ends, spoil):
     assert files_of(folder) == files  # the tool does not modify the user's mmcv
 
 
-def test_what_an_uninstallation_has_left(tmp_path, monkeypatch):
+def test_leftovers_of_an_uninstalled_mmcv(tmp_path, monkeypatch):
     """Python imports a folder without files as a namespace package if there is no other mmcv."""
     hollow = types.ModuleType('mmcv')
     hollow.__file__, hollow.__path__ = None, [str(tmp_path)]
@@ -192,13 +192,13 @@ def test_no_mmcv(monkeypatch):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_the_probe_runs_our_operators(dtype):
+def test_operator_failure_is_none_for_our_operators(dtype):
     operator_failure.cache_clear()
     assert operator_failure('cpu', dtype) is None
     operator_failure.cache_clear()
 
 
-def test_the_probe_returns_why_operators_fail(monkeypatch):
+def test_operator_failure_returns_the_cause(monkeypatch):
     from mmgcvit.mmcv_ops import _ext
 
     def refuse(*args, **kwargs):

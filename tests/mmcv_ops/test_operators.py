@@ -48,7 +48,7 @@ class TestNms:
         kept = mmcv.ops.nms(boxes, torch.tensor([0.5, 0.5, 0.5, 0.9]), 0.5)[1]
         assert kept.tolist() == [3, 0, 1]
 
-    def test_a_threshold_is_a_number_of_single_precision(self):
+    def test_threshold_is_compared_in_single_precision(self):
         """The overlap equals 0.7 in float32, which is less than 0.7 in float64."""
         boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 7, 10]])
         for threshold in (0.7, torch.tensor(0.7).item()):
@@ -77,7 +77,7 @@ class TestNms:
         apart[1][:, 1] = scores
         assert mmcv.ops.nms(apart[0], apart[1][:, 1], 0.3)[1].tolist() == expected.tolist()
 
-    def test_soft_nms_drops_what_falls_below_the_least_score(self):
+    def test_soft_nms_removes_boxes_below_min_score(self):
         boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [40, 40, 50, 50]])
         scores = torch.tensor([0.9, 0.8, 0.04])
         dets, kept = mmcv.ops.soft_nms(boxes, scores, 0.3, min_score=0.05)
@@ -143,7 +143,7 @@ class TestRoiAlign:
         expected = mmcv.ops.roi_align(x.contiguous(), rois.contiguous(), *arguments)
         assert torch.equal(mmcv.ops.roi_align(x, rois, *arguments), expected)
 
-    def test_a_maximum_of_many_samples_in_parts(self, monkeypatch):
+    def test_max_pooling_of_many_samples_in_parts(self, monkeypatch):
         x, rois = torch.rand(2, 3, 9, 11, requires_grad=True), regions(*BOXES).float()
 
         def run():
@@ -157,7 +157,7 @@ class TestRoiAlign:
 
     @pytest.mark.parametrize('mode', ['avg', 'max'])
     @pytest.mark.parametrize('value', [math.nan, math.inf])
-    def test_regions_that_are_not_finite(self, mode, value):
+    def test_regions_must_be_finite(self, mode, value):
         """torchvision would read from arbitrary memory addresses."""
         rois = torch.tensor([[0, value, 0, 5, 5]])
         with pytest.raises(ValueError, match='must be finite'):
@@ -205,7 +205,7 @@ MORE_BOXES = [*BOXES, (20.0, 20, 18, 30), (-60.0, 4, -20, 9)]
 
 
 class TestRoiPool:
-    def test_by_mmcvs_definition(self):
+    def test_matches_mmcv_definition(self):
         x = torch.randn(2, 3, 9, 13).mul(4).round().double()  # many bins have equal values
         rois = regions(*MORE_BOXES)
         expected, argmax = reference_roi_pool(x, rois, (3, 2), 0.25)
@@ -243,14 +243,14 @@ def convolution_inputs(dtype=torch.float64):
 class TestDeformConv:
     """Convolution with two channel groups and two deformable groups."""
 
-    def test_gradients_of_the_first_version(self):
+    def test_gradients_of_v1(self):
         x, offset, _, weight, _ = convolution_inputs()
         gradcheck(
             lambda *inputs: mmcv.ops.deform_conv2d(*inputs, 1, 1, 1, 2, 2), (x, offset, weight)
         )
 
     @pytest.mark.parametrize('with_bias', [True, False])
-    def test_gradients_of_the_second_version(self, with_bias):
+    def test_gradients_of_v2(self, with_bias):
         inputs = convolution_inputs()[: 4 + with_bias]
         gradcheck(
             lambda x, offset, mask, weight, bias=None: mmcv.ops.modulated_deform_conv2d(
@@ -259,7 +259,7 @@ class TestDeformConv:
             inputs,
         )
 
-    def test_without_offsets_it_is_a_convolution(self):
+    def test_zero_offsets_give_a_convolution(self):
         x, offset, mask, weight, bias = convolution_inputs()
         still = torch.zeros_like(offset), torch.ones_like(mask)
         found = mmcv.ops.modulated_deform_conv2d(x, *still, weight, bias, 1, 1, 1, 2, 2)
@@ -393,7 +393,7 @@ class TestFocalLosses:
             torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=1e-3)
 
 
-def test_an_operator_that_is_not_here_is_named():
+def test_error_names_unavailable_operator():
     features, masks = torch.rand(1, 4, 4, 4), torch.rand(1, 25, 8, 8)
     with pytest.raises(NotImplementedError, match=r"'carafe_forward' is not available.*Build mmcv"):
         mmcv.ops.carafe(features, masks, 5, 1, 2)

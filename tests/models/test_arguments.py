@@ -38,7 +38,7 @@ def copied(source, model):
     return model
 
 
-def test_each_key_of_arch_decides_its_part(nano):
+def test_each_key_of_arch_has_an_effect(nano):
     model = built({**nano, 'embed_dims': 16}, window_size=4)
     assert [x.shape[1] for x in outputs(model)] == [16, 32, 64, 128]
     model = built({**nano, 'depths': (2, 2, 3, 1)})
@@ -57,7 +57,7 @@ def test_each_key_of_arch_decides_its_part(nano):
         assert differs(outputs(plain), outputs(model)), other
 
 
-def test_arch_by_name_is_the_row_of_the_table():
+def test_named_arch_uses_the_row_of_the_table():
     with torch.device('meta'):
         model = GCViT('small2')
     assert model.out_channels == (96, 192, 384, 768)
@@ -92,7 +92,7 @@ def test_query_downsamples(nano):
     assert differs(outputs(none), outputs(copied(none, one)))
 
 
-def test_out_indices_choose_maps_channels_and_strides(nano):
+def test_out_indices_select_outputs_channels_and_strides(nano):
     everything = outputs(built(nano, window_size=4))
     model = built(nano, window_size=4, out_indices=(0, 2))
     assert model.out_channels == (8, 32)
@@ -105,7 +105,7 @@ def test_out_indices_choose_maps_channels_and_strides(nano):
     assert torch.equal(found[1], everything[2])
 
 
-def test_only_what_an_output_needs_is_built(nano):
+def test_only_modules_that_outputs_need_are_built(nano):
     model = built(nano, out_indices=(1,))
     assert len(model.stages) == 2
     assert model.stages[1].downsample is None
@@ -114,7 +114,7 @@ def test_only_what_an_output_needs_is_built(nano):
     assert not any(name.startswith(('norm0', 'norm2')) for name, _ in model.named_parameters())
 
 
-def test_drop_path_rate_rises_linearly_and_defaults_to_the_sizes_own(nano):
+def test_drop_path_rate_increases_linearly_and_defaults_to_the_value_of_arch(nano):
     def rates(model):
         return [b.drop_path.drop_rate for s in model.stages for b in s.blocks]
 
@@ -128,7 +128,7 @@ def test_drop_path_rate_rises_linearly_and_defaults_to_the_sizes_own(nano):
         assert rates(GCViT('xxtiny'))[-1] == 0.2
 
 
-def test_drop_path_drops_branches_of_whole_samples_in_training(nano):
+def test_drop_path_drops_branches_per_sample_in_training(nano):
     torch.manual_seed(0)
     model = GCViT(nano, window_size=4, drop_path_rate=0.9)
     block = model.stages[3].blocks[-1].train()
@@ -146,14 +146,14 @@ def test_drop_path_drops_branches_of_whole_samples_in_training(nano):
 
 
 @pytest.mark.parametrize('name', ['drop_rate', 'attn_drop_rate', 'drop_path_rate'])
-def test_rates_act_in_training_only(nano, name):
+def test_dropout_is_only_active_in_training(nano, name):
     plain = outputs(built(nano, window_size=4))
     model = built(nano, window_size=4, **{name: 0.5})
     assert not differs(plain, outputs(model))
     assert differs(plain, outputs(model.train()))
 
 
-def test_drop_rate_follows_stem_projection_and_mlp(nano):
+def test_drop_rate_applies_after_stem_projection_and_mlp(nano):
     model = built(nano, drop_rate=0.25)
     rates = {n: m.p for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
     assert set(rates.values()) == {0.25}
@@ -200,7 +200,7 @@ def plain_outputs(model, kinds, num_heads, images):
 
 
 @pytest.mark.parametrize('attention', PATTERNS, ids='-'.join)
-def test_attention_is_the_pattern_of_each_stage(nano, attention):
+def test_attention_types_repeat_in_each_stage(nano, attention):
     model, kinds = random_network(nano, attention_types=attention), PATTERNS[attention]
     for stage, letters in zip(model.stages, kinds, strict=True):
         # parameters of an unused query generator would receive no gradient
@@ -217,7 +217,7 @@ def test_attention_is_the_pattern_of_each_stage(nano, attention):
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_attention_is_local_and_global_in_turn_by_default_and_may_be_a_list(nano):
+def test_attention_types_alternate_by_default_and_may_be_a_list(nano):
     default = random_network(nano)
     for attention in (('local', 'global'), ['local', 'global'], ['local', 'global'] * 2):
         model = random_network(nano, attention_types=attention)
@@ -238,7 +238,7 @@ def step_of(nano, **arguments):
     return sum(kept), found, {name: p.grad for name, p in model.named_parameters()}
 
 
-def test_recompute_changes_memory_only(nano):
+def test_recompute_changes_only_memory(nano):
     steps = {policy: step_of(nano, recompute=policy) for policy in ('none', 'cheap', 'block')}
     for _, found, gradients in steps.values():
         assert all(torch.equal(a, b) for a, b in zip(found, steps['none'][1], strict=True))
@@ -302,7 +302,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(('name', 'value'), [(n, v) for n, vs in BAD.items() for v in vs])
-def test_bad_value_is_named_with_a_remedy(nano, name, value):
+def test_error_names_bad_value_and_remedy(nano, name, value):
     with pytest.raises(ValueError, match=name) as error:
         GCViT(**{'arch': nano, name: value})
     assert repr(value) in str(error.value)
@@ -326,29 +326,29 @@ def test_bad_value_is_named_with_a_remedy(nano, name, value):
         ('layer_scale_init_value', True),
     ],
 )
-def test_bad_value_in_arch_is_named(nano, key, value):
+def test_error_names_bad_value_in_arch(nano, key, value):
     with pytest.raises(ValueError, match=rf"arch\['{key}'\]"):
         GCViT({**nano, key: value})
 
 
-def test_incomplete_or_unknown_keys_of_arch_are_named(nano):
+def test_error_names_missing_and_unknown_keys_of_arch(nano):
     del nano['mlp_ratio']
     nano['mlp_ration'] = 3
     with pytest.raises(ValueError, match=r"missing keys \['mlp_ratio'\].*\['mlp_ration'\]"):
         GCViT(nano)
 
 
-def test_frozen_stages_beyond_those_built_are_refused(nano):
+def test_frozen_stages_must_exist(nano):
     with pytest.raises(ValueError, match='from -1 to 2'):
         GCViT(nano, out_indices=(0, 1), frozen_stages=3)
 
 
-def test_unknown_argument_is_named(nano):
+def test_error_names_unknown_argument(nano):
     with pytest.raises(TypeError, match='window_sizes'):
         GCViT(nano, window_sizes=7)
 
 
 @pytest.mark.parametrize('shape', [(3, 32, 32), (1, 4, 32, 32), (1, 3, 0, 32), (1, 3, 4, 4, 4)])
-def test_input_of_another_shape_is_a_clear_error(nano, shape):
+def test_error_for_wrong_input_shape(nano, shape):
     with pytest.raises(ValueError, match=r'takes \(B, 3, H, W\)'):
         GCViT(nano)(torch.zeros(shape))

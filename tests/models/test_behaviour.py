@@ -24,7 +24,7 @@ def model(nano):
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 50), (31, 33), (64, 64), (65, 130)])
 @pytest.mark.parametrize('batch', [0, 1, 3])
-def test_shapes_and_layout_of_the_maps(model, size, batch):
+def test_shapes_and_memory_format_of_outputs(model, size, batch):
     maps = model.eval()(torch.randn(batch, 3, *size))
     for i, out in enumerate(maps):
         sides = tuple(math.ceil(side / 2 ** (i + 2)) for side in size)
@@ -33,7 +33,7 @@ def test_shapes_and_layout_of_the_maps(model, size, batch):
         assert out.isfinite().all()
 
 
-def test_images_of_a_batch_do_not_see_each_other(model):
+def test_images_of_a_batch_are_independent(model):
     # large enough for several windows per image in the first stages
     images = torch.randn(3, 3, 70, 90)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_every_parameter_gets_a_gradient(nano, out_indices, with_cp):
         assert gradient is not None and gradient.abs().sum() > 0, name
 
 
-def test_checkpointing_changes_memory_only(nano, model):
+def test_checkpointing_changes_only_memory(nano, model):
     recomputing = GCViT(nano, window_size=4, with_cp=True, drop_path_rate=0.3, drop_rate=0.2)
     keeping = GCViT(nano, window_size=4, drop_path_rate=0.3, drop_rate=0.2)
     recomputing.load_state_dict(model.state_dict())
@@ -150,7 +150,7 @@ def test_initial_values(nano):
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
-def test_other_precisions(model, dtype):
+def test_dtypes(model, dtype):
     images = torch.randn(1, 3, 40, 72)
     with torch.no_grad():
         wanted = model.eval()(images)
@@ -165,7 +165,7 @@ def test_other_precisions(model, dtype):
 
 
 @pytest.mark.slow
-def test_it_compiles_in_one_graph(nano):
+def test_compiles_into_one_graph(nano):
     """Dynamo traces the complete network, with and without padding. Nothing is compiled."""
     model = GCViT(nano, window_size=4, out_indices=(0,)).eval()
     compiled = torch.compile(model, backend='eager', fullgraph=True)
@@ -175,7 +175,7 @@ def test_it_compiles_in_one_graph(nano):
             assert torch.allclose(compiled(images)[0], model(images)[0], atol=1e-5)
 
 
-def test_whatever_stands_for_the_pointwise_convolution_is_called(nano):
+def test_replaced_pointwise_convolution_is_called(nano):
     network = GCViT(nano, window_size=4).eval()
     mbconv = network.stem.downsample.mbconv
     images = torch.randn(1, 3, 40, 50)
@@ -189,7 +189,7 @@ def test_whatever_stands_for_the_pointwise_convolution_is_called(nano):
             assert float((a - b).abs().max() / b.abs().max()) < 2e-5
 
 
-def test_mmengine_counts_all_products(nano):
+def test_mmengine_counts_all_matrix_products(nano):
     from mmengine.analysis import get_model_complexity_info
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -201,7 +201,7 @@ def test_mmengine_counts_all_products(nano):
     assert found['flops'] > counter.get_total_flops() / 2
 
 
-def test_channels_are_last_in_memory_from_the_first_convolution(nano):
+def test_features_are_channels_last_after_the_first_convolution(nano):
     network, seen = GCViT(nano, window_size=4), []
     network.stem.conv.register_forward_hook(lambda module, args, out: seen.append(out))
     network(torch.randn(1, 3, 40, 50))
@@ -255,7 +255,7 @@ def strides_of_gradients(model):
 @pytest.mark.parametrize(
     'way', [as_built, copy.deepcopy, loaded, pretrained, through_half, through_meta]
 )
-def test_gradients_have_the_strides_of_their_parameters(way, tmp_path):
+def test_gradients_have_the_strides_of_the_parameters(way, tmp_path):
     """DistributedDataParallel compares strides even where they do not affect the memory layout."""
     arguments = (tmp_path / 'file.pth',) if way is pretrained else ()
     model = way(GCViT(PAIRS_OF_HEADS, window_size=4), *arguments)
@@ -265,7 +265,7 @@ def test_gradients_have_the_strides_of_their_parameters(way, tmp_path):
 @pytest.mark.parametrize('backend', ['plain', 'cpu', 'fused'])
 @pytest.mark.parametrize('recompute', ['none', 'cheap', 'block'])
 @pytest.mark.parametrize('num_heads', [(1, 1, 1, 1), (2, 4, 8, 16)])
-def test_gradients_have_these_strides_whatever_computes_them(
+def test_gradient_strides_with_each_backend_and_recompute_policy(
     monkeypatch, backend, recompute, num_heads
 ):
     monkeypatch.setattr('mmgcvit.ops.attention.forced_backend', backend)
@@ -297,15 +297,13 @@ def train_in_ddp(model, gradient_as_bucket_view):
 
 @pytest.mark.parametrize('gradient_as_bucket_view', [False, True])
 @pytest.mark.parametrize('arch', ['nano', 'xxtiny'])
-def test_ddp_has_nothing_to_warn_of(process_group, nano, arch, gradient_as_bucket_view):
+def test_ddp_gives_no_warning(process_group, nano, arch, gradient_as_bucket_view):
     model = GCViT(nano, window_size=4) if arch == 'nano' else GCViT(arch)
     train_in_ddp(model, gradient_as_bucket_view)
 
 
 @pytest.mark.parametrize('gradient_as_bucket_view', [False, True])
-def test_ddp_warns_of_parameters_that_are_not_prepared(
-    process_group, monkeypatch, gradient_as_bucket_view
-):
+def test_ddp_warns_about_unprepared_parameters(process_group, monkeypatch, gradient_as_bucket_view):
     """This shows that the previous test can fail."""
     monkeypatch.setattr('mmgcvit.ops.prepare_parameters', lambda network: None)
     with pytest.raises(UserWarning, match='Grad strides do not match'):

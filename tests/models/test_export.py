@@ -59,7 +59,7 @@ def session(request, model, tmp_path_factory):
     return onnxruntime.InferenceSession(path)
 
 
-def test_onnx_takes_images_of_any_size(session, model):
+def test_onnx_accepts_images_of_any_size(session, model):
     (images,) = session.get_inputs()
     assert images.shape == ['batch', 3, 'height', 'width']
     for size in SIZES:
@@ -78,7 +78,7 @@ def export(model, any_size):
     return program.module()
 
 
-def test_torch_export_takes_images_of_other_sizes(nano):
+def test_torch_export_accepts_other_image_sizes(nano):
     model = GCViT(nano, window_size=4, out_indices=(1,)).eval()
     exported = export(model, any_size=True)
     for size in [(1, 64, 128), (3, 107, 40)]:
@@ -89,14 +89,14 @@ def test_torch_export_takes_images_of_other_sizes(nano):
 
 @pytest.mark.parametrize('any_size', [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('recompute', ['cheap', 'block'])
-def test_what_torch_export_exports_trains(nano, any_size, recompute):
+def test_exported_program_can_be_trained(nano, any_size, recompute):
     model = GCViT(nano, window_size=4, out_indices=(0,), recompute=recompute)
     exported, images = export(model, any_size), images_of(EXAMPLE)
     expected = gradients(model, images)
     assert_same_gradients(gradients(exported, images), expected)
 
 
-def test_graphs_for_one_size_pad_nothing(nano, monkeypatch):
+def test_graphs_for_a_fixed_size_do_not_pad(nano, monkeypatch):
     monkeypatch.setattr(windows, 'PaddedWindows', None)
     model = GCViT(nano, window_size=4, out_indices=(0,)).eval()
     images = torch.randn(1, 3, 75, 90)
@@ -106,7 +106,7 @@ def test_graphs_for_one_size_pad_nothing(nano, monkeypatch):
 
 
 @pytest.mark.parametrize('size', SIZES)
-def test_padding_changes_no_output(model, monkeypatch, size):
+def test_padding_does_not_change_outputs(model, monkeypatch, size):
     images = images_of(size)
     with torch.no_grad():
         expected = model(images)

@@ -15,7 +15,7 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize('size', [EXAMPLE, *SIZES])
-def test_a_graph_gives_the_same_values_at_any_size(size):
+def test_graph_gives_the_same_values_for_any_size(size):
     model = build().eval()
     graph = symbolic_trace(model)
     graph.graph.lint()
@@ -30,7 +30,7 @@ def test_a_graph_gives_the_same_values_at_any_size(size):
     ids=['itself', 'deepcopy', 'pickle'],
 )
 @pytest.mark.parametrize('recompute', ['none', 'cheap', 'block'])
-def test_a_graph_trains(recompute, copied):
+def test_graph_can_be_trained(recompute, copied):
     model = build(drop_path_rate=0.5, drop_rate=0.1, recompute=recompute).train()
     graph = copied(symbolic_trace(model))
     for size in [EXAMPLE, (2, 33, 50)]:
@@ -43,7 +43,7 @@ def test_a_graph_trains(recompute, copied):
 
 
 @pytest.mark.parametrize('training', [True, False])
-def test_a_graph_stays_in_the_mode_in_which_it_was_recorded(training):
+def test_graph_stays_in_the_recorded_mode(training):
     model = build(drop_path_rate=0.5).train(training)
     graph = symbolic_trace(model).train(not training)
     images = images_of((8, 64, 64))
@@ -53,7 +53,7 @@ def test_a_graph_stays_in_the_mode_in_which_it_was_recorded(training):
 
 
 @pytest.mark.parametrize('shape', [(1, 4, 64, 64), (3, 64, 64), (1, 3, 0, 64)])
-def test_a_graph_refuses_what_the_network_refuses(shape):
+def test_graph_rejects_invalid_inputs(shape):
     graph = symbolic_trace(build())
     with pytest.raises(ValueError, match=r'takes \(B, 3, H, W\) with H and W at least 1'):
         graph(torch.randn(shape))

@@ -48,7 +48,7 @@ def case_arch(case):
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_maps_are_those_of_the_published_network(name, tmp_path):
+def test_outputs_match_the_published_network(name, tmp_path):
     case = CASES[name]
     arch = case_arch(case) if case['arch'] == 'nano' else case['arch']
     with torch.device('meta'):

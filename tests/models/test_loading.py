@@ -107,7 +107,7 @@ def test_tables_of_other_windows_are_resized(load, strict, place, state, tmp_pat
 
 @WAYS
 @STRICT
-def test_the_same_windows_are_taken_bit_for_bit(load, strict, state, tmp_path, log):
+def test_tables_of_equal_windows_are_loaded_unchanged(load, strict, state, tmp_path, log):
     model = backbone(2, WINDOWS)
     load(model, OrderedDict(state), tmp_path / 'file.pth', strict)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
@@ -144,7 +144,7 @@ def test_a_pretrained_init_cfg_resizes_and_reports_once(state, tmp_path, log):
     [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
     ids=['copy', 'pickle'],
 )
-def test_a_copy_is_resized_to_its_own_windows(duplicate, state):
+def test_tables_are_resized_to_the_windows_of_a_copy(duplicate, state):
     model = backbone(2, OTHER_WINDOWS)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     twin = duplicate(model)
@@ -188,9 +188,7 @@ BLOCK = 'stages.1.blocks.0.attn'  # two heads; 49 offsets in the file, 121 in th
     ],
 )
 @pytest.mark.parametrize('load', [by_torch, by_mmengine])
-def test_what_is_no_table_of_this_network_is_left_for_strict_loading_to_refuse(
-    load, table, message, state, log
-):
+def test_strict_loading_rejects_tables_that_cannot_be_resized(load, table, message, state, log):
     state[f'{BLOCK}.{TABLE}'] = table
     model = backbone(2, OTHER_WINDOWS)
     with pytest.raises(RuntimeError, match=message) as error:
@@ -199,7 +197,7 @@ def test_what_is_no_table_of_this_network_is_left_for_strict_loading_to_refuse(
     assert any(line.startswith(f'{RESIZED - 1} position bias tables') for line in log)
 
 
-def test_missing_and_unexpected_names_are_reported_as_ever(state):
+def test_missing_and_unexpected_names_are_reported(state):
     del state[f'{BLOCK}.{TABLE}']
     state[f'stages.7.{TABLE}'] = torch.zeros(49, 2)
     model = backbone(2, OTHER_WINDOWS)

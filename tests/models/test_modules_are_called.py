@@ -96,7 +96,7 @@ def replace(model, name, layer):
     setattr(model.get_submodule(parent), child, layer)
 
 
-def test_every_kind_of_layer_is_among_those_tested():
+def test_all_layer_types_are_tested():
     kinds = {type(layer) for layer in layers_of(two_stages()).values()}
     assert kinds == {nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Dropout, nn.MaxPool2d}
     # a query generator that does not downsample has Identity instead of pooling
@@ -109,7 +109,7 @@ def test_every_kind_of_layer_is_among_those_tested():
 
 
 @MODES
-def test_each_layer_alone_can_be_replaced(training):
+def test_each_layer_can_be_replaced(training):
     model = two_stages()
     wanted = step(model, training)
     for name in LAYER_NAMES:
@@ -136,7 +136,7 @@ def test_all_layers_can_be_replaced(training, window_size, images, recompute):
 
 @MODES
 @pytest.mark.parametrize('recompute', ['none', 'cheap', 'block'])
-def test_forward_of_an_instance_is_called(training, recompute):
+def test_replaced_forward_of_an_instance_is_called(training, recompute):
     """accelerate and bfloat16 mixed precision override ``forward`` of instances."""
     model, seen = network(recompute=recompute), set()
     wanted = step(model, training)
@@ -183,7 +183,7 @@ def test_hooks_fire(training, window_size, images, everywhere):
 
 
 @SIZES
-def test_hooks_get_tokens(window_size, images):
+def test_hooks_never_get_empty_tensors(window_size, images):
     """Hooks that collect value ranges reduce over the tokens, so there must be at least one."""
     model, ranges = network(window_size=window_size), {}
     for name, layer in layers_of(model).items():
@@ -214,7 +214,7 @@ REPLACEMENTS = {
         if (how, replaced) != ('global hook', 'normalized again')
     ],
 )
-def test_gradients_are_those_of_what_takes_the_place_of_an_output(recompute, replaced, how):
+def test_gradients_of_replaced_outputs(recompute, replaced, how):
     replacement, steps = REPLACEMENTS[replaced], []
     for policy in ('none', recompute):
         model = network(recompute=policy)
@@ -296,7 +296,7 @@ def test_linear_layers_can_be_quantized(window_size, images):
 
 
 @pytest.mark.parametrize('absent', ['meta', 'empty'])
-def test_weights_can_be_present_in_forward_only(absent):
+def test_weights_can_be_offloaded(absent):
     """accelerate loads a module's own parameters before its forward and offloads them after it."""
     model = network()
     wanted = run(model)
@@ -391,7 +391,7 @@ class Shifted(nn.Module):
 
 
 @MODES
-def test_padding_is_what_qkv_makes_of_zeros(training):
+def test_padding_is_the_projection_of_zeros(training):
     model, plain = (network(drop_rate=0, drop_path_rate=0) for _ in range(2))
     with torch.no_grad():
         for name, layer in layers_of(model).items():

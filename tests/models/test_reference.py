@@ -71,7 +71,7 @@ def test_any_size_window_and_batch(arch, windows, pools, batch, height, width):
     columns=st.integers(1, 3),
     more=st.tuples(st.integers(-1, 1), st.integers(-1, 1)),
 )
-def test_sides_of_whole_windows_and_one_token_more_or_less(window, rows, columns, more):
+def test_sizes_around_multiples_of_the_window_size(window, rows, columns, more):
     arch = dict(
         embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), mlp_ratio=2,
         layer_scale_init_value=None,

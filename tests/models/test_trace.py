@@ -26,12 +26,12 @@ def assert_takes_any_size(traced, model):
 
 # with padding, without padding, and with feature maps of a single token
 @pytest.mark.parametrize('example', [EXAMPLE, (1, 96, 96), (1, 1, 1)])
-def test_a_trace_takes_images_of_any_size(example):
+def test_trace_accepts_images_of_any_size(example):
     model = build().eval()
     assert_takes_any_size(trace(model, example), model)
 
 
-def test_a_saved_and_a_frozen_trace_take_images_of_any_size():
+def test_saved_and_frozen_traces_accept_images_of_any_size():
     model = build().eval()
     traced = trace(model)
     assert_takes_any_size(torch.jit.freeze(traced), model)
@@ -44,7 +44,7 @@ def test_a_saved_and_a_frozen_trace_take_images_of_any_size():
 
 
 @pytest.mark.parametrize('recompute', ['none', 'cheap', 'block'])
-def test_a_trace_trains_on_images_of_any_size(recompute):
+def test_trace_can_be_trained_on_images_of_any_size(recompute):
     model = build(drop_path_rate=0, recompute=recompute).train()
     traced = trace(model)
     # twice, because PyTorch optimizes a graph after its first runs
@@ -56,7 +56,7 @@ def test_a_trace_trains_on_images_of_any_size(recompute):
 
 
 @pytest.mark.parametrize('training', [True, False])
-def test_a_trace_stays_in_the_mode_in_which_it_was_recorded(training):
+def test_trace_stays_in_the_recorded_mode(training):
     model = build(drop_path_rate=0.5).train(training)
     # check_trace runs the model twice and compares the outputs, which differ in training
     traced = trace(model, check_trace=not training).train(not training)

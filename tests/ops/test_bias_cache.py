@@ -62,14 +62,14 @@ def test_biases_are_computed_once(model, computed):
     assert len(computed) == 9 and computed[-1] is tables_of(model)[2]
 
 
-def test_images_of_many_sizes_keep_the_last_ones_biases(model):
+def test_partial_windows_are_only_cached_for_the_last_image_size(model):
     evaluate(model, (50, 70))
     alone = bytes_kept(model)
     evaluate(model, *((32 + 4 * i, 96 - 4 * i) for i in range(12)), (50, 70))
     assert bytes_kept(model) == alone
 
 
-def test_full_windows_are_kept_for_images_of_all_sizes(model, monkeypatch):
+def test_full_windows_are_cached_for_all_image_sizes(model, monkeypatch):
     computed = []
     compute = MODULE.position_biases
     monkeypatch.setattr(
@@ -90,7 +90,7 @@ def test_full_windows_are_kept_for_images_of_all_sizes(model, monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(alone, expected, strict=True))
 
 
-def test_each_precision_has_its_own(model, computed):
+def test_each_dtype_has_its_own_biases(model, computed):
     evaluate(model, (50, 70))
     with torch.autocast('cpu', torch.bfloat16):
         evaluate(model, (50, 70))
@@ -100,13 +100,13 @@ def test_each_precision_has_its_own(model, computed):
     }
 
 
-def test_training_frees_them(model):
+def test_training_frees_the_cache(model):
     evaluate(model, (50, 70))
     model.train()(torch.ones(1, 3, 50, 70))
     assert not any(table in MODULE._cache for table in tables_of(model))
 
 
-def test_they_go_with_the_model(nano):
+def test_cache_is_freed_with_the_model(nano):
     gc.collect()
     before = len(MODULE._cache)
     model = GCViT(nano, window_size=4).eval()

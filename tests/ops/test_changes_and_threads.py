@@ -89,7 +89,7 @@ def replace_by_one_of_the_same_version(model):
     ],
 )
 @pytest.mark.parametrize('context', [torch.no_grad, torch.inference_mode])
-def test_changes_are_seen(model, change, context):
+def test_changes_are_detected(model, change, context):
     with context():
         before = model(IMAGES)
     change(model)
@@ -100,7 +100,7 @@ def test_changes_are_seen(model, change, context):
     assert not torch.equal(after[2], before[2])
 
 
-def test_other_memory_is_seen(model):
+def test_replaced_storage_is_detected(model):
     before = maps(model)
     parameters = list(model.parameters())
     vector = torch.nn.utils.parameters_to_vector(parameters)
@@ -112,7 +112,7 @@ def test_other_memory_is_seen(model):
 
 
 @pytest.mark.parametrize('options', [{}, {'foreach': True}, {'fused': True}])
-def test_training_steps_are_seen(model, options):
+def test_training_steps_are_detected(model, options):
     maps(model)
     try:
         optimizer = torch.optim.Adam(model.parameters(), lr=0.1, **options)
@@ -127,7 +127,7 @@ def test_training_steps_are_seen(model, options):
     assert table(model).grad.abs().sum() > 0
 
 
-def test_averaged_weights_are_seen(model):
+def test_averaged_weights_are_detected(model):
     averaged = ExponentialMovingAverage(model, momentum=0.5)
     averaged.eval()
     maps(averaged)
@@ -197,7 +197,7 @@ def assert_close(found, wanted):
 
 @pytest.mark.parametrize('first', [maps, inferred, gradients])
 @pytest.mark.parametrize('then', [maps, inferred, gradients])
-def test_one_mode_after_another(model, first, then):
+def test_sequence_of_modes(model, first, then):
     """Run in a new thread, which has no buffers yet, starting with images that need small ones."""
     expected = first(model, IMAGES[..., :20]), then(model, IMAGES), first(model, IMAGES)
 
@@ -247,7 +247,7 @@ class KeepOutputs(BaseMetric):
         return {'sum': float(results[-1].double().sum())}
 
 
-def test_mmengines_averaged_weights_are_seen(nano, tmp_path):
+def test_averaged_weights_of_ema_hook_are_detected(nano, tmp_path):
     """EMAHook swaps weights through ``.data`` before validation, which then calls eval()."""
     loader = dict(
         batch_size=1,

@@ -25,7 +25,7 @@ def few_scores(request, monkeypatch):
 
 @SIZES
 @CASES
-def test_gradients_are_those_of_autograd(size, is_global, few_scores):
+def test_gradients_match_autograd(size, is_global, few_scores):
     inputs = random_inputs(Windows(*size, 3), 2, is_global)
     out, wanted = CPUAttention.apply(*inputs), attention(*inputs)
     torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
@@ -36,7 +36,7 @@ def test_gradients_are_those_of_autograd(size, is_global, few_scores):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_tables_whose_entries_are_hundreds_apart(few_scores):
+def test_tables_with_a_range_of_hundreds(few_scores):
     inputs = random_inputs(Windows(7, 5, 3), 2, is_global=False)
     inputs[2] = (300 * inputs[2].detach().tanh()).requires_grad_()
     out, wanted = CPUAttention.apply(*inputs), attention(*inputs)
@@ -79,7 +79,7 @@ def derivatives(out, inputs, **kwargs):
 @SIZES
 @CASES
 @pytest.mark.parametrize('learns', ['all', 'all but the table', 'the table'])
-def test_second_derivatives_are_those_of_autograd(size, is_global, learns):
+def test_second_derivatives_match_autograd(size, is_global, learns):
     inputs = random_inputs(Windows(*size, 3), 2, is_global)
     for i, x in enumerate(inputs):
         if isinstance(x, torch.Tensor):
@@ -107,7 +107,7 @@ def test_derivatives_of_inputs_that_depend_on_each_other():
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
 
-def test_a_backward_pass_can_be_repeated():
+def test_backward_pass_can_be_repeated():
     inputs = random_inputs(Windows(4, 5, 3), 2, is_global=True)
     out = CPUAttention.apply(*inputs).sum()
     first = torch.autograd.grad(out, tensors_of(inputs), retain_graph=True)
@@ -115,7 +115,7 @@ def test_a_backward_pass_can_be_repeated():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_no_scores_are_kept(nano):
+def test_scores_are_not_saved(nano):
     images = torch.randn(1, 3, 128, 128)
     # the first stage has 32² tokens in 4 windows of 256 tokens
     scores = 4 * 256**2
@@ -127,7 +127,7 @@ def test_no_scores_are_kept(nano):
         del outputs
 
 
-def test_in_mixed_precision(nano):
+def test_mixed_precision(nano):
     torch.manual_seed(0)
     network = GCViT(nano, window_size=4).train()
     images = torch.randn(2, 3, 50, 70)
@@ -146,7 +146,7 @@ def test_in_mixed_precision(nano):
 
 @CASES
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
-def test_gradients_have_the_inputs_types(dtype, is_global):
+def test_gradients_have_the_dtypes_of_the_inputs(dtype, is_global):
     inputs = random_inputs(Windows(3, 3, 2), 1, is_global, dtype)
     CPUAttention.apply(*inputs).sum().backward()
     assert all(x.grad.dtype == dtype for x in tensors_of(inputs))
@@ -161,7 +161,7 @@ def relative_error(found, wanted):
 
 
 @CASES
-def test_half_precision_is_as_exact_as_autograd(is_global):
+def test_half_precision_is_as_accurate_as_autograd(is_global):
     windows = Windows(20, 15, 12)
     exact = random_inputs(windows, 1, is_global)
     cotangent = torch.randn(1, 300, HEADS * HEAD_DIM, dtype=torch.float64)
@@ -184,7 +184,7 @@ def test_half_precision_is_as_exact_as_autograd(is_global):
         assert relative_error(found, wanted) < 1.5 * relative_error(plainly, wanted) + 1e-3
 
 
-def test_an_empty_batch(nano):
+def test_empty_batch(nano):
     network = GCViT(nano, window_size=4)
     outputs = network(torch.randn(0, 3, 50, 70))
     sum(out.sum() for out in outputs).backward()

@@ -88,7 +88,7 @@ def check(table, windows):
 
 
 @pytest.mark.parametrize('difference', [-600, 600])
-def test_biases_of_padding_hundreds_from_those_of_tokens(difference):
+def test_biases_of_padding_that_differ_by_hundreds(difference):
     # Windows at the bottom have one row. All padding is below it, so its offsets are in the first
     # rows of the table.
     windows, table = Windows(5, 4, 4), random_table(4, 1)
@@ -116,7 +116,7 @@ def test_tables_in_lower_precision(dtype):
 
 
 @pytest.mark.parametrize('window', [4, 7, 8])
-def test_rows_begin_at_multiples_of_eight(window):
+def test_rows_are_aligned_to_multiples_of_eight(window):
     windows, table = Windows(2 * window - 1, 2 * window - 2, window), random_table(window, 1)
     assert len(windows.regions) == 4
     for bias in position_biases(table, windows, table.dtype):
@@ -126,7 +126,7 @@ def test_rows_begin_at_multiples_of_eight(window):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
-def test_attention_gets_rows_at_multiples_of_eight_in_mixed_precision(dtype):
+def test_rows_are_aligned_in_mixed_precision(dtype):
     windows, table = Windows(6, 7, 4), torch.randn(49, HEADS, requires_grad=True)
     qkv, padding = (torch.randn(*shape, 3 * HEADS * 2, dtype=dtype) for shape in ((1, 42), (1,)))
     for *_, bias in split_regions(Inputs(qkv, windows, table, None, padding)):

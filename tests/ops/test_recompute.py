@@ -110,7 +110,7 @@ def memory_of(model, images=IMAGES):
     return outputs, memory
 
 
-def test_memory_kept(nano):
+def test_saved_memory(nano):
     model, kept = GCViT(nano, window_size=4, drop_path_rate=0.0).train(), {}
     for policy in RECOMPUTE_POLICIES:
         outputs, memory = memory_of(set_policy(model, policy))
@@ -147,7 +147,7 @@ def test_memory_is_freed_without_the_garbage_collector(model, policy):
 
 
 @NEEDS_HOOKS
-def test_norms_and_activations_are_not_kept(nano):
+def test_outputs_of_norms_and_activations_are_not_saved(nano):
     """Blocks save inputs of norms, inputs and outputs of attention, and inputs of GELU, once."""
     network = GCViT(nano, window_size=4).train()
     block, tokens = network.stages[0].blocks[0], 4 * 4 * 9
@@ -182,7 +182,7 @@ def test_inside_another_checkpoint(model, policy, autocast):
 
 
 @POLICIES
-def test_other_derivatives_inside_another_checkpoint(model, policy):
+def test_partial_and_second_derivatives_inside_another_checkpoint(model, policy):
     def derivatives(policy, forward):
         set_policy(model, policy)
         torch.manual_seed(1)
@@ -225,7 +225,7 @@ def test_inside_save_on_cpu(model, policy):
 
 
 @NEEDS_HOOKS
-def test_outer_hooks_see_what_cheap_keeps(nano):
+def test_outer_hooks_get_the_saved_tensors(nano):
     model = GCViT(nano, window_size=4).train()
     calls = {}
     for policy in ('none', 'cheap'):
@@ -261,7 +261,7 @@ class Failing(nn.Module):
 
 
 @POLICIES
-def test_no_hooks_stay(model, policy):
+def test_hooks_are_removed(model, policy):
     set_policy(model, policy)
     model(IMAGES)
     assert not hooks(model)
@@ -329,7 +329,7 @@ def doubled(norm, args, out):
 
 
 @POLICIES
-def test_hooks_of_others(model, policy):
+def test_user_hooks(model, policy):
     """Hooks of users may inspect or replace the outputs of modules."""
     seen = []
     for stage in model.stages:
@@ -344,7 +344,7 @@ def test_hooks_of_others(model, policy):
 
 
 @POLICIES
-def test_forward_methods_of_others(model, policy):
+def test_user_forward_methods(model, policy):
     """Users may replace forward methods, for example with a faster norm."""
     for stage in model.stages:
         norm = stage.blocks[-1].norm1
@@ -397,7 +397,7 @@ def test_backward_passes_can_be_repeated(model, policy):
 
 
 @POLICIES
-def test_gradients_of_some_parameters(model, policy):
+def test_gradients_of_a_subset_of_parameters(model, policy):
     """The backward pass must not require parts of the graph that it does not visit."""
     learning = list(model.stages[2].blocks[1].parameters())
     assert_equal(gradients_of(model, policy, learning), gradients_of(model, 'none', learning))
@@ -426,7 +426,7 @@ def scale_table(network):
 
 @pytest.mark.parametrize('change', [scale_weight, scale_norm, scale_table])
 @pytest.mark.parametrize('policy', ['none', 'cheap'])
-def test_changes_in_place_before_the_backward_pass_are_refused(nano, policy, change):
+def test_in_place_changes_before_the_backward_pass_are_detected(nano, policy, change):
     network = set_policy(GCViT(nano, window_size=4), policy)
     loss = loss_of(network(IMAGES))
     with torch.no_grad():
@@ -436,7 +436,7 @@ def test_changes_in_place_before_the_backward_pass_are_refused(nano, policy, cha
 
 
 @pytest.mark.parametrize('policy', ['none', 'cheap'])
-def test_a_hook_that_changes_what_a_layer_keeps_is_refused(nano, policy):
+def test_hook_that_modifies_a_saved_tensor_is_detected(nano, policy):
     network = set_policy(GCViT(nano, window_size=4), policy)
     proj = network.stages[0].blocks[0].attn.proj
 
@@ -449,7 +449,7 @@ def test_a_hook_that_changes_what_a_layer_keeps_is_refused(nano, policy):
         loss.backward()
 
 
-def test_where_hooks_are_disabled_all_is_kept(nano):
+def test_disabled_saved_tensor_hooks(nano):
     network = set_policy(GCViT(nano, window_size=4), 'cheap')
     expected = outputs_and_gradients(network)
     with torch.autograd.graph.disable_saved_tensors_hooks('not here'):

@@ -57,7 +57,7 @@ def used(monkeypatch):
 @SIZES
 @CASES
 @pytest.mark.parametrize(('device', 'dtype', 'tolerance'), DEVICES)
-def test_each_backend_computes_the_definition(
+def test_each_backend_matches_the_definition(
     name, batch, size, is_global, device, dtype, tolerance, force
 ):
     exact = random_inputs(Windows(*size, 3), batch, is_global)
@@ -85,7 +85,7 @@ def test_each_backend_computes_the_definition(
         torch.testing.assert_close(a.cpu().double(), b, rtol=tolerance, atol=tolerance)
 
 
-def test_all_known_backends_work_here():
+def test_all_backends_are_tested():
     """Otherwise, the test above would skip them."""
     inputs = MODULE.Inputs(*random_inputs(Windows(7, 5, 3), 1, is_global=False))
     serving = {name for name, backend in BACKENDS.items() if backend.serves(inputs)}
@@ -148,13 +148,13 @@ def differentiated_forward(inputs):
         (differentiated_forward, 'plain'),
     ],
 )
-def test_the_choice(situation, name, used):
+def test_backend_selection(situation, name, used):
     situation(random_inputs(Windows(7, 5, 3), 2, is_global=False))
     assert used == [name]
 
 
 @EACH_BACKEND
-def test_a_backend_can_be_forced(name, force, used, nano):
+def test_backend_can_be_forced(name, force, used, nano):
     force(name)
     model = GCViT(nano, window_size=4)
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_a_backend_can_be_forced(name, force, used, nano):
     assert used == [name] * sum(nano['depths'])
 
 
-def test_the_environment_can_force():
+def test_environment_variable_forces_a_backend():
     code = """if True:
         import importlib, os, sys
         import mmgcvit.ops
@@ -182,7 +182,7 @@ def test_the_environment_can_force():
     assert done.stdout.split() == ['plain', 'None']
 
 
-def test_an_unknown_backend_is_refused(force):
+def test_error_for_unknown_backend(force):
     force('fastest')
     with pytest.raises(ValueError, match='MMGCVIT_ATTENTION=fastest is not allowed') as error:
         window_attention(*random_inputs(Windows(3, 3, 3), 1, is_global=False))
@@ -201,7 +201,7 @@ def test_an_unknown_backend_is_refused(force):
         ('fused', differentiated_forward),
     ],
 )
-def test_a_backend_that_cannot_is_refused(name, situation, force):
+def test_error_for_backend_that_does_not_support_the_inputs(name, situation, force):
     force(name)
     message = f'MMGCVIT_ATTENTION={name} does not support these inputs'
     with pytest.raises(ValueError, match=message) as error:
@@ -234,7 +234,7 @@ def in_inference_mode(windows, inputs):
 
 @EACH_BACKEND
 @pytest.mark.parametrize('first', [batched_by_vmap, in_inference_mode])
-def test_windows_can_be_used_again(name, first, force):
+def test_windows_can_be_reused(name, first, force):
     windows = Windows(7, 5, 3)
     inputs = random_inputs(windows, 1, is_global=False)
     first(windows, inputs)

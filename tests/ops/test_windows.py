@@ -14,7 +14,7 @@ sizes = st.integers(1, 20)
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(batch=st.integers(1, 3), height=sizes, width=sizes, window=st.integers(1, 8))
-def test_tokens_of_each_window_are_in_a_row(batch, height, width, window):
+def test_tokens_of_each_window_are_contiguous(batch, height, width, window):
     windows = Windows(height, width, window)
     maps = torch.arange(batch * height * width * 2.0).view(batch, height, width, 2)
     tokens = windows.partition(maps)
@@ -82,7 +82,7 @@ def test_padded_windows(batch, height, width, window):
 
 
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
-def test_a_trace_pads_because_it_serves_other_sizes():
+def test_traces_pad_to_support_other_sizes():
     def centred(x):
         windows = window_layout(x, 4)
         return windows.merge(windows.partition(x) - x.mean())

@@ -44,7 +44,7 @@ def by_epoch(tmp_path):
 # Reading
 
 
-def test_epochs_are_placed_where_they_end(by_epoch):
+def test_epochs_are_assigned_to_their_last_iteration(by_epoch):
     log = read_training_log(by_epoch)
     assert log.name == 'run'
     assert log.loss == {10: 3.0, 20: 2.0, 35: 1.5, 45: 1.0}
@@ -57,7 +57,7 @@ def test_a_single_epoch_ends_at_its_last_logged_iteration(tmp_path):
 
 
 @pytest.mark.parametrize('epoch', [None, 1])
-def test_iterations_stay_where_they_are(tmp_path, epoch):
+def test_iterations_are_unchanged(tmp_path, epoch):
     records = [_train(10, 3.0, epoch), _val(15, 20.0, 'mIoU'), _train(20, 2.0, epoch)]
     records += [_train(30, 1.0, epoch), _val(30, 50.0, 'mIoU')]
     _write(tmp_path, '1', records)
@@ -75,7 +75,7 @@ def test_epochs_counted_in_an_iteration_based_loop(tmp_path):
     assert read_training_log(tmp_path).metrics == {'coco/segm_mAP_50': {100: 0.1, 200: 0.2}}
 
 
-def test_a_resumed_run_replaces_what_it_did_again(by_epoch):
+def test_resumed_run_overrides_repeated_iterations(by_epoch):
     # resumed after epoch 1, so the first run's records of epoch 2 are obsolete
     records = [_train(35, 1.4, 2), _train(45, 0.9, 2), _val(2, 0.5), _train(60, 0.8, 3)]
     _write(by_epoch, '20260101_010000', records)
@@ -85,7 +85,7 @@ def test_a_resumed_run_replaces_what_it_did_again(by_epoch):
     assert list(log.loss) == sorted(log.loss)
 
 
-def test_a_resumed_run_voids_later_steps_it_did_not_reach(tmp_path):
+def test_resumed_run_removes_later_iterations(tmp_path):
     _write(tmp_path, '1', [_train(10, 3.0), _train(20, 2.0), _val(20, 0.2), _train(30, 1.0)])
     _write(tmp_path, '2', [_train(15, 2.5)])
     log = read_training_log(tmp_path)
@@ -102,9 +102,7 @@ def test_a_resumed_run_voids_later_steps_it_did_not_reach(tmp_path):
         ([_train(60, 0.8, 3), _train(85, 0.7, 4)], 50),
     ],
 )
-def test_a_validation_that_a_resumed_run_caught_up_with_follows_what_was_trained(
-    tmp_path, trained, place
-):
+def test_validation_repeated_by_a_resumed_run(tmp_path, trained, place):
     first = [_train(10, 3.0, 1), _train(20, 2.0, 1), _val(1, 0.1)]
     first += [_train(35, 1.5, 2), _train(45, 1.0, 2)]
     _write(tmp_path, '1', first)
@@ -124,7 +122,7 @@ def test_a_resumed_runs_validation_before_its_first_logged_loss(tmp_path):
     assert log.metrics == {'coco/segm_mAP_50': {24: 0.3}}
 
 
-def test_an_evaluation_alone_changes_nothing(by_epoch):
+def test_validation_without_training_is_ignored(by_epoch):
     before = read_training_log(by_epoch)
     _write(by_epoch, '20260101_020000', [_val(0, 0.9)])
     _write(by_epoch, '20260101_030000', [])
@@ -137,7 +135,7 @@ def test_only_numbers_are_metrics(tmp_path):
     assert list(read_training_log(tmp_path).metrics) == ['coco/segm_mAP_50']
 
 
-def test_names_with_the_phase_in_front(tmp_path):
+def test_names_with_the_phase_as_prefix(tmp_path):
     records = [{'train/loss': 2.0, 'train/lr': 0.1, 'iter': 10, 'step': 10}]
     records += [{'val/mIoU': 30.0, 'val/time': 0.1, 'step': 10}]
     _write(tmp_path, '1', records)
@@ -152,7 +150,7 @@ def test_ways_to_name_a_run(by_epoch, inside):
     assert log.name == ('20260101_000000' if inside == '20260101_000000' else 'run')
 
 
-def test_half_a_last_line_is_passed_over(by_epoch):
+def test_incomplete_last_line_is_ignored(by_epoch):
     before = read_training_log(by_epoch)
     with next(by_epoch.rglob('scalars.json')).open('a') as file:
         file.write('{"lr": 0.1, "lo')
@@ -160,7 +158,7 @@ def test_half_a_last_line_is_passed_over(by_epoch):
 
 
 @pytest.mark.parametrize('line', ['{"lr": 0.1, "lo', '[1, 2]', '{"loss": 1.0}'])
-def test_a_broken_line_inside_is_named(tmp_path, line):
+def test_error_names_broken_line(tmp_path, line):
     file = _write(tmp_path, '1', [_train(10, 1.0)])
     file.write_text(line + '\n' + file.read_text())
     with pytest.raises(ValueError, match=r'scalars\.json, line 1: expected a JSON object'):
@@ -181,7 +179,7 @@ def test_a_log_without_losses_and_metrics(tmp_path):
         read_training_log(tmp_path)
 
 
-def test_what_mmengine_writes_is_read(tmp_path):
+def test_reads_logs_of_mmengine(tmp_path):
     """Read the log that mmengine writes in an epoch-based run of a model with one parameter."""
     import torch
     from mmengine.evaluator import BaseMetric
@@ -228,7 +226,7 @@ def test_what_mmengine_writes_is_read(tmp_path):
     assert log.metrics == {'score': {7: 0.25, 14: 0.25}}
 
 
-def test_smoothing_keeps_constants_and_passes_over_nan():
+def test_smoothing_keeps_constants_and_ignores_nan():
     assert module.smoothed([2.0] * 100) == pytest.approx([2.0] * 100)
     noisy = module.smoothed([0.0, 1.0] * 100)
     assert min(noisy[100:]) > 0.4 and max(noisy[100:]) < 0.6
@@ -239,7 +237,7 @@ def test_smoothing_keeps_constants_and_passes_over_nan():
 # Plots
 
 
-def test_a_picture_of_loss_and_metrics(by_epoch, tmp_path):
+def test_plot_of_loss_and_metrics(by_epoch, tmp_path):
     out = plot_training_curves(by_epoch, tmp_path / 'new' / 'curves.png')
     picture = cv2.imread(str(out))
     assert picture.shape == (660, 1920, 3)
@@ -250,7 +248,7 @@ def test_a_picture_of_loss_and_metrics(by_epoch, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ['curves.png']
 
 
-def test_only_the_headline_metrics_are_plotted_fractions_and_percentages_apart():
+def test_headline_metrics_are_plotted_by_range():
     run = TrainingLog('run', {1: 1.0})
     for name in ('mIoU', 'coco/bbox_mAP_s', 'coco/bbox_mAP', 'coco/segm_mAP_50'):
         run.metrics[name] = {1: 0.5}
@@ -260,7 +258,7 @@ def test_only_the_headline_metrics_are_plotted_fractions_and_percentages_apart()
     assert module._metric_groups([TrainingLog('bare', {1: 1.0})]) == []
 
 
-def test_several_runs_and_labels_change_the_picture(by_epoch, tmp_path):
+def test_several_runs_and_labels_change_the_plot(by_epoch, tmp_path):
     _write(tmp_path / 'second', '1', [_train(10, 9.0), _val(10, 30.0, 'mIoU')])
     pair = [by_epoch, tmp_path / 'second']
     plain = plot_training_curves(pair, tmp_path / 'a.png').read_bytes()
@@ -270,7 +268,7 @@ def test_several_runs_and_labels_change_the_picture(by_epoch, tmp_path):
     assert cv2.imread(str(tmp_path / 'a.png')).shape == (660, 2880, 3)
 
 
-def test_a_failed_write_leaves_the_old_picture(by_epoch, tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(by_epoch, tmp_path, monkeypatch):
     out = tmp_path / 'curves.png'
     out.write_bytes(b'old')
 
@@ -299,7 +297,7 @@ def test_bad_arguments(by_epoch, logs, out, labels, message):
     assert not (by_epoch / out).exists()
 
 
-def test_no_global_state_of_matplotlib_is_touched(by_epoch, tmp_path):
+def test_matplotlib_settings_are_unchanged(by_epoch, tmp_path):
     import matplotlib
 
     before = dict(matplotlib.rcParams)

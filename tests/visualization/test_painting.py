@@ -15,7 +15,7 @@ from mmgcvit.visualization import PaintPredictions
 
 
 @pytest.mark.parametrize('prefix', ['img', 'img_path'])
-def test_images_of_one_name_in_two_folders_are_two_pictures(tmp_path, prefix):
+def test_equal_file_names_in_subfolders(tmp_path, prefix):
     painted = []
     root = tmp_path / 'images'
     samples = []
@@ -35,7 +35,7 @@ def test_images_of_one_name_in_two_folders_are_two_pictures(tmp_path, prefix):
     assert files == [str(tmp_path / 'out' / name) for name in ('a/1.png', 'b/1.png')]
 
 
-def test_every_process_paints_its_images(monkeypatch, tmp_path):
+def test_every_process_saves_its_images(monkeypatch, tmp_path):
     monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda group=None: 1)
     picture = str(tmp_path / '1.png')
     cv2.imwrite(picture, np.zeros((64, 64, 3), np.uint8))

@@ -100,7 +100,7 @@ def _changed(panel, clean):
     return np.abs(panel.astype(int) - clean).max(2) > 12
 
 
-def test_ground_truth_is_drawn_where_it_is_and_only_left(dataset, tmp_path):
+def test_ground_truth_is_only_drawn_left(dataset, tmp_path):
     out = draw_predictions(Detector(), dataset, tmp_path / 'p.png', num_images=1)
     left, right, clean = _panels(dataset, 0, out)
     assert not _changed(right, clean).any()
@@ -129,7 +129,7 @@ def test_ground_truth_is_drawn_where_it_is_and_only_left(dataset, tmp_path):
     ).sum() == 0
 
 
-def test_predictions_are_drawn_right_above_the_threshold_alone(dataset, tmp_path):
+def test_predictions_above_the_threshold_are_drawn_right(dataset, tmp_path):
     height, width = cv2.imread(dataset.get_data_info(0)['img_path']).shape[:2]
     low, high = (
         [5, 5, width / 2 - 20, height / 2 - 20],
@@ -153,7 +153,7 @@ def test_predictions_are_drawn_right_above_the_threshold_alone(dataset, tmp_path
     assert _changed(right, clean)[: middle[0] - 6, : middle[1] - 6].any()
 
 
-def test_the_order_of_loading_and_resizing_changes_nothing(root, tmp_path):
+def test_order_of_loading_and_resizing_does_not_matter(root, tmp_path):
     pictures = []
     for number, order in enumerate(((RESIZE, LOAD), (LOAD, RESIZE), (RESIZE,))):
         np.random.seed(0)  # mmdet jitters colors randomly
@@ -163,7 +163,7 @@ def test_the_order_of_loading_and_resizing_changes_nothing(root, tmp_path):
     assert pictures[0] == pictures[1] == pictures[2]
 
 
-def test_a_grid_of_pairs_taken_evenly(dataset, tmp_path):
+def test_grid_of_evenly_spaced_images(dataset, tmp_path):
     model = Detector()
     out = draw_predictions(model, dataset, tmp_path / 'p.png', num_images=3)
     assert model.seen == [1, 3, 5]
@@ -176,7 +176,7 @@ def test_a_grid_of_pairs_taken_evenly(dataset, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['p.png']
 
 
-def test_captions_stand_above_both_halves(dataset, tmp_path):
+def test_captions_above_both_panels(dataset, tmp_path):
     picture = cv2.imread(str(draw_predictions(Detector(), dataset, tmp_path / 'p.png', 1)))
     strip, half = picture[: module.CAPTION - 2] < 100, picture.shape[1] // 2
     assert strip[:, :half].sum() > strip[:, half:].sum() > 100
