@@ -8,9 +8,6 @@
 _base_ = './cascade-mask-rcnn_gcvit-t_fpn_3x_coco.py'
 
 model = dict(
-    backbone=dict(
-        arch='large',
-        init_cfg=dict(checkpoint=_base_.nvidia_weights.format('large')),
-    ),
+    backbone=dict(arch='large', init_cfg=dict(checkpoint=_base_.nvidia_weights.format('large'))),
     neck=dict(in_channels=[192, 384, 768, 1536]),
 )

@@ -8,9 +8,6 @@
 _base_ = './cascade-mask-rcnn_gcvit-t_fpn_3x_coco.py'
 
 model = dict(
-    backbone=dict(
-        arch='small2',
-        init_cfg=dict(checkpoint=_base_.nvidia_weights.format('small2')),
-    ),
+    backbone=dict(arch='small2', init_cfg=dict(checkpoint=_base_.nvidia_weights.format('small2'))),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )

@@ -8,9 +8,6 @@
 _base_ = './cascade-mask-rcnn_gcvit-t_fpn_3x_coco.py'
 
 model = dict(
-    backbone=dict(
-        arch='small',
-        init_cfg=dict(checkpoint=_base_.nvidia_weights.format('small')),
-    ),
+    backbone=dict(arch='small', init_cfg=dict(checkpoint=_base_.nvidia_weights.format('small'))),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )

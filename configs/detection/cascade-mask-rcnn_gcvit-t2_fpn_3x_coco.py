@@ -8,8 +8,5 @@
 _base_ = './cascade-mask-rcnn_gcvit-t_fpn_3x_coco.py'
 
 model = dict(
-    backbone=dict(
-        arch='tiny2',
-        init_cfg=dict(checkpoint=_base_.nvidia_weights.format('tiny2')),
-    ),
+    backbone=dict(arch='tiny2', init_cfg=dict(checkpoint=_base_.nvidia_weights.format('tiny2'))),
 )

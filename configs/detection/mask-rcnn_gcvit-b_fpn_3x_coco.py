@@ -8,9 +8,6 @@
 _base_ = './mask-rcnn_gcvit-t_fpn_3x_coco.py'
 
 model = dict(
-    backbone=dict(
-        arch='base',
-        init_cfg=dict(checkpoint=_base_.nvidia_weights.format('base')),
-    ),
+    backbone=dict(arch='base', init_cfg=dict(checkpoint=_base_.nvidia_weights.format('base'))),
     neck=dict(in_channels=[128, 256, 512, 1024]),
 )

@@ -8,8 +8,5 @@
 _base_ = './mask-rcnn_gcvit-t_fpn_3x_coco.py'
 
 model = dict(
-    backbone=dict(
-        arch='xtiny',
-        init_cfg=dict(checkpoint=_base_.nvidia_weights.format('xtiny')),
-    ),
+    backbone=dict(arch='xtiny', init_cfg=dict(checkpoint=_base_.nvidia_weights.format('xtiny'))),
 )

@@ -9,10 +9,7 @@
 _base_ = './upernet_gcvit-t_160k_ade20k-512x512.py'
 
 model = dict(
-    backbone=dict(
-        arch='base',
-        init_cfg=dict(checkpoint=_base_.nvidia_weights.format('base')),
-    ),
+    backbone=dict(arch='base', init_cfg=dict(checkpoint=_base_.nvidia_weights.format('base'))),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
     auxiliary_head=dict(in_channels=512),
 )

@@ -9,10 +9,7 @@
 _base_ = './upernet_gcvit-t_160k_ade20k-512x512.py'
 
 model = dict(
-    backbone=dict(
-        arch='large',
-        init_cfg=dict(checkpoint=_base_.nvidia_weights.format('large')),
-    ),
+    backbone=dict(arch='large', init_cfg=dict(checkpoint=_base_.nvidia_weights.format('large'))),
     decode_head=dict(in_channels=[192, 384, 768, 1536]),
     auxiliary_head=dict(in_channels=768),
 )

@@ -9,10 +9,7 @@
 _base_ = './upernet_gcvit-t_160k_ade20k-512x512.py'
 
 model = dict(
-    backbone=dict(
-        arch='small',
-        init_cfg=dict(checkpoint=_base_.nvidia_weights.format('small')),
-    ),
+    backbone=dict(arch='small', init_cfg=dict(checkpoint=_base_.nvidia_weights.format('small'))),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384),
 )

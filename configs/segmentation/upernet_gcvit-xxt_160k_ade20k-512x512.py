@@ -9,8 +9,5 @@
 _base_ = './upernet_gcvit-t_160k_ade20k-512x512.py'
 
 model = dict(
-    backbone=dict(
-        arch='xxtiny',
-        init_cfg=dict(checkpoint=_base_.nvidia_weights.format('xxtiny')),
-    ),
+    backbone=dict(arch='xxtiny', init_cfg=dict(checkpoint=_base_.nvidia_weights.format('xxtiny'))),
 )
