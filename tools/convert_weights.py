@@ -11,7 +11,9 @@ import argparse
 from collections.abc import Sequence
 
 from mmgcvit.engine import run_tool
-from mmgcvit.weights import DTYPES, LAYOUTS, convert_weights
+from mmgcvit.weights import convert_weights
+from mmgcvit.weights.export import DTYPES
+from mmgcvit.weights.layouts import LAYOUTS
 
 
 def main(argv: Sequence[str] | None = None) -> None:

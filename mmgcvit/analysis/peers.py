@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import reference
 from ..models import ARCHS, GCViT
-from ..weights import to_nvidia
+from ..weights.layouts import to_nvidia
 
 WINDOW_SIZE = (24,) * 4
 QUERY_DOWNSAMPLES = (3, 2, 1, 0)

@@ -12,6 +12,7 @@ B: batch size, H, W: height and width of an image or a feature map, C: channels,
 feature map in window order, w: window size, h: heads.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -19,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit, initialize
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from .. import ops
-from ..registry import MODELS
+from ..registry import MODELS, class_of
 from .arch import resolve_arch
 from .arguments import NUM_STAGES, integer, is_int, one_of, one_per_stage, rate, sequence_of
 
@@ -377,11 +379,10 @@ class GCViT(BaseModule):
             of torch, such as 2.1, do not support ``'cheap'`` and fall back to ``'none'``.
         with_cp: True means ``recompute='block'`` and overrides ``recompute``. Other OpenMMLab
             backbones have the same argument.
-        init_cfg: Initialization config. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` loads
-            weights in NVIDIA's published layout, in timm's layout or in the layout of this class.
-            :func:`mmgcvit.weights.fetch` lists the allowed values of ``checkpoint``. Optional keys:
-            ``prefix`` selects a part of a larger model, ``ema=True`` selects averaged (EMA)
-            weights, and ``sha256`` is the expected digest of the file.
+        init_cfg: Initialization config of mmengine. ``dict(type='Pretrained', checkpoint=...)``
+            loads NVIDIA's weights, timm's or this class's own, with the arguments of
+            :func:`mmgcvit.weights.load_pretrained`: ``prefix``, ``ema``, ``sha256`` and, for
+            ``in_channels`` other than 3, ``adapt_input``.
 
     Attributes:
         out_channels (tuple[int, ...]): Number of channels of each output.
@@ -495,35 +496,23 @@ class GCViT(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Initialize according to ``init_cfg``; `mmgcvit.weights` loads pretrained weights.
+        """Initialize according to ``init_cfg``; see :func:`mmgcvit.weights.load_pretrained`.
 
         Raises:
-            ValueError: If a Pretrained ``init_cfg`` has an unknown key.
-            mmgcvit.errors.UserError: If the file is unavailable, unreadable or does not fit.
+            mmgcvit.errors.UserError: If a Pretrained ``init_cfg`` has an unknown key, or its file
+                is not available, readable or suitable.
         """
         configs = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
-        pretrained = [c for c in configs if c['type'] in ('Pretrained', PretrainedInit)]
+        pretrained = [c for c in configs if class_of(c, WEIGHT_INITIALIZERS) is PretrainedInit]
         if not pretrained or self.is_init:
             super().init_weights()
             return
-        # imported here because only pretrained weights need it
-        from ..weights import load_pretrained
+        # imported here, because only pretrained weights need it
+        from ..weights.fit import load_init_cfg
 
         initialize(self, [c for c in configs if c not in pretrained])
         for config in pretrained:
-            arguments = {key: value for key, value in config.items() if key != 'type'}
-            unknown = set(arguments) - {'checkpoint', 'prefix', 'ema', 'sha256'}
-            if (
-                unknown
-                or 'checkpoint' not in config
-                or not isinstance(config.get('ema', False), bool)
-            ):
-                raise ValueError(
-                    f'init_cfg={config!r} is not allowed: besides type=Pretrained, give '
-                    'checkpoint (a path or URL) and, if needed, prefix (of a backbone inside a '
-                    'larger model), ema=True and sha256'
-                )
-            load_pretrained(self, **arguments)
+            load_init_cfg(self, config)
         self.is_init = True
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
@@ -581,34 +570,54 @@ def _check_images(images: Tensor, in_channels: int) -> Tensor:
     return images
 
 
+def resize_bias_tables(
+    state: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Resize position bias tables to the windows of the model that they are loaded into.
+
+    Args:
+        state: Names and tensors of the file.
+        shapes: Names and shapes of the model's tensors.
+
+    Returns:
+        The tables of windows of another size, resized. A table of another number of heads is not
+        among them.
+
+    Raises:
+        ValueError: If a table does not belong to square windows.
+    """
+    resized = {}
+    for name, shape in shapes.items():
+        table = state.get(name)
+        if not name.endswith('.relative_position_bias_table') or not isinstance(table, Tensor):
+            continue
+        if table.shape[1:] == shape[1:] and len(table) != shape[0]:
+            try:
+                resized[name] = ops.resize_bias_table(table, shape[0])
+            except ValueError as error:
+                raise ValueError(f'{name}: {error}') from error
+    return resized
+
+
 def _resize_bias_tables_on_load(
     model: GCViT, state: dict[str, Tensor], prefix: str, *args: object
 ) -> None:
-    """Resize the position bias tables in a state dict to the window sizes of the model.
+    """Resize the position bias tables in a state dict for a plain ``load_state_dict``.
 
     Tables that cannot be resized are left unchanged, so that ``load_state_dict`` rejects them.
     """
-    # names as in a state dict; names of parameters may include those of wrappers
-    tables = {
-        f'{prefix}stages.{i}.blocks.{j}.attn.relative_position_bias_table': (
-            block.attn.relative_position_bias_table
-        )
-        for i, stage in enumerate(model.stages)
-        for j, block in enumerate(stage.blocks)
-    }
-    resized = 0
-    for name, parameter in tables.items():
-        table = state.get(name)
-        if not isinstance(table, Tensor) or table.shape[1:] != parameter.shape[1:]:
-            continue
-        try:
-            state[name] = ops.resize_bias_table(table, len(parameter))
-        except ValueError:
-            continue
-        resized += len(table) != len(parameter)
+    resized = {}
+    for i, stage in enumerate(model.stages):
+        for j, block in enumerate(stage.blocks):
+            # the name in a state dict; names of parameters may include those of wrappers
+            name = f'{prefix}stages.{i}.blocks.{j}.attn.relative_position_bias_table'
+            shape = tuple(block.attn.relative_position_bias_table.shape)
+            with contextlib.suppress(ValueError):
+                resized |= resize_bias_tables(state, {name: shape})
+    state.update(resized)
     if resized:
         print_log(
-            f'{resized} position bias tables were resized to the window sizes of the model',
+            f'{len(resized)} position bias tables were resized to the window sizes of the model',
             logger='current',
         )
 

@@ -1,42 +1,26 @@
-"""Reading weights: safe files, other layouts' names, resized position bias tables.
+"""Reading, fitting and writing weights.
 
-Nothing in a weights file is executed, whatever the file holds.
+A source is fetched to a local file (:mod:`.sources`), read without executing anything in it
+(:mod:`.reading`, :mod:`.safe_pickle`), and sorted by the table of layouts (:mod:`.layouts`) into a
+:class:`Checkpoint` (:mod:`.checkpoint`), which is fitted to a model (:mod:`.fit`) or written to
+another file (:mod:`.export`).
 """
 
-from .contents import Contents, join_tensors, require_finite, sort_tensors, tensors_of
-from .convert import DTYPES, Conversion, convert_weights
-from .layouts import LAYOUTS, from_nvidia, from_timm, to_nvidia, to_timm
-from .loaders import register_checkpoint_loaders
-from .pretrained import LoadReport, adapt_network, load_pretrained, load_weights
-from .publish import publish_model
-from .reading import read_checkpoint
-from .sizes import Sizes, infer_sizes
+from .checkpoint import Checkpoint, open_checkpoint
+from .export import convert_weights, publish_model
+from .fit import Fit, fit, load_pretrained
+from .reading import read_checkpoint, register_checkpoint_loaders
 from .sources import fetch
-from .tables import resize_bias_table
 
 __all__ = [
-    'DTYPES',
-    'LAYOUTS',
-    'Contents',
-    'Conversion',
-    'LoadReport',
-    'Sizes',
-    'adapt_network',
+    'Checkpoint',
+    'Fit',
     'convert_weights',
     'fetch',
-    'from_nvidia',
-    'from_timm',
-    'infer_sizes',
-    'join_tensors',
+    'fit',
     'load_pretrained',
-    'load_weights',
+    'open_checkpoint',
     'publish_model',
     'read_checkpoint',
     'register_checkpoint_loaders',
-    'require_finite',
-    'resize_bias_table',
-    'sort_tensors',
-    'tensors_of',
-    'to_nvidia',
-    'to_timm',
 ]

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -19,27 +19,28 @@ from mmengine.logging import print_log
 
 from ..errors import UserError
 from ..files import write_atomically
-from .addresses import TIMEOUT, public_name, public_text
-from .hub import from_hub, from_timm
 
+TIMEOUT = 10  # seconds that a server may be silent
 NOTES = '.mmgcvit'  # a folder in torch hub's cache; no file of a URL has a name with a dot first
+# what timm's repositories on the Hugging Face Hub call the file, the safer format first
+TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')
 
 
 def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
     """Return the local file that a path or URL stands for.
 
-    What is downloaded is kept: http(s):// in torch hub's cache, hf:// and timm:// in that of
-    huggingface_hub. Several processes that ask at the same time wait for one download.
+    Downloads are kept: http(s):// in torch hub's cache, hf:// and timm:// in huggingface_hub's.
+    Processes that ask for one file at the same time wait for one download.
 
     Args:
         source: Path (``~`` is expanded), ``file://`` or ``http(s)://`` URL,
             ``hf://OWNER/REPO/FILE`` (or ``OWNER/REPO@REVISION/FILE``) for a file on the Hugging
-            Face Hub, or ``timm://MODEL``, as ``timm://gcvit_tiny.in1k``, for one of timm's models
-            there.
+            Face Hub, or ``timm://MODEL`` for one of timm's models there, for example
+            ``timm://gcvit_tiny.in1k``.
         sha256: Digest that the file must have, 64 hexadecimal digits.
 
     Raises:
-        UserError: If there is no such file, the scheme is not known, the download fails or the
+        UserError: If the file does not exist, the scheme is not known, the download fails or the
             file has another digest.
     """
     source = os.fspath(source)
@@ -85,7 +86,7 @@ def _local(source: str) -> Path:
         path = path.expanduser()
         found = None if path.is_file() else 'is a folder' if path.is_dir() else 'does not exist'
     except RuntimeError:
-        found = f'does not exist, as {path.parts[0]} is no user with a home folder'
+        found = f'does not exist, as {path.parts[0]} is not a user with a home folder'
     except OSError as error:
         found = f'cannot be read ({error.strerror})'
     if found:
@@ -127,7 +128,7 @@ def _download(url: str) -> Path:
                     write_atomically(notes.origin, _digest(url).encode())
                 notes.unfinished.replace(path)
     except (OSError, ValueError, RuntimeError, OverflowError, HTTPException) as error:
-        # its own text, and so its traceback, may hold the whole URL
+        # the original message, and so its traceback, may show the whole URL
         raise UserError(
             f'{shown} could not be downloaded ({public_text(error)}): put the file at {path} by '
             'hand, or give the path of a copy as checkpoint'
@@ -139,7 +140,7 @@ def _name(url: str) -> str:
     """Return the name of the file that a URL stands for, one that is safe in a folder.
 
     Raises:
-        UserError: If it is no URL. What it is made of is not shown, as it may be a password.
+        UserError: If it is not a URL. The message shows no part of it that may be a password.
     """
     reason = None
     try:
@@ -153,19 +154,19 @@ def _name(url: str) -> str:
         reason = 'its host or port cannot be read'
     if reason:
         raise UserError(
-            f'checkpoint={public_name(url)!r} is not allowed: {reason}; give a URL as '
-            'https://HOST/FILE with spaces as %20, or the path of a copy'
+            f'checkpoint={public_name(url)!r} is not allowed: {reason}; give a URL such as '
+            'https://HOST/FILE, with spaces as %20, or the path of a copy'
         ) from None
-    # neither '..' nor the folder of notes is to be had as a name
+    # neither '..' nor the folder of notes may be the name
     return name.lstrip('.') or 'weights'
 
 
 class _Notes(NamedTuple):
-    """What is kept about the files of one name, out of the way of files with any other name."""
+    """Files kept about the downloads of one name, where no download's own name can be."""
 
     lock: Path
     unfinished: Path
-    origin: Path  # the digest of the URL that the file in the cache itself is from
+    origin: Path  # the digest of the URL from which the file in the cache is
 
     @classmethod
     def of(cls, folder: Path, name: str) -> '_Notes':
@@ -176,8 +177,8 @@ class _Notes(NamedTuple):
 def _place(path: Path, notes: _Notes, url: str) -> Path:
     """Return where a URL's file is kept: under its name, as torch.hub does.
 
-    Files of one name from two URLs do not stand for each other: the second is kept in a folder of
-    its URL alone. One that torch.hub or a person put there has no origin, and is taken.
+    Files of one name from two URLs are different files: the second is kept in a folder of its URL
+    alone. A file that torch.hub or a person put there has no origin and is taken.
     """
     digest = _digest(url)
     if notes.origin.is_file() and notes.origin.read_text() != digest:
@@ -204,23 +205,23 @@ def _download_to(path: Path, url: str) -> None:
 
 def _check_download(path: Path, size: int | None) -> None:
     found = path.stat().st_size
-    # a connection that is cut looks like a file's end
+    # a connection that breaks looks like the end of the file
     if size not in (None, found):
         raise OSError(f'{found} of {size} bytes came')
-    # a file that has moved is often answered with a page that says so; it must not be kept
+    # servers often answer with a web page for a file that has moved; it must not be kept
     if is_web_page(path):
         raise OSError('the server sent a web page instead of a file')
 
 
 def is_web_page(path: Path) -> bool:
-    """Whether a file is HTML, as what servers send for a file that has moved."""
+    """Whether a file is HTML, which servers send for a file that has moved."""
     with open(path, 'rb') as file:
         beginning = file.read(512).lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     return beginning.startswith((b'<!doctype', b'<html', b'<head', b'<?xml', b'<!--'))
 
 
 def _content_length(url: str) -> int | None:
-    """Return how many bytes a URL has, None where the server does not say."""
+    """Return the size of a URL's file in bytes, None if the server does not send it."""
     try:
         with urlopen(Request(url, method='HEAD'), timeout=TIMEOUT) as response:
             return int(response.headers['Content-Length'])
@@ -230,7 +231,7 @@ def _content_length(url: str) -> int | None:
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """Limit the time that new connections may stay silent, as torch.hub's have no limit."""
+    """Limit the time that new connections may be silent: torch.hub's have no limit."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
@@ -239,11 +240,116 @@ def _impatient() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
+def _from_hub(source: str) -> Path:
+    """Return the local copy of hf://OWNER/REPO/FILE.
+
+    Raises:
+        UserError: If the address is not of that form, or the file is not available.
+    """
+    match = re.fullmatch(r'hf://([^/@?#]+/[^/@?#]+)(?:@([^/?#]+))?/([^?#]+)', source)
+    if not match:
+        raise UserError(
+            f'checkpoint={public_name(source)!r} is not allowed: give hf://OWNER/REPO/FILE or '
+            'hf://OWNER/REPO@REVISION/FILE'
+        )
+    repo, revision, name = match.groups()
+    return _download__from_hub(source, repo, [name], revision)
+
+
+def _from_timm(source: str) -> Path:
+    """Return the local copy of timm://MODEL.
+
+    Raises:
+        UserError: As of :func:`_from_hub`.
+    """
+    model = source.removeprefix('timm://').strip('/')
+    if not re.fullmatch(r'[\w.-]+', model):
+        raise UserError(
+            f'checkpoint={public_name(source)!r} is not allowed: give timm:// and the name of one '
+            'of its models with its weights, such as timm://gcvit_tiny.in1k'
+        )
+    return _download__from_hub(source, f'timm/{model}', TIMM_FILES, None)
+
+
+def _download__from_hub(source: str, repo: str, names: Sequence[str], revision: str | None) -> Path:
+    """Return the first of the names that a repository has, from the cache or downloaded."""
+    try:
+        from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise UserError(
+            f'{source} needs the package huggingface_hub: pip install huggingface_hub, or give '
+            'the path of a copy as checkpoint'
+        ) from error
+    endpoint = public_name(constants.ENDPOINT)
+    # huggingface_hub tries for up to a minute before it looks into its cache
+    offline = constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)
+    for name in names:
+        print_log(
+            f'{source} is {name} of {repo} at {endpoint}, kept in '
+            f'{constants.HF_HUB_CACHE}' + (' (no answer from there now)' if offline else ''),
+            logger='current',
+        )
+        try:
+            path = hf_hub_download(repo, name, revision=revision, local_files_only=offline)
+        except Exception as error:  # which ones depends on the version, and on its HTTP library
+            absent = isinstance(error, EntryNotFoundError)
+            if (
+                absent
+                and name != names[-1]
+                and (offline or not isinstance(error, LocalEntryNotFoundError))
+            ):
+                continue
+            url = f'{endpoint}/{repo}/resolve/{revision or "main"}/{names[0]}'
+            said = public_text(error)[:300] or type(error).__name__
+            reason = 'no answer from there' if offline else said
+            raise UserError(
+                f'{source} could not be downloaded ({reason}): get {url} on a machine that can, '
+                'copy it here and give the path of the copy as checkpoint'
+            ) from None
+        return Path(path)
+    raise AssertionError('the last name returns or raises')
+
+
+def _answers(url: str) -> bool:
+    """Whether a server answers at all, whatever the answer."""
+    try:
+        with urlopen(Request(url, method='HEAD'), timeout=TIMEOUT):
+            return True
+    except HTTPError:
+        return True
+    except (OSError, ValueError, HTTPException):
+        return False
+
+
 SCHEMES: dict[str, Callable[[str], Path]] = {
     '': _local,
     'file': _local,
     'http': _download,
     'https': _download,
-    'hf': from_hub,
-    'timm': from_timm,
+    'hf': _from_hub,
+    'timm': _from_timm,
 }
+
+
+def public_name(source: str) -> str:
+    """Return a source as it may be shown: a URL without user, password, query and fragment.
+
+    Paths are returned unchanged. No URL raises an error, however malformed.
+    """
+    if not (match := re.match(r'([\w+.-]+://)(([^/?#]*).*)', source, re.DOTALL)):
+        return source
+    scheme, rest, authority = match.groups()
+    if '@' not in authority and re.match(r'[^\[]*:(?!\d*$)', authority):
+        # what follows the colon is a password in which / ? or # is not quoted, not a port
+        rest = rest.rpartition('@')[2]
+    authority, path = re.match(r'([^/?#]*)([^?#]*)', rest).groups()
+    return f'{scheme}{authority.rpartition("@")[2]}{path}'
+
+
+def public_text(error: BaseException) -> str:
+    """Return an error's message in one line, with its URLs as they may be shown."""
+    text = ' '.join(str(error).split())
+    text = re.sub(r"""[\w+.-]+://[^\s'"<>]+""", lambda match: public_name(match[0]), text)
+    # HTTP libraries name a URL by its path and query, too
+    return re.sub(r"""(/[^\s'"<>?#]*)[?#][^\s'"<>]*""", r'\1', text)

@@ -7,7 +7,7 @@ from kept import gelu_outputs
 
 from mmgcvit import GCViT, reference
 from mmgcvit.models import ARCHS
-from mmgcvit.weights import to_nvidia
+from mmgcvit.weights.layouts import to_nvidia
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 

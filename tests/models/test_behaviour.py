@@ -10,7 +10,7 @@ from nano import NANO
 from torch.nn.parallel import DistributedDataParallel
 
 from mmgcvit import GCViT
-from mmgcvit.weights import to_nvidia
+from mmgcvit.weights.layouts import to_nvidia
 
 
 @pytest.fixture

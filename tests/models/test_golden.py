@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmgcvit import GCViT
-from mmgcvit.weights import to_nvidia
+from mmgcvit.weights.layouts import to_nvidia
 
 GOLDEN = Path(__file__).parents[1] / 'data' / 'golden'
 CASES = json.loads((GOLDEN / 'index.json').read_text())

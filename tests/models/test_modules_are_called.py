@@ -16,7 +16,7 @@ from torch.nn.modules import module as global_hooks
 from torch.nn.utils import parametrizations, parametrize
 
 from mmgcvit import GCViT, reference
-from mmgcvit.weights import to_nvidia
+from mmgcvit.weights.layouts import to_nvidia
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Dropout, nn.MaxPool2d, nn.Identity)
 # windows of four sizes in the first stage and of two sizes in the second

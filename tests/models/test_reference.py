@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mmgcvit import GCViT
 from mmgcvit.reference import gcvit
-from mmgcvit.weights import to_nvidia
+from mmgcvit.weights.layouts import to_nvidia
 
 
 def random_model(arch, windows, pools, seed=0):

@@ -16,7 +16,7 @@ from mmgcvit import GCViT
 from mmgcvit.ops import attention_probabilities, window_attention
 from mmgcvit.ops.windows import Windows
 from mmgcvit.reference import gcvit
-from mmgcvit.weights import to_nvidia
+from mmgcvit.weights.layouts import to_nvidia
 
 MODULE = importlib.import_module('mmgcvit.ops.attention')
 BACKENDS = MODULE.BACKENDS

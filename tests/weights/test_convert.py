@@ -15,13 +15,8 @@ from safetensors import safe_open
 
 from mmgcvit import GCViT
 from mmgcvit.errors import UserError
-from mmgcvit.weights import (
-    convert_weights,
-    load_weights,
-    publish_model,
-    read_checkpoint,
-    to_nvidia,
-)
+from mmgcvit.weights import convert_weights, load_pretrained, publish_model, read_checkpoint
+from mmgcvit.weights.layouts import to_nvidia
 
 
 @pytest.fixture
@@ -54,7 +49,7 @@ def published(nano, tmp_path):
 
 def maps(model, path):
     images = torch.linspace(-1, 1, 3 * 45 * 70).reshape(1, 3, 45, 70)
-    load_weights(model, read_checkpoint(path)['state_dict'], str(path))
+    load_pretrained(model, path)
     with torch.no_grad():
         return model.eval()(images)
 
@@ -176,7 +171,7 @@ def test_timm_takes_the_file(tmp_path):
 @pytest.mark.parametrize(
     ('out', 'arguments', 'message'),
     [
-        ('w.txt', {}, r"has the ending '\.txt', which tells no format"),
+        ('w.txt', {}, r"has the ending '\.txt', which is not a known format"),
         ('there.pth', {}, r'there\.pth exists and is not overwritten'),
         ('w.pth', {'to': 'jax'}, "to='jax' is not allowed: choose one of nvidia, timm, mmgcvit"),
         ('w.pth', {'dtype': 'int8'}, "dtype='int8' is not allowed"),

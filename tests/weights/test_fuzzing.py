@@ -12,7 +12,8 @@ from safetensors.torch import save as save_safetensors
 
 from mmgcvit import GCViT
 from mmgcvit.errors import UserError
-from mmgcvit.weights import LAYOUTS, load_pretrained, reading, sort_tensors
+from mmgcvit.weights import Checkpoint, load_pretrained, reading
+from mmgcvit.weights.layouts import LAYOUTS
 
 ARCH = dict(
     embed_dims=4,
@@ -134,7 +135,7 @@ def test_changed_bytes(files, model, tmp_path, form, reader, monkeypatch):
             assert_holds(model, original)
         else:
             state = read_plainly(changed, form)
-            assert_holds(model, sort_tensors(state, 'the changed file').backbone)
+            assert_holds(model, Checkpoint.from_state(state, 'the changed file').backbone)
 
     mutate()
     assert len(results) >= 150 and True in results and False in results
@@ -192,7 +193,7 @@ def test_changed_contents(files, model, tmp_path):
         loaded = load(model, tmp_path / 'edited.pth', written(state, form))
         results.append(loaded)
         if loaded:
-            found = sort_tensors(state, 'the edited file').backbone
+            found = Checkpoint.from_state(state, 'the edited file').backbone
             for name, tensor in model.state_dict().items():
                 if tensor.shape != found[name].shape:  # that of another window
                     assert name.endswith('bias_table')

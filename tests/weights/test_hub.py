@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from mmgcvit import GCViT
 from mmgcvit.errors import UserError
-from mmgcvit.weights import fetch, read_checkpoint, to_timm
-from mmgcvit.weights import hub as hub_files
+from mmgcvit.weights import fetch, read_checkpoint, sources
+from mmgcvit.weights.layouts import to_timm
 
 
 def put(folder, name, state, save=torch.save):
@@ -84,7 +84,7 @@ def test_secrets_of_a_hub_and_of_where_it_sends_one_are_not_shown(hub, monkeypat
         raise OSError(f"403 for url: {signed} ('Max retries exceeded with url: /w.pth?s3cr3t')")
 
     monkeypatch.setattr(constants, 'ENDPOINT', constants.ENDPOINT.replace('://', '://u:s3cr3t@'))
-    monkeypatch.setattr(hub_files, '_answers', lambda url: True)
+    monkeypatch.setattr(sources, '_answers', lambda url: True)
     monkeypatch.setattr(huggingface_hub, 'hf_hub_download', fail)
     with pytest.raises(UserError, match=r'403 for url: https://cdn/w\.pth .*/w\.pth') as error:
         fetch('hf://owner/repo/w.pth')
@@ -93,7 +93,7 @@ def test_secrets_of_a_hub_and_of_where_it_sends_one_are_not_shown(hub, monkeypat
 
 
 def test_a_silent_hub_is_given_up(point_to_hub, monkeypatch):
-    monkeypatch.setattr(hub_files, 'TIMEOUT', 0.3)
+    monkeypatch.setattr(sources, 'TIMEOUT', 0.3)
     with socket.create_server(('127.0.0.1', 0)) as server:
         point_to_hub(server.getsockname()[1])
         with pytest.raises(UserError, match='no answer from there'):

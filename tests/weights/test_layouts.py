@@ -8,7 +8,8 @@ from tiers import only_quick
 from mmgcvit import GCViT
 from mmgcvit.errors import UserError
 from mmgcvit.models.arch import ARCHS
-from mmgcvit.weights import LAYOUTS, join_tensors, sort_tensors, to_nvidia
+from mmgcvit.weights import Checkpoint
+from mmgcvit.weights.layouts import LAYOUTS, to_nvidia
 
 
 def network(arch, norms=(0, 1, 2, 3), **others):
@@ -34,10 +35,10 @@ def assert_same(found, expected):
 
 def through(state, layout):
     """Rename a file's tensors into a layout, and those back into this package's."""
-    renamed = join_tensors(sort_tensors(state, 'here'), layout)
-    contents = sort_tensors(renamed, 'there')
-    assert contents.layout == layout and not contents.dropped
-    return renamed, join_tensors(contents, 'mmgcvit')
+    renamed = Checkpoint.from_state(state, 'here').in_layout(layout)
+    found = Checkpoint.from_state(renamed, 'there')
+    assert found.layout == layout and not found.unused
+    return renamed, found.in_layout('mmgcvit')
 
 
 CLASSIFIER = {'head.fc.weight': (10, 64), 'head.fc.bias': (10,)}
@@ -71,16 +72,16 @@ def test_names_and_shapes_are_timms(arch):
         theirs = timm.create_model(f'gcvit_{arch}', num_classes=10).state_dict()
     classifier = network(arch, norms=(3,), **CLASSIFIER)
     state = {k if k.startswith('head.') else f'backbone.{k}': v for k, v in classifier.items()}
-    ours = join_tensors(sort_tensors(state, 'here'), 'timm')
+    ours = Checkpoint.from_state(state, 'here').in_layout('timm')
     assert {k: clipped(v) for k, v in ours.items()} == {k: clipped(v) for k, v in theirs.items()}
-    back = join_tensors(sort_tensors(ours, 'there'), 'mmgcvit')
+    back = Checkpoint.from_state(ours, 'there').in_layout('mmgcvit')
     assert_same(back, state)
 
 
 def test_names_of_nvidias_classifier(nano):
     state = network(nano, norms=(3,), **CLASSIFIER)
     state = {k if k.startswith('head.') else f'backbone.{k}': v for k, v in state.items()}
-    names = join_tensors(sort_tensors(state, 'here'), 'nvidia')
+    names = Checkpoint.from_state(state, 'here').in_layout('nvidia')
     assert {
         *('patch_embed.proj.weight', 'patch_embed.conv_down.conv.2.fc.0.weight'),
         *('levels.0.q_global_gen.to_q_global.0.conv.0.weight', 'levels.2.downsample.conv.3.weight'),
@@ -91,11 +92,11 @@ def test_names_of_nvidias_classifier(nano):
 
 def test_timm_has_no_names_for_detectors_nor_for_the_first_norms(nano):
     state = {f'backbone.{k}': v for k, v in network(nano).items()}
-    contents = sort_tensors({**state, 'neck.weight': torch.zeros(1)}, 'here')
+    found = Checkpoint.from_state({**state, 'neck.weight': torch.zeros(1)}, 'here')
     with pytest.raises(UserError, match=r"timm's layout has no names for .* like neck\.weight"):
-        join_tensors(contents, 'timm')
-    contents.others.clear()
-    norms = [name for name in join_tensors(contents, 'timm') if 'norm.' in name]
+        found.in_layout('timm')
+    found.others.clear()
+    norms = [name for name in found.in_layout('timm') if 'norm.' in name]
     assert norms == ['stages.3.norm.weight', 'stages.3.norm.bias']
 
 
@@ -103,4 +104,4 @@ def test_two_tensors_of_one_name_are_an_error(nano):
     state = to_nvidia(network(nano))
     state['norm.weight'] = state['norm3.weight']
     with pytest.raises(UserError, match=r'two tensors for norm3\.weight, one of them norm'):
-        sort_tensors(state, 'here')
+        Checkpoint.from_state(state, 'here')

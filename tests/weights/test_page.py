@@ -17,7 +17,9 @@ from torch import nn
 from mmgcvit import GCViT
 from mmgcvit.engine import build_runner
 from mmgcvit.errors import UserError
-from mmgcvit.weights import publish_model, resize_bias_table, to_nvidia, to_timm
+from mmgcvit.ops import resize_bias_table
+from mmgcvit.weights import publish_model
+from mmgcvit.weights.layouts import to_nvidia, to_timm
 
 PAGE = Path(__file__).parents[2] / 'docs' / 'weights.md'
 ARCH = dict(
@@ -230,7 +232,7 @@ def test_other_windows_are_for_trainings_that_begin(trained, tmp_path, monkeypat
     name = 'backbone.stages.0.blocks.0.attn.relative_position_bias_table'
     resized = resize_bias_table(trained[1][name], 121)
     assert torch.equal(new.model.state_dict()[name], resized)
-    assert any('7 position bias tables were resized' in line for line in log)
+    assert any('7 of them resized to other windows' in line for line in log)
     with pytest.raises(UserError, match='7 tensors differ in size'):
         runner(tmp_path / 'tested', **settings).test()
 

@@ -1,11 +1,10 @@
-"""Whether a checkpoint is of the model that it is loaded into."""
+"""Whether a checkpoint belongs to the model that it is loaded into."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.dist import all_gather_object, get_rank
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
@@ -14,50 +13,63 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ...errors import UserError
 from ...registry import HOOKS
-from ...weights import adapt_network, require_finite
+from ...weights import Checkpoint, fit
+from ...weights.checkpoint import shapes_of, tensors_of
+from ...weights.fit import report
+from ...weights.sources import public_name
 
 
 @HOOKS.register_module()
 class CheckpointFitHook(Hook):
-    """Refuses a checkpoint of another network, which mmengine would load in part and go on.
+    """Refuse a checkpoint of another network, which mmengine would load in part and go on.
 
-    A training that resumes, and a test, need every tensor of the model in its size. A training
-    that begins from ``load_from`` may differ in its heads, as it does with other classes, but not
-    in the rest. One that resumes needs the state of its optimizer and schedule, too.
+    A resumed training and a test need every tensor of the model in its size. A training that begins
+    from ``load_from`` may differ in its heads, for example for other classes, but not in the rest,
+    and position biases are resized to its windows. A resumed training needs the state of its
+    optimizer and schedule, too.
 
-    Where nothing is resumed, a GC ViT backbone may have the names of NVIDIA's detectors. Position
-    biases of other windows are resized for a training that begins from ``load_from``.
+    The tensors get the model's own names, whatever the layout of a GC ViT backbone in the file and
+    whatever wrappers the file and the model have.
     """
 
-    # before the hooks that copy the tensors, as EMAHook
+    # before the hooks that copy the tensors, such as EMAHook
     priority = 'VERY_HIGH'
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
-        """Compare names and sizes before the tensors are copied."""
-        source = runner.cfg.get('load_from') or 'the checkpoint'
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Fit the checkpoint to the model before its tensors are copied."""
+        source = public_name(str(runner.cfg.get('load_from') or 'the checkpoint'))
         trains = isinstance(runner.optim_wrapper, OptimWrapper)
-        resumes = trains and runner.cfg.get('resume')
-        state = checkpoint.get('state_dict', checkpoint)
-        sizes = _sizes(runner.model)
+        resumes = trains and bool(runner.cfg.get('resume'))
         if resumes:
-            _require_state(checkpoint, str(source), bool(runner.cfg.get('param_scheduler')))
-        else:
-            adapted = adapt_network(state, sizes, str(source), resize=trains)
-            if adapted is not None:
-                state.clear()
-                state.update(adapted)
-        left = compare(sizes, state, str(source), trains and not resumes)
-        for name, tensor in state.items():
-            if isinstance(tensor, Tensor) and tensor.is_floating_point():
-                require_finite(name, tensor, str(source))
-        if not isinstance(runner, Runner):
-            # mmengine's Runner passes over tensors of another size, FSDP ends with an error
-            for name in left:
-                state.pop(name, None)
+            _require_state(checkpoint, source, bool(runner.cfg.get('param_scheduler')))
+        sizes = _sizes(runner.model)
+        begins = trains and not resumes
+        policy = dict(resize=begins, heads_may_differ=begins)
+        meta = checkpoint.get('meta')
+        found = Checkpoint.from_state(
+            tensors_of(checkpoint, source), source, meta=meta if isinstance(meta, dict) else {}
+        )
+        fitted = fit(found, sizes, **policy)
+        report(found, fitted)
+        _replace(checkpoint.setdefault('state_dict', {}), fitted.tensors)
+        averages = checkpoint.get('ema_state_dict')
+        if resumes and isinstance(averages, dict):
+            # EMAHook exchanges these with the others, by name
+            average = fit(Checkpoint.from_state(averages, source), sizes, **policy)
+            steps = {name: t for name, t in averages.items() if not name.startswith('module.')}
+            _replace(averages, {f'module.{name}': t for name, t in average.tensors.items()})
+            averages |= steps
+
+
+def _replace(state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors in place of those in a state dict, whose other contents and metadata stay."""
+    for name in [name for name, value in state.items() if isinstance(value, Tensor)]:
+        del state[name]
+    state.update(tensors)
 
 
 def _require_state(checkpoint: Mapping[str, Any], source: str, scheduled: bool) -> None:
-    """Refuse a checkpoint of weights alone, with which mmengine would start the schedule anew."""
+    """Refuse a checkpoint of weights alone, with which mmengine would restart the schedule."""
     needed = ['optimizer', 'message_hub', *(['param_schedulers'] if scheduled else [])]
     missing = [part for part in needed if part not in checkpoint]
     if missing:
@@ -70,78 +82,11 @@ def _require_state(checkpoint: Mapping[str, Any], source: str, scheduled: bool) 
 
 
 def _sizes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the size of every tensor of a model; a collective call where it is sharded."""
+    """Return the shape of every tensor of a model; a collective call if it is sharded."""
     if not isinstance(model, FullyShardedDataParallel):
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        return _sizes_of(model.state_dict())
-    # in all processes or, where whole tensors are gathered, in the first one alone
-    sizes = all_gather_object(_sizes_of(model.state_dict()))
+        return shapes_of(model.state_dict())
+    # of all processes or, where the first one alone gathers whole tensors, of that one
+    sizes = all_gather_object(shapes_of(model.state_dict()))
     return sizes[get_rank()] or sizes[0]
-
-
-def _sizes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def compare(
-    sizes: Mapping[str, tuple[int, ...]],
-    state: Mapping[str, Any],
-    source: str,
-    heads_may_differ: bool,
-) -> list[str]:
-    """Compare a model's tensors with a checkpoint's by name and size.
-
-    Args:
-        sizes: Names and sizes of the tensors of a detector or segmentor.
-        state: Names and tensors of the checkpoint.
-        source: Where they come from, for messages.
-        heads_may_differ: Whether tensors of heads may be of another size or missing; they are
-            then named in the log.
-
-    Returns:
-        Names of these.
-
-    Raises:
-        UserError: If they do not belong together.
-    """
-    state = {name.removeprefix('module.'): t for name, t in state.items() if isinstance(t, Tensor)}
-    wanted = {
-        name: size for name, size in sizes.items() if not name.endswith('num_batches_tracked')
-    }
-    missing = [name for name in wanted if name not in state]
-    other = [n for n, size in wanted.items() if n in state and tuple(state[n].shape) != size]
-    if all(name in missing or name.startswith('backbone.') for name in wanted):
-        raise UserError(
-            f'{source} holds {"none" if len(missing) == len(wanted) else "the backbone alone"} of '
-            f'the tensors of the model, it has names like {_sample(list(state))}, the model like '
-            f'{_sample(list(wanted))}: give a checkpoint of this config; weights of a backbone '
-            'alone go to model.backbone.init_cfg'
-        )
-    left = []
-    if heads_may_differ:
-        left = [name for name in (*other, *missing) if 'head' in name.partition('.')[0]]
-        if left:
-            print_log(
-                f'{source}: {len(left)} tensors of heads have another size or are missing and keep '
-                f'their initial values, as {_sample(left)}',
-                logger='current',
-            )
-        missing, other = ([n for n in names if n not in left] for names in (missing, other))
-    if other:
-        raise UserError(
-            f'{source} is of another model: {len(other)} tensors differ in size, as {other[0]} '
-            f'with {tuple(state[other[0]].shape)}, the model needs {wanted[other[0]]}: give the '
-            'config that it was trained with, or a checkpoint of this one'
-        )
-    if missing:
-        raise UserError(
-            f'{source} is of another model: {len(missing)} of {len(wanted)} tensors are missing, '
-            f'as {_sample(missing)}: give the config that it was trained with, or a checkpoint of '
-            'this one'
-        )
-    return left
-
-
-def _sample(names: Sequence[str]) -> str:
-    return ', '.join(names[:3]) or 'none at all'

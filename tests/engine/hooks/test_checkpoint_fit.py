@@ -16,7 +16,7 @@ def checkpoint(tmp_path):
 def test_resuming_needs_a_checkpoint_of_the_same_size(checkpoint, tmp_path):
     path = tmp_path / 'second'
     runner = toy_runner(path, model=dict(width=5), load_from=checkpoint, resume=True)
-    message = r'is of another model: 3 tensors differ in size, as backbone.weight with \(3, 2\), '
+    message = r'is of another model: 3 tensors differ in size: backbone.weight has shape \(3, 2\), '
     with pytest.raises(UserError, match=message + r'the model needs \(5, 2\)'):
         runner.train()
     same = toy_runner(path, iterations=3, load_from=checkpoint, resume=True)
@@ -26,7 +26,7 @@ def test_resuming_needs_a_checkpoint_of_the_same_size(checkpoint, tmp_path):
 
 def test_resuming_needs_the_same_heads_too(checkpoint, tmp_path):
     settings = dict(model=dict(classes=7), load_from=checkpoint)
-    with pytest.raises(UserError, match=r'2 tensors differ in size, as bbox_head\.weight'):
+    with pytest.raises(UserError, match=r'2 tensors differ in size: bbox_head\.weight'):
         toy_runner(tmp_path / 'resumed', resume=True, **settings).train()
 
 
@@ -37,14 +37,14 @@ def test_a_training_may_begin_from_other_heads_and_says_so(checkpoint, tmp_path,
     runner.train()
     saved = torch.load(checkpoint, weights_only=False)['state_dict']
     assert torch.equal(runner.model.backbone.weight, saved['backbone.weight'])
-    (line,) = [line for line in log if 'tensors of heads' in line]
-    assert '2 tensors of heads have another size or are missing' in line
-    assert 'bbox_head.weight' in line
+    (line,) = [line for line in log if 'tensors taken' in line]
+    assert '2 left at their initial value (bbox_head.weight, bbox_head.bias)' in line
+    assert '2 of them of another size in the file' in line
 
 
 def test_a_training_may_not_begin_from_another_backbone(checkpoint, tmp_path):
     runner = toy_runner(tmp_path / 'begun', model=dict(width=5), load_from=checkpoint)
-    with pytest.raises(UserError, match=r'2 tensors differ in size, as backbone\.weight'):
+    with pytest.raises(UserError, match=r'2 tensors differ in size: backbone\.weight'):
         runner.train()
 
 
@@ -85,5 +85,5 @@ def test_testing_needs_a_checkpoint_of_the_same_size(checkpoint, tmp_path):
         test_cfg=dict(),
         test_evaluator=dict(type='DumpResults', out_file_path=str(tmp_path / 'o.pkl')),
     )
-    with pytest.raises(UserError, match=r'2 tensors differ in size, as bbox_head\.weight'):
+    with pytest.raises(UserError, match=r'2 tensors differ in size: bbox_head\.weight'):
         runner.test()

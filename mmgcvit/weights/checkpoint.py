@@ -1,0 +1,387 @@
+"""What a weights file holds: a GC ViT backbone, the network around it, and their size."""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..models.arch import ARCHS, Arch
+from .layouts import (
+    LAYOUTS,
+    State,
+    find_backbones,
+    is_of_wrappers,
+    network_of,
+    without_inner_wrappers,
+)
+from .reading import read_checkpoint
+from .sources import fetch, public_name
+
+EMA_KEYS = ('state_dict_ema', 'model_ema')
+STATE_KEYS = ('state_dict', 'model')
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+UNKNOWN_LICENCE = 'of the source'
+TABLE = '.relative_position_bias_table'
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of a backbone, inferred from its tensors; one entry for each stage that it has.
+
+    Attributes:
+        embed_dims: Channels of the first stage.
+        depths: Blocks of each stage.
+        num_heads: Attention heads of each stage.
+        hidden: Hidden channels of the MLP of each stage.
+        layer_scale: Whether residual branches have a scale.
+        windows: Height and width of the attention windows of each stage, in tokens; not compared.
+    """
+
+    embed_dims: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    hidden: tuple[int, ...]
+    layer_scale: bool
+    windows: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> 'Size | None':
+        """Infer the size from this package's names and shapes; None if a part is missing."""
+        blocks: dict[int, set[int]] = {}
+        for name in shapes:
+            if match := re.match(r'stages\.(\d+)\.blocks\.(\d+)\.', name):
+                blocks.setdefault(int(match[1]), set()).add(int(match[2]))
+        stages = sorted(blocks)
+        stem = shapes.get('stem.conv.weight', ())
+        tables = [shapes.get(f'stages.{i}.blocks.0.attn{TABLE}', ()) for i in stages]
+        linears = [shapes.get(f'stages.{i}.blocks.0.mlp.fc1.weight', ()) for i in stages]
+        if len(stem) != 4 or stages != list(range(len(stages))) or not stages:
+            return None
+        if any(len(shape) != 2 for shape in (*tables, *linears)):
+            return None
+        return cls(
+            embed_dims=stem[0],
+            depths=tuple(len(blocks[stage]) for stage in stages),
+            num_heads=tuple(shape[1] for shape in tables),
+            hidden=tuple(shape[0] for shape in linears),
+            layer_scale='stages.0.blocks.0.gamma1' in shapes,
+            windows=tuple((math.isqrt(shape[0]) + 1) // 2 for shape in tables),
+        )
+
+    @classmethod
+    def _of_arch(cls, arch: Arch) -> 'Size':
+        hidden = tuple(int(dim * arch.mlp_ratio) for dim in arch.dims)
+        scale = arch.layer_scale_init_value is not None
+        return cls(arch.embed_dims, arch.depths, arch.num_heads, hidden, scale, windows=())
+
+    def fits(self, other: 'Size') -> bool:
+        """Whether the stages that both have are of one size."""
+        stages = min(len(self.depths), len(other.depths))
+        return self._compared(stages) == other._compared(stages)
+
+    def _compared(self, stages: int) -> tuple:
+        per_stage = (self.depths, self.num_heads, self.hidden)
+        return (self.embed_dims, self.layer_scale, *(each[:stages] for each in per_stage))
+
+    @property
+    def name(self) -> str | None:
+        """The published size, None if it is not one; several if too few stages are known."""
+        fitting = [name for name, arch in ARCHS.items() if self.fits(self._of_arch(arch))]
+        return '/'.join(fitting) or None
+
+    def __str__(self) -> str:
+        return (
+            f'{self.name or "of a size of its own"} (embed_dims {self.embed_dims}, depths '
+            f'{row(self.depths)}, heads {row(self.num_heads)}, MLP channels {row(self.hidden)}, '
+            f'{"with" if self.layer_scale else "no"} layer scale, windows {row(self.windows)})'
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a file, sorted.
+
+    Attributes:
+        source: Where they come from, as it may be shown.
+        layout: The key of :data:`LAYOUTS` that the backbone's names were in, None if the file has
+            no GC ViT backbone, or several.
+        backbone: The backbone's tensors, with this package's names.
+        others: The tensors of the network around it, with the names that they have in mmpretrain,
+            mmdet and mmseg: ``head.fc.*`` of a classifier, ``neck.*`` and so on of a detector. If
+            the layout is None, all tensors.
+        unused: Names, in the file, of tensors that no network needs.
+        prefixes: What the names of each GC ViT backbone in the file begin with.
+        meta: What the file says about its weights.
+        beside: Names of what else the file holds, such as the optimizer's state.
+        averaged: Whether these are the averaged weights of several in the file.
+        path: The local file, if there is one.
+    """
+
+    source: str
+    layout: str | None = None
+    backbone: State = field(default_factory=dict)
+    others: State = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    averaged: bool = False
+    path: Path | None = None
+
+    @classmethod
+    def from_state(
+        cls, state: Mapping[str, Any], source: str, prefix: str | None = None, **about: Any
+    ) -> 'Checkpoint':
+        """Sort the tensors of a state dict.
+
+        Args:
+            state: Names and tensors, in any known layout. Anything else in it is passed over.
+            source: Where they come from, for messages.
+            prefix: What the names of the backbone, or of the network that it is a part of, begin
+                with. By default it may be any combination of the names that wrappers add.
+            about: Further attributes.
+
+        Raises:
+            UserError: If no name begins with the prefix, two tensors have one name, or a tensor of
+                the backbone is not of finite floating-point numbers.
+        """
+        tensors: State = {}
+        for name, tensor in state.items():
+            if isinstance(name, str) and isinstance(tensor, Tensor):
+                add(tensors, without_inner_wrappers(name), tensor, source, name)
+        start = ''
+        if prefix:
+            start = without_inner_wrappers(prefix.rstrip('.')) + '.'
+            if not any(name.startswith(start) for name in tensors):
+                raise UserError(
+                    f'prefix={start!r} fits none of the names in {source}, which are like '
+                    f'{sample(tensors)}'
+                )
+        backbones = find_backbones(tensors)
+        about['prefixes'] = tuple(place for place, _ in backbones)
+        chosen = [
+            (place, layout)
+            for place, layout in backbones
+            if place.startswith(start) and is_of_wrappers(place[len(start) :])
+        ]
+        if prefix is not None and len(chosen) > 1:
+            chosen = [each for each in chosen if each[0] == start] or chosen
+        if len(chosen) != 1:
+            return cls(source, others=tensors, **about)
+        ((place, layout),) = chosen
+        return cls._sorted(tensors, source, place, layout, about)
+
+    @classmethod
+    def _sorted(
+        cls, tensors: State, source: str, prefix: str, layout: str, about: dict[str, Any]
+    ) -> 'Checkpoint':
+        network = network_of(prefix)
+        is_alone = network == prefix
+        backbone: State = {}
+        others: State = {}
+        unused = []
+        for name, tensor in tensors.items():
+            if not name.startswith(prefix):
+                is_other = name.startswith(network) and not is_alone
+                if is_other:
+                    add(others, name.removeprefix(network), tensor, source, name)
+                else:
+                    unused.append(name)
+                continue
+            # the index buffer of NVIDIA's attention
+            if name.endswith('.relative_position_index'):
+                unused.append(name)
+                continue
+            _check_tensor(name, tensor, source)
+            own, tensor = LAYOUTS[layout].to_own(name.removeprefix(prefix), tensor)
+            if re.match(r'(stem|stages|norm[0-3])\.', own):
+                add(backbone, own, tensor, source, name)
+            elif is_alone and own.startswith('head.fc.'):
+                add(others, own, tensor, source, name)
+            else:
+                unused.append(name)
+        return cls(source, layout, backbone, others, tuple(unused), **about)
+
+    @property
+    def size(self) -> Size | None:
+        """The backbone's size, None if it is incomplete."""
+        return Size.of(shapes_of(self.backbone))
+
+    @property
+    def licence(self) -> str:
+        """What is known of the weights' licence, which :func:`convert_weights` passes on."""
+        noted = self.provenance.get('licence', UNKNOWN_LICENCE)
+        if noted != UNKNOWN_LICENCE:
+            return noted
+        return LAYOUTS[self.layout].licence if self.layout else ''
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What :func:`convert_weights` noted about the source of a file that it wrote."""
+        # a safetensors file has it at the top
+        known = self.meta.get('provenance', self.meta)
+        known = known if isinstance(known, Mapping) else {}
+        return {key: value for key, value in known.items() if isinstance(value, str)}
+
+    def in_layout(self, layout: str) -> State:
+        """Return the tensors of the network with a layout's names.
+
+        In this package's layout a backbone alone has no prefix, and within a network ``backbone.``,
+        as in mmpretrain, mmdet and mmseg. NVIDIA's and timm's classifiers have none.
+
+        Raises:
+            UserError: If the layout has no names for such a network.
+        """
+        rules = LAYOUTS[layout]
+        is_classifier = all(name.startswith('head.fc.') for name in self.others)
+        if rules.is_classifier_only and not is_classifier:
+            raise UserError(
+                f"{layout}'s layout has no names for the network around the backbone, which has "
+                f'tensors like {sample(self.others)}: convert the backbone only'
+            )
+        if not self.others:
+            return rules.from_own(self.backbone)
+        prefix = rules.classifier_prefix if is_classifier else 'backbone.'
+        backbone = {prefix + name: t for name, t in rules.from_own(self.backbone).items()}
+        return {**backbone, **(rules.from_own(self.others) if is_classifier else self.others)}
+
+
+def open_checkpoint(
+    source: str | os.PathLike,
+    prefix: str | None = None,
+    ema: bool = False,
+    sha256: str | None = None,
+) -> Checkpoint:
+    """Read a weights file in any known format and layout, executing nothing of it.
+
+    Args:
+        source: Path or URL, see :func:`mmgcvit.weights.fetch`.
+        prefix: What the names of the backbone, or of the network that it is a part of, begin with.
+            By default it may be any combination of the names that wrappers add.
+        ema: Take the weights averaged over the training (exponential moving average) that are
+            beside the others in NVIDIA's and timm's training checkpoints.
+        sha256: Digest that the file must have, 64 hexadecimal digits.
+
+    Raises:
+        UserError: If the file is not available or readable, or its tensors are not weights.
+    """
+    path = fetch(source, sha256)
+    content = read_checkpoint(path)
+    name = public_name(os.fspath(source))
+    state = tensors_of(content, name, ema)
+    about: dict[str, Any] = {}
+    if isinstance(content, Mapping):
+        if isinstance(content.get('meta'), Mapping):
+            about['meta'] = content['meta']
+        about['beside'] = tuple(
+            str(key)
+            for key, value in content.items()
+            if not isinstance(value, Tensor) and key not in ('meta', *STATE_KEYS)
+        )
+    return Checkpoint.from_state(state, name, prefix, averaged=ema, path=path, **about)
+
+
+def tensors_of(content: object, source: str, ema: bool = False) -> State:
+    """Return the names and tensors of a file's content, which may hold other things beside them.
+
+    Args:
+        content: What was read.
+        source: Where it comes from, for messages.
+        ema: Take averaged weights. mmengine's EMAHook saves them in place of the others.
+
+    Raises:
+        UserError: If there are none.
+    """
+    averaged = _first(content, EMA_KEYS)
+    state = _first(content, STATE_KEYS)
+    if ema:
+        is_hooked = state is not None and _first(content, ('ema_state_dict',)) is not None
+        if averaged is None and not is_hooked:
+            raise UserError(
+                f'ema=True, and {source} has no averaged weights: they would be under '
+                f'{" or ".join(EMA_KEYS)}; leave ema out to take the others'
+            )
+        state = state if averaged is None else averaged
+    elif state is None and averaged is not None:
+        raise UserError(f'{source} has averaged weights alone: ask for them with ema=True')
+    elif state is None:
+        state = content if isinstance(content, Mapping) else {}
+    tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        raise UserError(
+            f'{source} holds no tensors: a weights file is a dict of names and tensors, by itself '
+            "or under 'state_dict' or 'model'"
+        )
+    return tensors
+
+
+def _first(content: object, keys: tuple[str, ...]) -> Mapping | None:
+    if not isinstance(content, Mapping):
+        return None
+    found = (content[key] for key in keys if isinstance(content.get(key), Mapping))
+    return next(found, None)
+
+
+def add(state: State, name: str, tensor: Tensor, source: str, original: str) -> None:
+    """Put a tensor into a state dict under its new name.
+
+    Raises:
+        UserError: If there is one of this name.
+    """
+    if name in state:
+        raise UserError(
+            f'{source} has two tensors for {name}, one of them {original}: save one network alone, '
+            'or choose one with prefix in init_cfg'
+        )
+    state[name] = tensor
+
+
+def _check_tensor(name: str, tensor: Tensor, source: str) -> None:
+    kind = None
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        kind = 'is sparse, quantized, nested or without values'
+    elif tensor.dtype not in DTYPES:
+        kind = f'has the type {tensor.dtype}'
+    elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        kind = 'is a few values repeated'
+    if kind:
+        raise UserError(
+            f'{source}: {name} {kind}, and weights are dense floating-point numbers of 16 to 64 '
+            'bits: give the file that the training wrote'
+        )
+    require_finite(name, tensor, source)
+
+
+def require_finite(name: str, tensor: Tensor, source: str) -> None:
+    """Refuse a floating-point tensor with NaN or infinity.
+
+    Raises:
+        UserError: If there is one.
+    """
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise UserError(
+            f'{source} holds NaN or infinity, in {name}: its training diverged or the file is '
+            'damaged; get another one'
+        )
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of a state dict."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def sample(names: Iterable[str]) -> str:
+    """Return a few names, for messages."""
+    return ', '.join(list(names)[:3]) or 'none at all'
+
+
+def row(numbers: Iterable[int]) -> str:
+    """Return numbers with spaces between them."""
+    return ' '.join(map(str, numbers))

@@ -1,0 +1,308 @@
+"""Weights files to give away: converted to another layout, or published from a training."""
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import write_atomically
+from ..version import __version__
+from .checkpoint import (
+    TABLE,
+    UNKNOWN_LICENCE,
+    Checkpoint,
+    Size,
+    open_checkpoint,
+    require_finite,
+    row,
+    shapes_of,
+)
+from .fit import fit
+from .layouts import LAYOUTS
+from .reading import read_checkpoint
+from .sources import digest_of, fetch, public_name
+
+DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
+SUFFIXES = ('.safetensors', '.pth', '.pt')
+# groups of tensors in the table, by the beginning of this package's names
+GROUPS = (
+    ('stem', r'stem\.'),
+    *(
+        (f'stage {stage + 1}{part}', rf'stages\.{stage}\.{pattern}')
+        for stage in range(4)
+        for part, pattern in (
+            (' blocks', r'blocks\.'),
+            (' query generator', r'query_generator\.'),
+            (' downsampler', r'downsample\.'),
+        )
+    ),
+    ('output norms', r'norm\d\.'),
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row of the table: tensors of the source and what became of them."""
+
+    name: str
+    tensors: int
+    parameters: int
+    became: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The file written, what is known of its source, and the table of its tensors."""
+
+    out: Path
+    provenance: Mapping[str, str]
+    groups: Sequence[Group]
+
+
+def convert_weights(
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    to: str = 'mmgcvit',
+    window_size: Sequence[int] | None = None,
+    dtype: str | None = None,
+    backbone_only: bool = False,
+    prefix: str | None = None,
+    ema: bool = False,
+    sha256: str | None = None,
+) -> Conversion:
+    """Write the weights of a GC ViT file in another layout, without executing anything in it.
+
+    Args:
+        source: Path or URL, see :func:`mmgcvit.weights.fetch`, in any known layout.
+        out: The file to write, which must not exist: ``.safetensors``, or ``.pth`` or ``.pt``
+            with ``state_dict`` and ``meta`` for torch.load.
+        to: Layout: mmgcvit, nvidia or timm. A classifier gets the names of mmpretrain, NVIDIA or
+            timm; detectors and segmentors keep the names around the backbone.
+        window_size: Height and width of the attention windows, one number for all stages or one
+            each, to which position bias tables are resized. None leaves them.
+        dtype: float32, float16 or bfloat16. None leaves them.
+        backbone_only: Leave out all but the backbone.
+        prefix: As of :func:`mmgcvit.weights.load_pretrained`.
+        ema: Take averaged weights.
+        sha256: Digest that the source must have.
+
+    Returns:
+        What was written. The provenance is in the file, too: as safetensors metadata, or in
+        ``meta``.
+
+    Raises:
+        UserError: If the source is not available or readable, an argument is not allowed or
+            ``out`` exists.
+    """
+    out = Path(out).expanduser()
+    _check_arguments(out, to, dtype)
+    checkpoint = open_checkpoint(source, prefix, ema, sha256)
+    name, size = checkpoint.source, checkpoint.size
+    if size is None:
+        raise UserError(
+            f'{name} holds no whole GC ViT backbone: give a file in the layout of NVIDIA, timm '
+            'or mmgcvit, and the prefix of the backbone if it is a part of a larger model'
+        )
+    windows = _windows(window_size, len(size.depths)) or size.windows
+    backbone = fit(checkpoint, _shapes(checkpoint, windows)).tensors
+    kept = replace(checkpoint, backbone=backbone, others={} if backbone_only else checkpoint.others)
+    state = kept.in_layout(to)
+    if dtype:
+        state = {n: t.to(DTYPES[dtype]) if t.is_floating_point() else t for n, t in state.items()}
+        for tensor_name, tensor in state.items():
+            require_finite(f'{tensor_name} as {dtype}', tensor, name)
+    known = checkpoint.provenance
+    provenance = {
+        'source': Path(name).name if '://' not in name else name,
+        'source_sha256': digest_of(checkpoint.path),
+        'source_layout': checkpoint.layout,
+        'layout': to,
+        'arch': size.name or 'custom',
+        'window_size': row(windows),
+        'averaged': str(ema or known.get('averaged') == 'True'),
+        'licence': checkpoint.licence or UNKNOWN_LICENCE,
+        'converted_by': f'mmgcvit {__version__}',
+    }
+    _write(out, state, plain(checkpoint.meta), provenance)
+    return Conversion(out, provenance, _groups(checkpoint, kept, to, size, windows))
+
+
+def _check_arguments(out: Path, to: str, dtype: str | None) -> None:
+    if to not in LAYOUTS:
+        raise UserError(f'to={to!r} is not allowed: choose one of {", ".join(LAYOUTS)}')
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f'dtype={dtype!r} is not allowed: choose one of {", ".join(DTYPES)}')
+    if out.suffix not in SUFFIXES:
+        raise UserError(
+            f'{out} has the ending {out.suffix!r}, which is not a known format: choose one of '
+            f'{", ".join(SUFFIXES)}'
+        )
+    if out.exists():
+        raise UserError(f'{out} exists and is not overwritten: remove it or give another name')
+
+
+def _windows(window_size: Sequence[int] | None, stages: int) -> tuple[int, ...] | None:
+    if window_size is None:
+        return None
+    if len(window_size) not in (1, stages) or not 1 <= min(window_size) <= max(window_size) <= 256:
+        raise UserError(
+            f'window_size={tuple(window_size)} is not allowed: give one size of 1 to 256 for all '
+            f'stages or {stages} of them'
+        )
+    return tuple(window_size) * (stages if len(window_size) == 1 else 1)
+
+
+def _shapes(checkpoint: Checkpoint, windows: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a checkpoint's backbone with other windows."""
+    shapes = shapes_of(checkpoint.backbone)
+    for name, shape in shapes.items():
+        if name.endswith(TABLE):
+            window = windows[int(name.split('.')[1])]
+            shapes[name] = ((2 * window - 1) ** 2, *shape[1:])
+    return shapes
+
+
+def _write(
+    out: Path, state: Mapping[str, Tensor], meta: dict, provenance: Mapping[str, str]
+) -> None:
+    # torch.save writes all of the memory that a view is a part of
+    state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    if out.suffix == '.safetensors':
+        try:
+            from safetensors.torch import save
+        except ImportError as error:
+            raise UserError(
+                f'{out} needs the package safetensors: pip install safetensors, or choose the '
+                'ending .pth'
+            ) from error
+        written = save(state, metadata={'format': 'pt', **provenance})
+    else:
+        file = io.BytesIO()
+        torch.save({'meta': {**meta, 'provenance': dict(provenance)}, 'state_dict': state}, file)
+        written = file.getvalue()
+    write_atomically(out, written)
+
+
+def _groups(
+    source: Checkpoint, kept: Checkpoint, to: str, size: Size, windows: Sequence[int]
+) -> list[Group]:
+    groups = []
+    for name, pattern in GROUPS:
+        state = {n: t for n, t in source.backbone.items() if re.match(pattern, n)}
+        if state:
+            left = LAYOUTS[to].from_own(state)
+            became = f'kept, as {_common(left)}' if left else f'left out: {to} has no names for it'
+            if 0 < len(left) < len(state):
+                became += f'; {len(state) - len(left)} left out: {to} has no names for them'
+            groups.append(_group(name, state, became))
+    tables = {n: t for n, t in source.backbone.items() if n.endswith(TABLE)}
+    changes = (
+        f'resized from windows {row(size.windows)} to {row(windows)}'
+        if size.windows != tuple(windows)
+        else f'unchanged, windows {row(size.windows)}'
+    )
+    groups.append(_group('of these: position biases', tables, changes))
+    if source.others:
+        became = 'kept' if kept.others else 'left out: backbone only'
+        groups.append(_group(f'others: {_common(source.others)}', source.others, became))
+    if source.unused:
+        groups.append(Group(_common(source.unused), len(source.unused), 0, 'left out'))
+    if source.beside:
+        names = ', '.join(source.beside[:6])
+        groups.append(Group(f'beside the weights: {names}', 0, 0, 'left out'))
+    return groups
+
+
+def _group(name: str, state: Mapping[str, Tensor], became: str) -> Group:
+    return Group(name, len(state), sum(tensor.numel() for tensor in state.values()), became)
+
+
+def _common(names: Sequence[str] | Mapping[str, Tensor]) -> str:
+    """Return how names begin, for example ``levels.0.*``, or the names if they are few."""
+    names = list(names)
+    if len(names) <= 2:
+        return ', '.join(names)
+    parts = [name.split('.') for name in names]
+    depth = 0
+    while all(len(each) > depth + 1 and each[depth] == parts[0][depth] for each in parts):
+        depth += 1
+    starts = sorted({'.'.join(each[: max(depth, 1)]) for each in parts})
+    return ', '.join(f'{start}.*' for start in starts[:4]) + (', …' if len(starts) > 4 else '')
+
+
+def publish_model(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path:
+    """Write a file of a checkpoint's weights and what is known about them, of plain values alone.
+
+    A training's checkpoint also holds the optimizer's state and a history of the losses. The latter
+    names a class of mmengine, for which ``torch.load`` refuses such a file since torch 2.6.
+
+    Args:
+        checkpoint: Path or URL; it is read without executing anything that it holds.
+        out: The file to write, to whose name the first 8 digits of its SHA-256 are added, by which
+            torch.hub checks downloads: ``weights.pth`` becomes ``weights-1a2b3c4d.pth``. It has the
+            checkpoint's ``state_dict`` and ``meta``, where mmdet and mmseg look for the names of
+            the classes.
+
+    Returns:
+        The file written.
+
+    Raises:
+        UserError: if the checkpoint is not available or readable, or has no ``state_dict``.
+    """
+    content = read_checkpoint(fetch(checkpoint))
+    if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
+        raise UserError(
+            f'{public_name(str(checkpoint))} has no state_dict: give a checkpoint that a training '
+            'has written'
+        )
+    kept = {'meta': plain(content.get('meta', {})), 'state_dict': content['state_dict']}
+    file = io.BytesIO()
+    torch.save(kept, file)
+    digest = hashlib.sha256(file.getvalue()).hexdigest()[:8]
+    out = Path(out).expanduser()
+    return write_atomically(out.with_name(f'{out.stem}-{digest}{out.suffix}'), file.getvalue())
+
+
+def plain(value: Any) -> Any:
+    """Return a value with lists and numbers for NumPy's, without what torch.load refuses.
+
+    Raises:
+        UserError: If it is nested too deeply to be written.
+    """
+    try:
+        return _plain(value, {})
+    except RecursionError as error:
+        raise UserError("the file's meta is nested too deeply to be written") from error
+
+
+def _plain(value: Any, done: dict[int, Any]) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if value is None or isinstance(
+        value, bool | int | float | complex | str | bytes | torch.Tensor
+    ):
+        return value
+    if id(value) in done:  # a value can be in many places, or in itself
+        return done[id(value)]
+    if isinstance(value, dict):
+        new = done[id(value)] = {}
+        new.update((key, _plain(item, done)) for key, item in value.items())
+        return new
+    if isinstance(value, list):
+        new = done[id(value)] = []
+        new.extend(_plain(item, done) for item in value)
+        return new
+    if type(value) in (tuple, set, frozenset):
+        done[id(value)] = None
+        done[id(value)] = new = type(value)(_plain(item, done) for item in value)
+        return new
+    return None  # the stand-in for an object, of which nothing is known

@@ -1,0 +1,352 @@
+"""What a pickle may name, and inert stand-ins for the classes that weights files name.
+
+NVIDIA's and mmengine's files name classes besides tensors. The real classes call what the file
+says, or trust its sizes; the stand-ins only keep plain values, from which :func:`revive` builds
+NumPy arrays and mmengine's HistoryBuffers.
+
+torch 2.5 and later read with ``weights_only=True`` and these stand-ins. Earlier versions accept no
+further classes there: for them this module is the ``pickle_module`` of torch.load.
+"""
+
+import functools
+import pickle
+import pickletools
+import re
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import IO, Any, ClassVar
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from torch._weights_only_unpickler import _get_allowed_globals
+
+__all__ = ['Unpickler', 'inspect', 'load', 'revive', 'stand_ins']
+
+
+class _State:
+    """Keeps the state that a pickle sets, whatever it is."""
+
+    _state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__['_state'] = state
+
+
+class _History(_State):
+    """For mmengine's HistoryBuffer, whose own ``__setstate__`` calls what the state holds."""
+
+
+class Namespace:
+    """For argparse's Namespace: attributes alone."""
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update({str(name): value for name, value in state.items()})
+
+
+class _Dtype(_State):
+    """For NumPy's dtype, which believes a file that declares some of its bytes to be pointers."""
+
+    def __init__(self, code: Any = None, align: Any = False, copy: Any = False) -> None:
+        self.code = code
+
+    def revive(self) -> np.dtype:
+        order = self._state[1] if isinstance(self._state, tuple) and len(self._state) > 1 else '='
+        if not re.fullmatch(r'[biufcSU]\d{1,4}', str(self.code)) or order not in tuple('<>=|'):
+            raise ValueError(f'NumPy type {str(self.code)[:20]!r} is not one of plain numbers')
+        return np.dtype(self.code).newbyteorder(order)
+
+
+class _Array(_State):
+    """For NumPy arrays: shape, type and bytes."""
+
+    def revive(self) -> np.ndarray:
+        _, shape, kind, by_columns, content = self._state
+        array = np.frombuffer(_bytes(content), kind.revive())
+        return array.reshape(shape, order='F' if by_columns else 'C').copy()
+
+
+class _Scalar:
+    """For NumPy scalars: type and bytes."""
+
+    def __init__(self, kind: _Dtype, content: Any = b'') -> None:
+        self.kind, self.content = kind, content
+
+    def revive(self) -> np.generic:
+        return np.frombuffer(_bytes(self.content), self.kind.revive())[0]
+
+
+def _bytes(content: Any) -> bytes:
+    # Python 2 wrote bytes as text
+    return content.encode('latin1') if isinstance(content, str) else content
+
+
+def _nothing(*_: Any) -> None:
+    """For getattr, which reaches any code from any class. Files name it for what is revived."""
+
+
+def _named(target: Callable, path: str) -> Callable:
+    """Make a class or function that has another one's name, by which torch.load finds it."""
+    module, name = path.rsplit('.', 1)
+    if isinstance(target, type):
+        return type(name, (target,), {'__module__': module})
+
+    def call(*args: Any) -> Any:
+        return target(*args)
+
+    call.__module__, call.__name__, call.__qualname__ = module, name, name
+    return call
+
+
+@functools.cache
+def stand_ins() -> dict[str, Callable]:
+    """Return what a file may name besides what torch itself reads, by the name in the file."""
+    targets = {
+        'mmengine.logging.history_buffer.HistoryBuffer': _History,
+        'argparse.Namespace': Namespace,
+        'builtins.getattr': _nothing,
+        'numpy.dtype': _Dtype,
+        'numpy.ndarray': _State,
+    }
+    for core in ('core', '_core'):  # the names of NumPy 1 and NumPy 2
+        targets[f'numpy.{core}.multiarray._reconstruct'] = lambda *_: _Array()
+        targets[f'numpy.{core}.multiarray.scalar'] = _Scalar
+    named = {path: _named(target, path) for path, target in targets.items()}
+    # _reconstruct returns an _Array, and torch.load sets the state of listed classes only
+    return {**named, f'{__name__}._Array': _Array}
+
+
+def _encode(text: str, encoding: str = 'latin1') -> bytes:
+    """For _codecs.encode, with which Python writes bytes in the protocol of torch.save."""
+    if encoding != 'latin1':
+        raise pickle.UnpicklingError('an encoding other than latin1')
+    return text.encode('latin1')
+
+
+def _rebuild_from_type(function: Any, kind: Any, arguments: tuple, state: Any) -> Any:
+    """For torch's function of tensors with attributes, which calls its first argument.
+
+    The attributes are left out.
+    """
+    if function not in (torch._utils._rebuild_tensor_v2, torch._utils._rebuild_parameter):
+        raise pickle.UnpicklingError('a tensor that is made by something else than torch')
+    return function(*arguments)
+
+
+# These come before torch's own list, whose entries differ from version to version.
+_PLAIN = {
+    '_codecs.encode': _encode,
+    'builtins.bytearray': None,  # bytearray(n) allocates n bytes
+    'builtins.complex': complex,
+    'builtins.frozenset': frozenset,
+    'builtins.set': set,
+    'collections.Counter': Counter,  # in MultiStepLR
+    'torch._tensor._rebuild_from_type_v2': _rebuild_from_type,
+    'torch.device': torch.device,
+}
+
+
+def _find(path: str) -> Any:
+    """Return what stands for a global of a file, None if it may not be named."""
+    for known in (_PLAIN, stand_ins(), _get_allowed_globals()):
+        if path in known:
+            return known[path]
+    return _of_program(path)
+
+
+def _of_program(path: str) -> Any:
+    """Return a class that the program has passed to torch.serialization.add_safe_globals."""
+    if not hasattr(torch.serialization, 'get_safe_globals'):
+        return None
+    for each in torch.serialization.get_safe_globals():
+        target, *name = each if isinstance(each, tuple) else (each,)
+        if path == (name[0] if name else f'{target.__module__}.{target.__qualname__}'):
+            return target
+    return None
+
+
+def _modern_name(module: str, name: str) -> str:
+    """Return the path of a global, for which the protocol of torch.save has Python 2's name."""
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return f'{module}.{name}'
+
+
+_GLOBAL = object()
+
+
+def inspect(file: IO[bytes]) -> list[str]:
+    """Go through the opcodes of one pickle, building nothing, and return what it may not name.
+
+    This precedes torch's own restricted loading, too, which stops at the first name that it does
+    not know, allows a bytearray of any size, and puts the text of whatever a file calls into its
+    error: the text of a small crafted list fills the memory. So names are collected here, and a
+    call of anything but a name is refused.
+
+    Raises:
+        pickle.UnpicklingError: If the pickle calls something that is not a name.
+        Exception: Whatever a broken pickle leads to.
+    """
+    refused: list[str] = []
+    # what is known of each value: the text of a string, _GLOBAL for a name, else None
+    stack: list[Any] = []
+    below: list[list[Any]] = []
+    memo: dict[int, Any] = {}
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            name = opcode.name
+            if name == 'MARK':
+                below.append(stack)
+                stack = []
+            elif name.endswith('PUT'):
+                memo[argument] = stack[-1]
+            elif name == 'MEMOIZE':
+                memo[len(memo)] = stack[-1]
+            elif name.endswith('GET'):
+                stack.append(memo[argument])
+            elif name in ('GLOBAL', 'STACK_GLOBAL'):
+                if name == 'GLOBAL':
+                    module, _, attribute = argument.partition(' ')
+                else:
+                    attribute, module = stack.pop(), stack.pop()
+                path = _modern_name(module, attribute)
+                if _find(path) is None:
+                    refused.append(path)
+                stack.append(_GLOBAL)
+            else:
+                if name in ('REDUCE', 'NEWOBJ') and stack[-2] is not _GLOBAL:
+                    raise pickle.UnpicklingError('a call of what is no class or function')
+                taken = opcode.stack_before
+                if pickletools.markobject in taken:
+                    stack = below.pop()
+                    taken = taken[: taken.index(pickletools.markobject)]
+                for _ in taken:
+                    stack.pop()
+                text = argument if isinstance(argument, str) else None
+                stack.extend(text for _ in opcode.stack_after)
+    except Exception:
+        if not refused:
+            raise
+    return refused
+
+
+# Python's implementation of pickle: the one in C has no place between an opcode and its effect.
+class Unpickler(pickle._Unpickler):
+    """Read pickles in which only what is allowed may be named, called or set."""
+
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # by identity; the values keep the objects alive
+        self._found: dict[int, Any] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for a global.
+
+        Raises:
+            pickle.UnpicklingError: If it is not allowed.
+        """
+        found = _find(_modern_name(module, name))
+        if found is None:
+            raise pickle.UnpicklingError('a class or function that is not allowed')
+        self._found[id(found)] = found
+        return found
+
+    def load_reduce(self) -> None:
+        """Call a function with arguments, both from the stack."""
+        self._require_found(self.stack[-2])
+        super().load_reduce()
+
+    def load_newobj(self) -> None:
+        """Make an instance of a class, from the stack as its arguments."""
+        self._require_found(self.stack[-2])
+        super().load_newobj()
+
+    def load_build(self) -> None:
+        """Set the state of an object."""
+        state, target = self.stack.pop(), self.stack[-1]
+        kind = type(target)
+        if kind is torch.Tensor:
+            target.set_(*state)
+        elif kind is torch.nn.Parameter or kind in stand_ins().values():
+            target.__setstate__(state)
+        elif kind in (OrderedDict, Counter):
+            target.__dict__.update(state)
+        else:
+            raise pickle.UnpicklingError('a state of what has none')
+
+    # opcodes that are not in this table are refused
+    for opcode in (
+        pickle.OBJ,
+        pickle.INST,
+        pickle.NEWOBJ_EX,
+        pickle.EXT1,
+        pickle.EXT2,
+        pickle.EXT4,
+    ):
+        del dispatch[opcode[0]]
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    dispatch[pickle.BUILD[0]] = load_build
+    del opcode
+
+    def _require_found(self, target: Any) -> None:
+        # the message does not show the target: the text of a crafted list fills the memory
+        if id(target) not in self._found:
+            raise pickle.UnpicklingError('a call of what is no class or function')
+
+
+def load(file: IO[bytes], **kwargs: Any) -> Any:
+    """Read one pickle from a file."""
+    return Unpickler(file, **kwargs).load()
+
+
+def revive(content: Any) -> Any:
+    """Return what was read with NumPy arrays and HistoryBuffers, built from plain values.
+
+    Raises:
+        ValueError: If the values of one are not plain.
+    """
+    return _revive(content, {})
+
+
+def _revive(value: Any, done: dict[int, Any]) -> Any:
+    # a value can be in many places, or in itself
+    if id(value) in done:
+        return done[id(value)]
+    new = value
+    if isinstance(value, _Dtype | _Array | _Scalar):
+        new = value.revive()
+    elif isinstance(value, _History):
+        new = _revive_history(value._state, done)
+    done[id(value)] = new
+    if isinstance(value, Namespace):
+        _revive_items(vars(value), done)
+    elif type(value) in (dict, OrderedDict):
+        _revive_items(value, done)
+    elif type(value) is list:
+        value[:] = (_revive(item, done) for item in value)
+    elif type(value) is tuple:
+        new = done[id(value)] = tuple(_revive(item, done) for item in value)
+    return new
+
+
+def _revive_items(items: dict, done: dict[int, Any]) -> None:
+    for key, item in items.items():
+        items[key] = _revive(item, done)
+
+
+def _revive_history(state: Any, done: dict[int, Any]) -> HistoryBuffer:
+    values, counts = (_revive(state[key], done) for key in ('_log_history', '_count_history'))
+    for numbers in (values, counts):
+        plain = (
+            isinstance(numbers, np.ndarray) and numbers.ndim == 1 and numbers.dtype.kind in 'biuf'
+        )
+        if not plain and not (
+            isinstance(numbers, list) and all(isinstance(n, int | float) for n in numbers)
+        ):
+            raise ValueError('a history of a training that is no row of numbers')
+    length = state.get('max_length', 1_000_000)
+    return HistoryBuffer(np.asarray(values, float), np.asarray(counts, float), int(length))
