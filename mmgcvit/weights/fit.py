@@ -297,12 +297,12 @@ def _differ_in_channels(filters: Tensor | None, shape: tuple[int, ...] | None) -
 def adapt_filters(filters: Tensor, in_channels: int) -> Tensor:
     """Fit the filters of a first convolution to another number of input channels.
 
-    As in timm: one channel gets the sum over the channels of the file. Otherwise these are repeated
-    in order, and scaled so that an image whose channels are equal gives the same output.
+    As in timm: one channel gets the sum over the file's channels. For another number m these are
+    repeated in order and scaled by n / m, which keeps the size of the outputs.
 
     Args:
         filters: (C, n, h, w).
-        in_channels: Channels m of the model's input.
+        in_channels: Channels m of the model.
 
     Returns:
         (C, m, h, w), of the same dtype.

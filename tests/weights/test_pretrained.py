@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models._manipulate import adapt_input_conv
 
 from mmgcvit import GCViT
 from mmgcvit.errors import UserError
 from mmgcvit.models.arch import ARCHS
 from mmgcvit.ops import resize_bias_table
-from mmgcvit.weights import Checkpoint
+from mmgcvit.weights import Checkpoint, convert_weights
 from mmgcvit.weights.checkpoint import Size, shapes_of
 from mmgcvit.weights.fit import load_checkpoint
 from mmgcvit.weights.layouts import to_nvidia, to_timm
@@ -229,7 +230,54 @@ def test_too_few_stages_are_an_error(nano, source, save):
 def test_other_input_channels_are_an_error_that_names_the_argument(nano, source, save):
     state = source.state_dict()
     state['stem.conv.weight'] = torch.zeros(8, 4, 3, 3)
-    assert_refused_unchanged('choose in_channels', save(state), nano)
+    message = 'set adapt_input=True in the init_cfg .* or choose in_channels'
+    assert_refused_unchanged(message, save(state), nano)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+@pytest.mark.parametrize('channels', [1, 2, 3, 4, 6, 13])
+def test_the_stem_is_adapted_to_the_input_channels_as_timm_does(
+    nano, source, save, log, channels, dtype
+):
+    state = {name: tensor.to(dtype) for name, tensor in source.state_dict().items()}
+    found = load(save(state), nano, init=dict(adapt_input=True), in_channels=channels).state_dict()
+    for name, tensor in state.items():
+        if name == 'stem.conv.weight':
+            tensor = adapt_input_conv(channels, tensor)
+        assert torch.equal(found[name], tensor.float()), name
+    (line,) = [line for line in log if 'tensors taken' in line]
+    adapted = 'stem.conv.weight adapted to the input channels'
+    assert (adapted in line) == (channels != 3)
+
+
+def test_adapted_and_other_input_channels_give_the_same_for_grey_images(nano, source, save):
+    path = save(source.state_dict())
+    grey = torch.randn(1, 1, 45, 70)
+    with torch.no_grad():
+        wanted = source(grey.expand(-1, 3, -1, -1))
+        for channels in (1, 6):
+            model = load(path, nano, init=dict(adapt_input=True), in_channels=channels)
+            found = model(grey.expand(-1, channels, -1, -1))
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def licences(log):
+    return [line for line in log if 'CC BY-NC-SA 4.0' in line]
+
+
+def test_the_licence_of_nvidias_weights_is_said_once(nano, source, save, log, tmp_path):
+    path = save(to_nvidia(source.state_dict()))
+    load(path, nano)
+    (line,) = licences(log)
+    assert path in line and 'and what is fine-tuned from them' in line
+    # it goes with them into another layout
+    out = convert_weights(path, tmp_path / 'own.safetensors').out
+    log.clear()
+    load(str(out), nano)
+    assert len(licences(log)) == 1
+    log.clear()
+    load(save(source.state_dict()), nano)
+    assert not licences(log)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +354,9 @@ def test_a_file_without_tensors_is_an_error(nano, save, content):
         load(save(content), nano)
 
 
-@pytest.mark.parametrize('init', [{'prefixx': 'a'}, {'map_location': 'cuda'}, {'ema': 'yes'}])
+@pytest.mark.parametrize(
+    'init', [{'prefixx': 'a'}, {'map_location': 'cuda'}, {'ema': 'yes'}, {'adapt_input': 1}]
+)
 def test_what_init_cfg_does_not_know_is_named(nano, save, init):
     with pytest.raises(ValueError, match=next(iter(init))):
         load('nowhere.pth', nano, init=init)

@@ -1,0 +1,167 @@
+"""Names that wrappers add: torch.compile, FSDP, averaged models, Lightning, in any order."""
+
+import pytest
+import torch
+from timm.utils import ModelEmaV2
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
+from torch.optim.swa_utils import AveragedModel
+
+from mmgcvit import GCViT
+from mmgcvit.errors import UserError
+from mmgcvit.models.gcvit import Block
+from mmgcvit.weights import Checkpoint, convert_weights, fit, load_pretrained, read_checkpoint
+from mmgcvit.weights.checkpoint import shapes_of
+from mmgcvit.weights.layouts import LAYOUTS
+
+
+@pytest.fixture
+def source(nano):
+    model = GCViT(nano, window_size=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def load(path, nano, state, **arguments):
+    torch.save({'state_dict': state}, path / 'w.pth')
+    model = GCViT(nano, window_size=3)
+    return model, load_pretrained(model, path / 'w.pth', **arguments)
+
+
+def assert_same(model, source):
+    wanted = source.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize(
+    'prefix',
+    [
+        '_orig_mod.',
+        'module._orig_mod.',
+        '_orig_mod.module.module.',
+        'model.backbone.',
+        'ema.module.',
+        'net._orig_mod.backbone._orig_mod.',
+        'model._fsdp_wrapped_module.backbone._fsdp_wrapped_module.',
+        'backbone.model.',
+    ],
+)
+def test_prefixes_in_any_order(tmp_path, nano, source, prefix, layout):
+    state = LAYOUTS[layout].from_own(source.state_dict())
+    state = {prefix + name: tensor for name, tensor in state.items()}
+    model, fitted = load(tmp_path, nano, {**state, 'loss.weight': torch.rand(3)})
+    found, wanted = model.state_dict(), source.state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in fitted.taken)
+    # timm has no names for the norms of the first three outputs
+    assert len(fitted.initial) == (6 if layout == 'timm' else 0)
+    assert 'loss.weight' in fitted.dropped
+
+
+def test_wrappers_within_the_backbone(tmp_path, nano, source):
+    inner = {}
+    for name, tensor in source.state_dict().items():
+        name = name.replace('stem.', 'stem._orig_mod.')
+        inner[name.replace('.attn.', '._checkpoint_wrapped_module.attn.')] = tensor
+    assert_same(load(tmp_path, nano, inner)[0], source)
+    assert_same(
+        load(tmp_path, nano, {f'a.{k}': v for k, v in inner.items()}, prefix='a')[0], source
+    )
+
+
+class Lightning(nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+        self.model = nn.ModuleDict({'backbone': backbone, 'head': nn.Linear(3, 3)})
+        self.loss = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    'wrap', [torch.compile, AveragedModel, ModelEmaV2, Lightning, nn.DataParallel]
+)
+def test_what_real_wrappers_save(tmp_path, nano, source, wrap):
+    assert_same(load(tmp_path, nano, wrap(source).state_dict())[0], source)
+
+
+def test_a_compiled_averaged_classifier_is_converted_as_one(tmp_path, nano):
+    classifier = nn.Module()
+    classifier.backbone = GCViT(nano, window_size=3, out_indices=(3,))
+    classifier.head = nn.ModuleDict({'fc': nn.Linear(64, 5)})
+    torch.save(AveragedModel(torch.compile(classifier)).state_dict(), tmp_path / 'w.pth')
+    for layout in LAYOUTS:
+        out = convert_weights(tmp_path / 'w.pth', tmp_path / f'{layout}.pth', layout).out
+        wanted = Checkpoint.from_state(classifier.state_dict(), 'here').in_layout(layout)
+        found = read_checkpoint(out)['state_dict']
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def test_two_networks_in_a_file_are_chosen_by_prefix(tmp_path, nano, source):
+    state = {f'model.{k}': v for k, v in source.state_dict().items()}
+    state |= {f'ema.module.{k}': v + 1 for k, v in source.state_dict().items()}
+    with pytest.raises(UserError, match=r"prefix='model\.' or prefix='ema\.module\.'"):
+        load(tmp_path, nano, state)
+    assert_same(load(tmp_path, nano, state, prefix='model')[0], source)
+    model, _ = load(tmp_path, nano, state, prefix='ema')
+    assert torch.equal(model.norm3.bias, source.norm3.bias + 1)
+    student = {f'student.{k}': v for k, v in source.state_dict().items()}
+    with pytest.raises(UserError, match=r"choose one with prefix='student\.'"):
+        load(tmp_path, nano, student)
+    # names without any prefix are chosen by an empty one
+    both = {**source.state_dict(), **student, **{f'ema.{k}': v for k, v in student.items()}}
+    assert_same(load(tmp_path, nano, both, prefix='')[0], source)
+
+
+def test_two_tensors_of_one_name_are_an_error(tmp_path, nano, source):
+    state = source.state_dict()
+    state['stem._orig_mod.conv.bias'] = state['stem.conv.bias']
+    message = r'two tensors for stem\.conv\.bias, one of them stem\._orig_mod\.conv\.bias'
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, nano, state)
+
+
+def test_models_that_are_wrapped_in_memory(tmp_path, nano, source):
+    torch.save(source.state_dict(), tmp_path / 'w.pth')
+    compiled = GCViT(nano, window_size=5)
+    fitted = load_pretrained(torch.compile(compiled), tmp_path / 'w.pth')
+    assert all(name.startswith('_orig_mod.') for name in fitted.taken)
+    assert len(fitted.resized) == 8 and torch.equal(compiled.norm0.bias, source.norm0.bias)
+    wrapped = GCViT(nano, window_size=3)
+    apply_activation_checkpointing(wrapped, check_fn=lambda module: isinstance(module, Block))
+    load_pretrained(wrapped, tmp_path / 'w.pth')
+    assert_same(wrapped, source)
+    partly = GCViT(nano, window_size=3)
+    partly.stages[0].blocks[1] = torch.compile(partly.stages[0].blocks[1])
+    load_pretrained(partly, tmp_path / 'w.pth')
+    torch.save(partly.state_dict(), tmp_path / 'partly.pth')
+    model = GCViT(nano, window_size=3)
+    load_pretrained(model, tmp_path / 'partly.pth')
+    assert_same(model, source)
+
+
+def test_networks_of_other_kinds_are_matched_by_name():
+    """Swin has some of NVIDIA's names, and tables of its own."""
+    shapes = {
+        'backbone.patch_embed.proj.weight': (8, 3, 4, 4),
+        'backbone.layers.0.attn.relative_position_bias_table': (49, 2),
+        'neck.weight': (2, 2),
+    }
+    state = {f'module.{name}': torch.rand(shape) for name, shape in shapes.items()}
+    found = fit(Checkpoint.from_state(state, 'here'), shapes)
+    assert found.tensors == {name: state[f'module.{name}'] for name in shapes}
+    assert not found.dropped
+    table = 'module.backbone.layers.0.attn.relative_position_bias_table'
+    state[table] = torch.rand(81, 2)
+    with pytest.raises(UserError, match=r'1 tensor differs in size: backbone\.layers\.0'):
+        fit(Checkpoint.from_state(state, 'here'), shapes)
+
+
+@pytest.mark.parametrize('names', [('model', 'ema'), ('student.backbone', 'teacher.backbone')])
+def test_models_with_two_backbones_are_matched_by_name(nano, source, names):
+    state = {f'{name}.{k}': v for name in names for k, v in source.state_dict().items()}
+    found = fit(Checkpoint.from_state(state, 'here'), shapes_of(state), resize=False)
+    assert all(found.tensors[name] is tensor for name, tensor in state.items())
