@@ -54,7 +54,7 @@ def toy_config(work_dir, bad=(), iterations=8, batch=1, hooks=(), model=None, **
     """The config of a training; image k comes at place k."""
     return Config(
         dict(
-            model=dict(type='ToyModel', **(model or {})),
+            model={'type': 'ToyModel', **(model or {})},
             work_dir=str(work_dir),
             experiment_name=f'toy_{next(_numbers)}',
             train_dataloader=dict(

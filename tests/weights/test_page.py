@@ -43,11 +43,17 @@ def table(marker):
 class PageDetector(BaseModel):
     """A detector as far as names go: a GC ViT backbone, a neck and a head."""
 
-    def __init__(self, window_size=4):
+    def __init__(self, window_size=4, compiled=False):
         super().__init__()
         self.backbone = GCViT(ARCH, window_size=window_size)
+        self.compiled = compiled
         self.neck = nn.Linear(8, 4)
         self.bbox_head = nn.Linear(4, 2)
+
+    def init_weights(self):
+        super().init_weights()
+        if self.compiled:  # not before: mmengine cannot initialize what is compiled
+            self.backbone = torch.compile(self.backbone, backend='eager')
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         out = self.bbox_head(self.neck(self.backbone(torch.stack(inputs))[0].mean((2, 3))))
@@ -327,3 +333,23 @@ def test_what_a_broken_file_gets(row, files, tmp_path):
         model.init_weights()
     assert '\n' not in str(error.value)
     assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('use', ['train', 'test'])
+@pytest.mark.parametrize('compiled', [True, False])
+def test_whole_networks_in_wrappers(files, tmp_path, monkeypatch, log, use, compiled):
+    """A Lightning module of NVIDIA's detector, for a model whose backbone is compiled or not."""
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    content = torch.load(files.nvidia_detector())
+    state = {f'model._orig_mod.{name}': t for name, t in content['state_dict'].items()}
+    path = files.save('lightning.ckpt', {'state_dict': {**state, 'loss.weight': torch.ones(1)}})
+    begun = runner(
+        tmp_path / 'begun',
+        model=dict(type='PageDetector', compiled=compiled),
+        load_from=str(path),
+        train_cfg=dict(by_epoch=False, max_iters=0),
+    )
+    begun.test() if use == 'test' else begun.train()
+    for name, tensor in begun.model.state_dict().items():
+        assert torch.equal(tensor, files.state[name.replace('_orig_mod.', '')]), name
+    assert len([line for line in log if 'CC BY-NC-SA 4.0' in line]) == 1

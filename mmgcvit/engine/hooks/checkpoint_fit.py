@@ -42,30 +42,18 @@ class CheckpointFitHook(Hook):
         resumes = trains and bool(runner.cfg.get('resume'))
         if resumes:
             _require_state(checkpoint, source, bool(runner.cfg.get('param_scheduler')))
-        sizes = _sizes(runner.model)
         begins = trains and not resumes
-        policy = dict(resize=begins, heads_may_differ=begins)
         meta = checkpoint.get('meta')
         found = Checkpoint.from_state(
             tensors_of(checkpoint, source), source, meta=meta if isinstance(meta, dict) else {}
         )
-        fitted = fit(found, sizes, **policy)
+        fitted = fit(found, _sizes(runner.model), resize=begins, heads_may_differ=begins)
         report(found, fitted)
-        _replace(checkpoint.setdefault('state_dict', {}), fitted.tensors)
-        averages = checkpoint.get('ema_state_dict')
-        if resumes and isinstance(averages, dict):
-            # EMAHook exchanges these with the others, by name
-            average = fit(Checkpoint.from_state(averages, source), sizes, **policy)
-            steps = {name: t for name, t in averages.items() if not name.startswith('module.')}
-            _replace(averages, {f'module.{name}': t for name, t in average.tensors.items()})
-            averages |= steps
-
-
-def _replace(state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors in place of those in a state dict, whose other contents and metadata stay."""
-    for name in [name for name, value in state.items() if isinstance(value, Tensor)]:
-        del state[name]
-    state.update(tensors)
+        # in place: the metadata and what is not a tensor stay
+        state = checkpoint.setdefault('state_dict', {})
+        for name in [name for name, value in state.items() if isinstance(value, Tensor)]:
+            del state[name]
+        state.update(fitted.tensors)
 
 
 def _require_state(checkpoint: Mapping[str, Any], source: str, scheduled: bool) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from toy import toy_runner
+from mmengine.registry import MODELS
+from toy import ToyModel, toy_runner
 
 from mmgcvit.errors import UserError
 
@@ -87,3 +88,58 @@ def test_testing_needs_a_checkpoint_of_the_same_size(checkpoint, tmp_path):
     )
     with pytest.raises(UserError, match=r'2 tensors differ in size: bbox_head\.weight'):
         runner.test()
+
+
+@MODELS.register_module(force=True)
+class CompiledModel(ToyModel):
+    """Its backbone is compiled once mmengine has initialized it."""
+
+    def init_weights(self):
+        super().init_weights()
+        self.backbone = torch.compile(self.backbone, backend='eager')
+
+
+@pytest.mark.parametrize(
+    ('saved', 'new'), [('CompiledModel', 'ToyModel'), ('ToyModel', 'CompiledModel')]
+)
+def test_a_compiled_training_goes_on_uncompiled_and_the_reverse(tmp_path, saved, new):
+    first = toy_runner(tmp_path / 'first', iterations=2, model=dict(type=saved))
+    first.train()
+    path = str(tmp_path / 'first/iter_2.pth')
+    state = torch.load(path, weights_only=False)['state_dict']
+    assert ('backbone._orig_mod.weight' in state) == (saved == 'CompiledModel')
+    resumed = toy_runner(
+        tmp_path / 'second', iterations=2, model=dict(type=new), load_from=path, resume=True
+    )
+    resumed.train()
+    assert resumed.iter == 2
+    found = resumed.model.state_dict()
+    assert ('backbone._orig_mod.weight' in found) == (new == 'CompiledModel')
+    state = {name.replace('_orig_mod.', ''): tensor for name, tensor in state.items()}
+    assert all(torch.equal(t, state[n.replace('_orig_mod.', '')]) for n, t in found.items())
+
+
+@pytest.mark.parametrize('prefix', ['module.', 'model.', '_orig_mod.', 'net.module._orig_mod.'])
+@pytest.mark.parametrize('key', ['state_dict', 'model', None])
+def test_a_training_begins_from_what_other_programs_save(checkpoint, tmp_path, prefix, key):
+    saved = torch.load(checkpoint, weights_only=False)['state_dict']
+    state = {prefix + name: tensor for name, tensor in saved.items()}
+    state['loss.weight'] = torch.rand(2)
+    torch.save({key: state, 'epoch': 3} if key else state, tmp_path / 'other.pth')
+    begun = toy_runner(
+        tmp_path / 'begun',
+        iterations=0,
+        hooks=[dict(type='EMAHook')],
+        load_from=str(tmp_path / 'other.pth'),
+    )
+    begun.train()
+    assert all(torch.equal(t, saved[name]) for name, t in begun.model.state_dict().items())
+
+
+def test_two_tensors_of_one_name_are_an_error(checkpoint, tmp_path):
+    state = torch.load(checkpoint, weights_only=False)['state_dict']
+    state |= {f'ema.{name}': tensor for name, tensor in state.items()}
+    torch.save(state, tmp_path / 'both.pth')
+    runner = toy_runner(tmp_path / 'begun', load_from=str(tmp_path / 'both.pth'))
+    with pytest.raises(UserError, match=r'two tensors for backbone\.weight, one of them ema\.'):
+        runner.train()
