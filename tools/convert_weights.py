@@ -3,8 +3,8 @@
 python tools/convert_weights.py gcvit_1k_tiny.pth.tar gcvit_tiny.safetensors --window 24
 
 IN is a path, a URL, hf://OWNER/REPO/FILE or timm://MODEL, in the layout of NVIDIA, timm or mmgcvit:
-a backbone, a classifier, a detector or a segmentor. The ending of OUT tells its format. Nothing in
-IN is executed; OUT is not overwritten. docs/weights.md tells of layouts and sources.
+a backbone, a classifier, a detector or a segmentor. The ending of OUT determines its format.
+Nothing in IN is executed, and OUT is not overwritten. See docs/weights.md for layouts and sources.
 """
 
 import argparse
@@ -23,7 +23,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('source', metavar='IN', help='path or URL of a weights file')
     parser.add_argument('out', metavar='OUT', help='the file to write: .safetensors, .pth or .pt')
     parser.add_argument(
-        '--to', choices=list(LAYOUTS)[::-1], default='mmgcvit', help='layout; default: mmgcvit'
+        '--to',
+        choices=list(LAYOUTS)[::-1],
+        default='mmgcvit',
+        help='layout of OUT (default: %(default)s)',
     )
     parser.add_argument(
         '--window',
@@ -31,20 +34,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=int,
         nargs='+',
         metavar='W',
-        help='resize position biases to windows of this side, one for all stages or one each',
+        help='resize position biases to windows of W x W tokens; one W for all stages or one each',
     )
-    parser.add_argument('--dtype', choices=list(DTYPES), help='default: as they are')
+    parser.add_argument(
+        '--dtype', choices=list(DTYPES), help='type of the tensors (default: unchanged)'
+    )
     parser.add_argument(
         '--backbone-only', action='store_true', help='leave out heads, necks and classifiers'
     )
-    parser.add_argument('--prefix', help="start of the names of IN's backbone, if not backbone.")
+    parser.add_argument(
+        '--prefix', help="what the names of IN's backbone begin with, if several networks are in IN"
+    )
     parser.add_argument(
         '--ema', action='store_true', help='take the weights averaged over the training'
     )
-    parser.add_argument('--sha256', help='digest that IN must have')
+    parser.add_argument('--sha256', help='digest that IN must have (64 hexadecimal digits)')
     args = vars(parser.parse_args(argv))
     conversion = convert_weights(args.pop('source'), args.pop('out'), **args)
-    rows = [('tensors', 'number', 'parameters', 'what became of them')]
+    rows = [('tensors', 'number', 'parameters', 'result')]
     for group in conversion.groups:
         counts = (f'{n:,}' if n else '' for n in (group.tensors, group.parameters))
         rows.append((group.name, *counts, group.became))

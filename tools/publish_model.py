@@ -1,10 +1,10 @@
-"""Write the weights of a training's checkpoint to a file to give away, which any program reads.
+"""Write the weights of a training's checkpoint to a file that any program can read.
 
 python tools/publish_model.py work_dirs/CONFIG_NAME/epoch_36.pth weights.pth
 
-writes weights-1a2b3c4d.pth, named by its own hash, and prints that name. Nothing in the checkpoint
-is executed. The new file holds weights and class names, a third of the checkpoint; a training
-cannot be resumed from it.
+writes weights-1a2b3c4d.pth, whose name ends in its own hash, and prints the name. Nothing in the
+checkpoint is executed. The new file has the weights and class names, a third of the checkpoint's
+size. A training cannot be resumed from it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('checkpoint', help='path or URL of a checkpoint')
-    parser.add_argument('out', help='the file to write; 8 digits of its hash are added to the name')
+    parser.add_argument('out', help='the file to write; 8 digits of its hash are added to its name')
     args = parser.parse_args(argv)
     print(publish_model(check_checkpoint(args.checkpoint), args.out))
 

@@ -94,7 +94,7 @@ def _kind_of(path: Path) -> str:
             'remove it and get the file itself'
         )
     raise UserError(
-        f'{path} is no weights file: it begins with {beginning!r}; give what torch.save or '
+        f'{path} is not a weights file: it begins with {beginning!r}; give what torch.save or '
         'safetensors has written'
     )
 

@@ -129,7 +129,7 @@ def test_nothing_in_a_tar_of_the_first_format_runs(tmp_path, canary, member):
             entry = tarfile.TarInfo(f'\x80{name}' if name == 'storages' else name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    with pytest.raises(UserError, match='is no weights file'):
+    with pytest.raises(UserError, match='is not a weights file'):
         read_checkpoint(path)
 
 
@@ -345,7 +345,7 @@ def test_safetensors(tmp_path):
         (b'', 'is empty'),
         (b'<!DOCTYPE html><html>moved</html>', 'is a web page, not a weights file'),
         (b'\n<html>moved</html>', 'is a web page'),
-        (b'version https://git-lfs.github.com/spec/v1', 'is no weights file: it begins with'),
+        (b'version https://git-lfs.github.com/spec/v1', 'is not a weights file: it begins with'),
         (b'PK\x03\x04broken', 'cannot be read as a weights file'),
         (b'\x80\x02broken', 'was not loaded|cannot be read'),
         (b'\xff\x00\x00\x00\x00\x00\x00\x00{broken', 'cannot be read as a weights file'),
