@@ -1,15 +1,24 @@
-"""Reading config files on either of the two stacks."""
+"""Loading config files."""
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+import traceback
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.logging import print_log
 from mmengine.utils import is_installed
 
 from ..errors import UserError
+from .options import apply_options, walk
+
+# mmengine's warning about a config file that has `_deprecation_ = dict(expected=...)`
+RENAMED = re.compile(r'The config file (.+?) will be deprecated.*?Please use (\S+) instead', re.S)
 
 
 def load_config(
@@ -17,35 +26,41 @@ def load_config(
     work_dir: str | os.PathLike | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Read a config file and settle its work dir.
+    """Load a config file, apply options to it and set its work dir.
+
+    A config that has another name now, as mmengine's key ``_deprecation_`` says, is loaded, and one
+    line names its successor.
 
     Args:
-        path: Config file; it may inherit from ``mmdet::`` and ``mmseg::`` configs.
-        work_dir: Where checkpoints and logs go. By default the config's own, else
-            ``work_dirs/`` and the config's name.
+        path: Config file. It may inherit from configs of the libraries, such as ``mmdet::...``.
+        work_dir: Folder of checkpoints and logs. By default it is the config's own, else
+            ``work_dirs/`` and the name of the config file.
         options: Settings that replace those of the file, by dotted names. The first index that a
             list does not have adds an element to it: ``{'custom_hooks.0.type': 'EMAHook'}``.
 
     Raises:
-        UserError: If there is no such file, it is no config, or an option is not of its form.
+        UserError: If the file does not exist or cannot be loaded, or an option does not fit to it
+            or changes nothing that is read.
     """
     if not Path(path).is_file():
         raise UserError(
             f'the config {path} does not exist (looked for from {Path.cwd()}): give the path of a '
-            'config file, as configs/detection/mask_rcnn_gcvit_shapes.py'
+            'config file, for example configs/detection/mask_rcnn_gcvit_shapes.py'
         )
     if not is_installed('mmsegmentation'):
         # onedl's distribution has another name than mmengine looks for
         MODULE2PACKAGE['mmseg'] = 'mmseg'
     try:
-        cfg = Config.fromfile(path)
-    except OSError as error:
+        cfg = _load(path)
+    except Exception as error:  # a config file is code and may raise anything
+        reason = ' '.join(str(error).split())[:300]
         raise UserError(
-            f'{path} cannot be read as a config ({error}): give a .py file, as '
+            f'{path} cannot be read as a config ({_place(error, path)}: {type(error).__name__} '
+            f'{reason}): correct it, or give another .py file, for example '
             'configs/detection/mask_rcnn_gcvit_shapes.py'
         ) from error
     if options:
-        _merge_options(cfg, options)
+        apply_options(cfg, options)
     if work_dir is not None:
         cfg.work_dir = os.fspath(work_dir)
     elif cfg.get('work_dir') is None:
@@ -53,45 +68,49 @@ def load_config(
     return cfg
 
 
-def _merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    try:
-        for name in options:
-            _make_room(cfg, name.split('.'))
-        cfg.merge_from_dict(dict(options))
-    except (KeyError, TypeError) as error:
-        reason = ' '.join(str(error).strip('\'"').split())[:300]
-        raise UserError(
-            f'--cfg-options cannot be put into the config ({reason}): compare with what '
-            f'{cfg.filename} and its bases have'
-        ) from error
+def _load(path: str | os.PathLike) -> Config:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        cfg = Config.fromfile(path)
+        for _ in walk(cfg):
+            pass  # a pure Python config imports its types when they are accessed
+    first = os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
+    for warning in caught:
+        renamed = RENAMED.match(str(warning.message))
+        if renamed and first:  # a DeprecationWarning, which Python does not show
+            old, new = renamed.groups()
+            print_log(
+                f'{os.path.relpath(old)} is now {new}; the old name will go in the next version',
+                logger='current',
+                level=logging.WARNING,
+            )
+        elif not renamed:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return cfg
 
 
-def _make_room(cfg: Config, keys: Sequence[str]) -> None:
-    """Add the element that an option's keys lead to, if it is the next one of a list.
-
-    mmengine can only change the elements that a list has, and makes a dict of indices otherwise.
-    """
-    node = cfg
-    for key, following in zip(keys, [*keys[1:], None], strict=True):
-        if isinstance(node, list):
-            if key == str(len(node)):
-                node.append(ConfigDict())
-            if not (key.isdigit() and int(key) < len(node)):
-                return  # mmengine's error says so
-            node = node[int(key)]
-        elif isinstance(node, Mapping | Config):
-            if following is not None and following.isdigit() and node.get(key) is None:
-                if following != '0':
-                    raise KeyError(f'{".".join(keys)}: there is no {key} yet, begin with index 0')
-                node[key] = []
-            node = node.get(key)
+def _place(error: Exception, path: str | os.PathLike) -> str:
+    """Return the config or base that raised an error, with the line if it is known."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    # mmengine reads each base in a call of its own
+    files = [
+        frame.f_locals['filename']
+        for frame, _ in frames
+        if frame.f_globals.get('__name__') == Config.__module__ and 'filename' in frame.f_locals
+    ]
+    file = str(files[-1] if files else path)
+    lines = [line for frame, line in frames if frame.f_code.co_filename == file]
+    lines += [error.lineno] if isinstance(error, SyntaxError) else []
+    return f'{os.path.relpath(file)}:{lines[-1]}' if lines else os.path.relpath(file)
 
 
 def check_checkpoint(path: str) -> str:
-    """Return the path of a checkpoint, which has to exist unless it is a URL."""
+    """Return the path of a checkpoint; raise UserError if it is neither a URL nor a file."""
     if '://' not in path and not Path(path).is_file():
         raise UserError(
             f'the checkpoint {path} does not exist (looked for from {Path.cwd()}): give the path '
-            'of a .pth file, as work_dirs/CONFIG_NAME/epoch_36.pth'
+            'of a .pth file, for example work_dirs/CONFIG_NAME/epoch_36.pth'
         )
     return path

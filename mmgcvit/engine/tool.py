@@ -1,4 +1,4 @@
-"""How a command-line tool begins and ends."""
+"""Command-line tools: their arguments, and how they end."""
 
 import argparse
 import logging
@@ -9,40 +9,40 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import torch.distributed
-from mmengine.config import DictAction
 
 from ..errors import UserError
 from ..mmcv_ops import enable
+from .options import ReadOptions
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool's main function; what the user can put right ends in one line and exit code 1."""
+    """Run a tool's main function; a UserError is printed in one line, with exit code 1."""
     enable()
     try:
         main()
     except UserError as error:
         _leave(1, f'error: {error}')
     except OSError as error:
-        # others, as of a network or of a data worker, are told in full
+        # others, such as those of a network or a data worker, are printed in full
         _leave(1, f'error: {error}' if error.filename else traceback.format_exc().rstrip())
     except KeyboardInterrupt:
         _leave(130, '\ninterrupted')
     except Exception:
         _leave(1, traceback.format_exc().rstrip())
     if _has_others():
-        # together: under Slurm the first process holds what connects the others
+        # all at once: under Slurm the first process hosts the store that connects the others
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
 def _leave(code: int, message: str) -> NoReturn:
-    """End this process, also where the others of its training may never come to take their leave.
+    """End this process, even if others of its training never reach the same point.
 
-    Their group cannot be destroyed then: that waits for what was begun with them. And it cannot be
-    left to the interpreter, as gloo's threads may still hold tensors: with torch 2.14 one of six
-    such processes ended in an abort, "terminate called without an active exception".
+    Their process group cannot be destroyed then, because that waits for pending collectives. Nor
+    can it be left to the interpreter, because gloo's threads may still hold tensors: with torch
+    2.14 one of six such processes aborted with "terminate called without an active exception".
     """
-    sys.stderr.write(f'{message}\n')  # at once, for lines of several processes not to mix
+    sys.stderr.write(f'{message}\n')  # in one call, so that lines of several processes do not mix
     sys.stderr.flush()
     if not _has_others():
         sys.exit(code)
@@ -56,7 +56,7 @@ def _has_others() -> bool:
 
 
 def config_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a tool that reads a config, with what all of these tools take."""
+    """Return the parser of a tool that reads a config, with the arguments of all such tools."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -64,9 +64,11 @@ def config_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ReadOptions,
         metavar='KEY=VALUE',
-        help='settings that replace those of the config, as optim_wrapper.optimizer.lr=1e-4',
+        help='settings that replace those of the config, for example '
+        'optim_wrapper.optimizer.lr=1e-4; a,b or [a,b] is a list, (a,b) a tuple, {a: b} a dict; '
+        'quote text that looks like a number or a list: "KEY=\'1\'"',
     )
     return parser
 
@@ -74,11 +76,32 @@ def config_parser(description: str | None) -> argparse.ArgumentParser:
 def runner_parser(description: str | None) -> argparse.ArgumentParser:
     """Return the parser of a tool that trains or tests, in one process or in several."""
     parser = config_parser(description)
-    parser.add_argument('--work-dir', help='where checkpoints and logs go; work_dirs/CONFIG_NAME')
+    parser.add_argument(
+        '--work-dir',
+        help="folder of checkpoints and logs (default: the config's, else work_dirs/CONFIG_NAME)",
+    )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm'],
         default='none',
-        help='what started the processes; tools/dist_*.sh and tools/slurm_*.sh set it',
+        help='what started the processes; tools/dist_*.sh and tools/slurm_*.sh set it '
+        '(default: %(default)s)',
+    )
+    # torch.distributed.launch passes the number of the process in either spelling
+    parser.add_argument(
+        '--local-rank', '--local_rank', type=int, action=SetLocalRank, help=argparse.SUPPRESS
     )
     return parser
+
+
+class SetLocalRank(argparse.Action):
+    """Set the environment variable ``LOCAL_RANK``, unless the launcher has set it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: int,
+        option_string: str | None = None,
+    ) -> None:
+        os.environ.setdefault('LOCAL_RANK', str(values))

@@ -1,0 +1,295 @@
+"""``--cfg-options``: how the command line changes settings of a config."""
+
+import argparse
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import RUNNERS
+from mmengine.runner import FlexibleRunner, Runner
+
+from ..errors import UserError
+from ..registry import class_of
+
+BRACKETS = {'(': ')', '[': ']', '{': '}'}
+# What mmengine's Runners, mmdet's and mmseg's test-time augmentation and these tools read of a
+# config, besides the arguments of the Runner.
+READ_TOO = (
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'init_weights_for_test_or_val',
+    'model_wrapper_cfg',
+    'runner_type',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
+)
+# What stands in the place of settings of mmdet 2 and mmseg 0, and of the other kind of training.
+RENAMED = {
+    'samples_per_gpu': ('train_dataloader.batch_size',),
+    'workers_per_gpu': ('train_dataloader.num_workers',),
+    'total_epochs': ('train_cfg.max_epochs', 'train_cfg.max_iters'),
+    'max_epochs': ('train_cfg.max_epochs', 'train_cfg.max_iters'),
+    'max_iters': ('train_cfg.max_iters', 'train_cfg.max_epochs'),
+    'lr_config': ('param_scheduler',),
+    'evaluation': ('train_cfg.val_interval',),
+    'checkpoint_config': ('default_hooks.checkpoint',),
+    'log_config': ('default_hooks.logger',),
+    'optimizer_config': ('optim_wrapper',),
+    'resume_from': ('resume',),
+    'seed': ('randomness.seed',),
+    'dist_params': ('env_cfg.dist_cfg',),
+    'fp16': ('optim_wrapper.type',),
+}
+SHOWN = 6
+
+
+class ReadOptions(argparse.Action):
+    """Gather arguments ``KEY=VALUE`` in a dict, with values from :func:`parse_value`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        options = dict(getattr(namespace, self.dest) or {})
+        for argument in values:
+            key, equals, text = argument.partition('=')
+            if not (equals and key.strip()):
+                raise UserError(
+                    f'{option_string} {argument!r} is not KEY=VALUE: write it without spaces '
+                    'around "=", and a value with spaces in quotes, for example '
+                    '"data_root=data/my shapes/"'
+                )
+            try:
+                options[key.strip()] = parse_value(text)
+            except UserError as error:
+                raise UserError(f'{option_string} {key.strip()}: {error}') from error
+        setattr(namespace, self.dest, options)
+
+
+def parse_value(text: str) -> Any:
+    """Return the value that an option's text stands for.
+
+    ``3``, ``1e-4``, ``true`` and ``None`` are what they are in Python. ``a,b`` and ``[a,b]`` are
+    lists, ``(a,b)`` is a tuple and ``{a: b}`` a dict, nested as needed. Text in quotes is a string,
+    whatever it looks like: ``'1'``, ``'a,b'``. A backslash is itself. All other text is a string as
+    it is, with its spaces and quotes.
+
+    Raises:
+        UserError: If brackets do not match.
+    """
+    return _parse(text, text)
+
+
+def _parse(text: str, as_given: str) -> Any:
+    """Parse one value; ``as_given`` is the string that it is if it is nothing else."""
+    text = text.strip()
+    parts = _split(text, ',')
+    if len(parts) > 1:
+        return _parse_all(parts)
+    if _is_enclosed(text):
+        inner = _split(text[1:-1], ',')
+        if text[0] == '{':
+            pairs = [_split(pair, ':', 1) for pair in _without_last_empty(inner)]
+            if any(len(pair) == 1 for pair in pairs):
+                return as_given
+            return {_parse(key, key.strip()): _parse(value, value.strip()) for key, value in pairs}
+        values = _parse_all(inner)
+        return tuple(values) if text[0] == '(' else values
+    if len(text) > 1 and text[0] in '"\'' and _end_of_quote(text, 0) == len(text) - 1:
+        return text[1:-1]
+    return _parse_word(text, as_given)
+
+
+def _parse_all(parts: Sequence[str]) -> list[Any]:
+    return [_parse(part, part.strip()) for part in _without_last_empty(parts)]
+
+
+def _without_last_empty(parts: Sequence[str]) -> Sequence[str]:
+    """Drop what follows a trailing comma, as Python does."""
+    return parts if parts[-1].strip() else parts[:-1]
+
+
+def _parse_word(text: str, as_given: str) -> Any:
+    for number in (int, float, lambda digits: int(digits, base=0)):  # 3, 1e-4, 0xff
+        with suppress(ValueError):
+            return number(text)
+    if text.lower() in ('true', 'false'):
+        return text.lower() == 'true'
+    return None if text == 'None' else as_given
+
+
+def _split(text: str, separator: str, most: int = -1) -> list[str]:
+    """Split at separators outside of quotes and brackets, at most so many times."""
+    parts, start = [], 0
+    for i, char, depth in _outside_quotes(text):
+        if char == separator and depth == 0 and len(parts) != most:
+            parts.append(text[start:i])
+            start = i + 1
+    return [*parts, text[start:]]
+
+
+def _is_enclosed(text: str) -> bool:
+    """Return whether the first character is a bracket that the last one closes."""
+    closed = (i for i, _, depth in _outside_quotes(text) if depth == 0)
+    return text[:1] in BRACKETS and next(closed) == len(text) - 1
+
+
+def _outside_quotes(text: str) -> list[tuple[int, str, int]]:
+    """Return index, character and the number of open brackets after it, of all outside of quotes.
+
+    Raises:
+        UserError: If brackets of a list, tuple or dict do not match.
+    """
+    found, closing, i, matching = [], [], 0, True
+    while i < len(text):
+        char = text[i]
+        if char in '"\'' and _opens(text, i):
+            i = _end_of_quote(text, i)
+        elif char in BRACKETS:
+            closing.append(BRACKETS[char])
+        elif char in BRACKETS.values():
+            matching &= bool(closing) and closing.pop() == char
+        found.append((i, text[i], len(closing)))
+        i += 1
+    if matching and not closing:
+        return found
+    if ',' in text or text[0] in BRACKETS or text[-1] in BRACKETS.values():
+        raise UserError(
+            f'the brackets of {text} do not match: close each of them, or put text that has '
+            'brackets of its own in quotes, "\'...\'"'
+        )
+    return []  # a lone bracket within a name is a character as others
+
+
+def _opens(text: str, i: int) -> bool:
+    """Return whether a quote begins a string: it does not within a word, such as O'Brien."""
+    before = text[:i].rstrip()
+    return not before or before[-1] in ',([{:'
+
+
+def _end_of_quote(text: str, start: int) -> int:
+    """Return where the string ends that a quote begins; ``start`` if it is a lone quote."""
+    end = text.find(text[start], start + 1)
+    while end != -1:
+        after = text[end + 1 :].lstrip()
+        if not after or after[0] in ',)]}:':
+            return end
+        end = text.find(text[start], end + 1)
+    return start
+
+
+def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Change a config by options with dotted names, in place.
+
+    The first index that a list does not have adds an element to it.
+
+    Raises:
+        UserError: If an option does not fit to the config, or changes nothing that is read.
+    """
+    _refuse_unread(cfg, options)
+    try:
+        for name in options:
+            _make_room(cfg, name.split('.'))
+        cfg.merge_from_dict(dict(options))
+    except (KeyError, TypeError) as error:
+        reason = ' '.join(str(error).strip('\'"').split())[:300]
+        raise UserError(
+            f'--cfg-options cannot be put into the config ({reason}): compare with the keys of '
+            f'{cfg.filename} and its bases'
+        ) from error
+
+
+def _make_room(cfg: Config, keys: Sequence[str]) -> None:
+    """Add the element that an option's keys lead to, if it is the next one of a list.
+
+    mmengine can only change the elements that a list has, and makes a dict of indices otherwise.
+    """
+    node = cfg
+    for key, following in zip(keys, [*keys[1:], None], strict=True):
+        if isinstance(node, list):
+            if key == str(len(node)):
+                node.append(ConfigDict())
+            if not (key.isdigit() and int(key) < len(node)):
+                return  # mmengine's error says so
+            node = node[int(key)]
+        elif isinstance(node, Mapping | Config):
+            if following is not None and following.isdigit() and node.get(key) is None:
+                if following != '0':
+                    raise KeyError(f'{".".join(keys)}: there is no {key} yet, begin with index 0')
+                node[key] = []
+            node = node.get(key)
+
+
+def _refuse_unread(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Raise if an option changes a variable of the config file that is not read afterwards.
+
+    Config files use variables such as ``data_root`` or ``optimizer`` to compute others, which an
+    option of that name does not change any more.
+    """
+    if 'model' not in cfg:
+        return  # a file for another purpose than a Runner: what reads it is not known
+    read = _read_keys(cfg, options)
+    texts = []
+    for name in options:
+        if name.partition('.')[0] in read:
+            continue
+        instead = _find_read(name, cfg, read)
+        remedy = ', '.join(instead[:SHOWN]) or f'a key below {", ".join(sorted(read & set(cfg)))}'
+        more = f' or {len(instead) - SHOWN} others of that name' if len(instead) > SHOWN else ''
+        texts.append(f'{name} changes nothing, as no part reads it: set {remedy}{more}')
+    if texts:
+        raise UserError(
+            f'--cfg-options {"; ".join(texts)}. Variables that only code of your own or the rest '
+            f'of {cfg.filename} reads are set in that file'
+        )
+
+
+def _read_keys(cfg: Config, options: Mapping[str, Any]) -> set[str]:
+    """Return the top-level keys that a Runner, its model or these tools read."""
+    runner_type = options.get('runner_type', cfg.get('runner_type'))
+    runners = [Runner, FlexibleRunner, class_of(runner_type, RUNNERS)]
+    read = {name for cls in runners if cls for name in inspect.signature(cls).parameters}
+    if 'data_preprocessor' in (cfg.get('model') or {}):
+        read.discard('data_preprocessor')  # the Runner takes that of the model
+    return (read - {'cfg'}) | set(READ_TOO)
+
+
+def _find_read(name: str, cfg: Config, read: set[str]) -> list[str]:
+    """Return the dotted names that an option most likely means, as far as the config has any."""
+    top, _, below = name.partition('.')
+    last = name.rpartition('.')[2]
+    variable = cfg.get(top)
+    settings = dict(walk({key: cfg[key] for key in cfg if key in read}))
+    # where the file has put a variable such as `optimizer` or `train_pipeline`
+    used = [
+        f'{path}.{below}' if below else path
+        for path, value in settings.items()
+        if isinstance(variable, dict | list | tuple) and variable and value == variable
+    ]
+    same_end = [path for path in settings if path.endswith(f'.{name}')]
+    same_last = [path for path in settings if path.endswith(f'.{last}')]
+    renamed = RENAMED.get(last) or RENAMED.get(top) or ()
+    known = [path for path in renamed if path in settings]
+    return list(dict.fromkeys(used + same_end)) or known or same_last or list(renamed[:1])
+
+
+def walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of everything in a config."""
+    if isinstance(node, Mapping | Config):
+        items = node.items()
+    elif isinstance(node, list | tuple):
+        items = enumerate(node)
+    else:
+        return
+    for key, value in items:
+        name = f'{path}.{key}' if path else str(key)
+        yield name, value
+        yield from walk(value, name)
