@@ -1,7 +1,10 @@
-"""Print a config's parameters and multiply-accumulates beside those that the paper tells.
+"""Print the parameters and multiply-accumulates of a config's model.
 
 python tools/get_flops.py configs/detection/mask_rcnn_gcvit_t.py
 python tools/get_flops.py configs/segmentation/upernet_gcvit_t.py --shape 512 512 --json flops.json
+
+Models of mmdet, mmseg and mmpretrain are counted, with any backbone; GC ViT beside the numbers that
+the paper has.
 """
 
 import json
@@ -11,47 +14,58 @@ from pathlib import Path
 
 from mmengine.fileio import load
 
-from mmgcvit.analysis import build_on_meta, count_complexity
-from mmgcvit.analysis.complexity import NUM_MASKS, NUM_PROPOSALS
+from mmgcvit.analysis import Complexity, complexity_of
 from mmgcvit.engine import config_parser, load_config, run_tool
 from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
-from mmgcvit.task import require_task
+from mmgcvit.task import TASKS, require_task
 
 METAFILE = Path(__file__).parents[1] / 'metafile.yml'
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = config_parser(__doc__.splitlines()[0])
+    parser = config_parser(__doc__)
+    shapes = ', '.join(f'{task.name} {"x".join(map(str, task.counted_shape))}' for task in TASKS)
     parser.add_argument(
         '--shape',
         nargs=2,
         type=int,
         metavar=('H', 'W'),
-        help='of the image; 800 1280 for detectors, 512 2048 for segmentors',
+        help=f'height and width of the image (default: {shapes})',
     )
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write the numbers there too')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='also write the numbers to FILE')
     args = parser.parse_args(argv)
     cfg = load_config(args.config, options=args.cfg_options)
     task = require_task(cfg)
     height, width = shape = tuple(args.shape or task.counted_shape)
     if min(shape) < 1:
-        raise UserError(f'--shape {height} {width} is not allowed: give two sides of at least 1')
-    found = count_complexity(build_on_meta(cfg), shape)
-    fixed = f', {NUM_PROPOSALS} proposals, {NUM_MASKS} masks' if 'roi_head' in cfg.model else ''
-    print(f'{Path(args.config).stem}, one image of {width}×{height}{fixed}')
-    rows = [
-        ('parameters', f'{found.params / 1e6:.2f} M'),
-        ('multiply-accumulates, all products, as computed here', giga(found.macs)),
-        ('  linear and convolution only, windows padded whole', giga(found.naive_linear_macs)),
-        ('  all products, windows padded whole', giga(found.naive_macs)),
-        ("the paper's", paper(Path(args.config).stem, shape == task.counted_shape)),
-    ]
-    for name, value in rows:
+        raise UserError(
+            f'--shape {height} {width} is not allowed: give a height and width of at least 1'
+        )
+    found = complexity_of(cfg, shape)
+    counted = f', {found.counted}' if found.counted else ''
+    print(f'{Path(args.config).stem}, one image of {width}×{height}{counted}')
+    for name, value in rows(found, Path(args.config).stem, shape == task.counted_shape):
         print(f'{name:54}{value:>10}')
     if args.json:
         numbers = {'config': args.config, 'shape': shape, **asdict(found)}
         write_atomically(args.json, json.dumps(numbers, indent=2).encode())
+
+
+def rows(found: Complexity, name: str, same_shape: bool) -> list[tuple[str, str]]:
+    """Return names and numbers; those with padded windows and the paper's are for GC ViT alone."""
+    always = [
+        ('parameters', f'{found.params / 1e6:.2f} M'),
+        ('multiply-accumulates, all products, as computed here', giga(found.macs)),
+    ]
+    if not found.has_windows:
+        return always
+    return [
+        *always,
+        ('  linear and convolution only, all windows padded', giga(found.naive_linear_macs)),
+        ('  all products, all windows padded', giga(found.naive_macs)),
+        ("the paper's", paper(name, same_shape)),
+    ]
 
 
 def giga(number: int) -> str:

@@ -1,23 +1,37 @@
-"""Parameters and multiply-accumulates of a network, counted without computing anything.
+"""Parameters and multiply-accumulates of a network.
 
-B: batch size, H, W: sides of an image or a map, C: channels, N = w²: tokens a window.
+B: batch size, H, W: height and width of an image or feature map, C: channels, N = w²: tokens per
+window.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import contextlib
+import copy
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..engine.resume import forget_pretrained
+from ..errors import UserError
 from ..mmcv_ops import require_operators
 from ..models.gcvit import WindowAttention
 
 # Detection papers count so many proposals, and masks of so many of them, whatever is in an image.
 NUM_PROPOSALS = 1000
 NUM_MASKS = 100
+# torch's counter does not know the operator of these classes of mmcv
+DEFORMABLE = ('DeformConv2d', 'ModulatedDeformConv2d')
+ROI_POOLING = ('bbox_roi_extractor', 'mask_roi_extractor')
 
 
 @dataclass(frozen=True)
@@ -27,65 +41,154 @@ class Complexity:
     Attributes:
         params: Parameters of all its parts, auxiliary heads included.
         macs: Multiply-accumulates of all products as this package computes them.
-        naive_linear_macs: Those of linear layers and convolutions alone, with every map padded to
-            whole windows. Products of attention outside GC ViT, if there is any, are included.
-        naive_macs: The same and the products of the attention in the padded windows.
+        naive_linear_macs: Those of linear layers and convolutions alone, with every feature map
+            padded to whole windows. Products of attention outside GC ViT are included.
+        naive_macs: The same plus the products of the attention in the padded windows.
+        has_windows: Whether there is GC ViT's window attention, which the naive numbers are about.
+        counted: What was counted, if that is not simply the forward pass.
     """
 
     params: int
     macs: int
     naive_linear_macs: int
     naive_macs: int
+    has_windows: bool = False
+    counted: str = ''
+
+
+def complexity_of(cfg: Config, shape: tuple[int, int]) -> Complexity:
+    """Count parameters and multiply-accumulates of a config's model for one image.
+
+    Shapes alone are enough for most models. Where the forward pass depends on values it is computed
+    on the CPU, with random weights and a random image.
+
+    Args:
+        cfg: Config of a model of mmdet, mmseg or mmpretrain.
+        shape: H and W of the image.
+
+    Raises:
+        UserError: If the model cannot be built, or run on one image.
+    """
+    try:
+        return count_complexity(build_on_meta(cfg), shape)
+    except UserError:
+        raise
+    except Exception:
+        pass  # it needs values: the error on the CPU says more
+    try:
+        model = _build_on_cpu(cfg)
+    except Exception as error:
+        raise UserError(
+            f'the model of {cfg.filename} cannot be built here ({_in_one_line(error)}): see '
+            'whether its packages and files are installed'
+        ) from error
+    try:
+        return count_complexity(model, shape)
+    except Exception as error:
+        raise UserError(
+            f'{type(model).__name__} of {cfg.filename} does not run on a single random image '
+            f'({_in_one_line(error)}), so that nothing can be counted: give a detector, a '
+            'segmentor or a classifier that needs images alone, or another --shape'
+        ) from error
 
 
 def build_on_meta(cfg: Config) -> nn.Module:
     """Build a config's model with shapes alone: no memory, no initial values, no files."""
     require_operators()
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
     with torch.device('meta'):
-        return MODELS.build(cfg.model).eval()
+        return _build(cfg).eval()
+
+
+def _build_on_cpu(cfg: Config) -> nn.Module:
+    """Build a config's model with random weights."""
+    torch.manual_seed(0)
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # else one line per parameter
+    try:
+        model = _build(cfg)
+        forget_pretrained(model)
+        with contextlib.suppress(Exception):  # some load files all the same
+            model.init_weights()
+    finally:
+        logger.setLevel(level)
+    return revert_sync_batchnorm(model).eval()
+
+
+def _build(cfg: Config) -> nn.Module:
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    return MODELS.build(copy.deepcopy(cfg.model))  # some models change their config
 
 
 def count_complexity(model: nn.Module, shape: tuple[int, int]) -> Complexity:
     """Count parameters, and multiply-accumulates of the forward pass of one image.
 
     Two-stage detectors are counted with 1000 proposals in every box head and 100 in every mask
-    head, as in the literature. Interpolation, pooling (RoI pooling too), norms, activations and
-    what follows the heads have no products that anyone counts; auxiliary heads do not run.
+    head, as in the literature. Interpolation, pooling (RoI pooling too), norms and activations are
+    not counted; auxiliary heads do not run.
 
     Args:
-        model: On the meta device, from :func:`build_on_meta`.
+        model: In evaluation mode, on the meta device (see :func:`build_on_meta`) or the CPU.
         shape: H and W of the image.
+
+    Raises:
+        Exception: What the model raises, if none of the ways to run it works.
     """
-    padding = _PaddingCounter(model)
-    counter = padding.counter
-    with torch.no_grad(), counter:
-        _run(model, torch.empty(1, 3, *shape, device='meta'))
-    padding.remove()
-    macs = counter.get_total_flops() // 2
-    naive_linear = macs - padding.computed + padding.linear
-    return Complexity(
-        params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=macs,
-        naive_linear_macs=naive_linear,
-        naive_macs=naive_linear + padding.products,
+    device = next(model.parameters()).device
+    images = torch.rand(1, 3, *shape, device=device)
+    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), shape)
+    metainfo = dict(**shapes, scale_factor=(1.0, 1.0), flip=False, img_id=0)
+    for text, run in _ways_to_run(model, images, metainfo):
+        try:
+            found = _count(model, run)
+        except Exception as error:
+            failure = error
+            continue
+        if device.type != 'meta':
+            text = f'{text or "forward pass"}, on random values'
+        return replace(found, counted=text)
+    raise failure
+
+
+def _ways_to_run(
+    model: nn.Module, images: Tensor, metainfo: dict[str, Any]
+) -> list[tuple[str, Callable[[], Any]]]:
+    """Return what can be counted, the best first, and how each of them is called."""
+    samples = [BaseDataElement(metainfo=metainfo)]
+    ways = []
+    if _is_common_two_stage(model):
+        masks = f', {NUM_MASKS} masks' if getattr(model.roi_head, 'mask_head', None) else ''
+        text = f'{NUM_PROPOSALS} proposals{masks}'
+        ways.append((text, partial(_run_two_stage, model, images)))
+    forward = partial(model, images, mode='tensor')
+    ways += [('', forward), ('', partial(forward, data_samples=samples))]
+    if hasattr(model, 'encode_decode'):  # mmseg's, without sliding windows
+        ways.append(('', partial(model.encode_decode, images, [metainfo])))
+    return [*ways, ('inference', partial(model, images, data_samples=samples, mode='predict'))]
+
+
+def _is_common_two_stage(model: nn.Module) -> bool:
+    """Return whether box and mask heads are all that a detector has after RoI pooling."""
+    parts = dict(getattr(getattr(model, 'roi_head', None), 'named_children', dict)())
+    pooling = [parts.get(name) for name in ROI_POOLING]
+    return (
+        bool(parts)
+        and parts.keys() <= {*ROI_POOLING, 'bbox_head', 'mask_head'}
+        and not any(list(part.parameters()) for part in pooling if part is not None)
     )
 
 
-def _run(model: nn.Module, images: Tensor) -> None:
-    """Run all that has products; RoI pooling is replaced by maps of the shape it gives."""
-    roi_head = getattr(model, 'roi_head', None)
-    if roi_head is None:
-        model(images, mode='tensor')
-        return
-    model.rpn_head(model.extract_feat(images))
-    parts = [('bbox', NUM_PROPOSALS), ('mask', NUM_MASKS)]
-    for part, number in parts:
-        heads = _as_list(getattr(roi_head, f'{part}_head', None))
-        extractors = _as_list(getattr(roi_head, f'{part}_roi_extractor', None))
+def _run_two_stage(model: nn.Module, images: Tensor) -> None:
+    """Run all that has products; RoI pooling is replaced by feature maps of the shape it gives."""
+    maps = model.extract_feat(images)
+    if getattr(model, 'rpn_head', None) is not None:  # Fast R-CNN has none
+        model.rpn_head(maps)
+    for part, number in (('bbox', NUM_PROPOSALS), ('mask', NUM_MASKS)):
+        heads = _as_list(getattr(model.roi_head, f'{part}_head', None))
+        extractors = _as_list(getattr(model.roi_head, f'{part}_roi_extractor', None))
         for head, extractor in zip(heads, extractors, strict=True):
-            side = extractor.roi_layers[0].output_size
-            head(images.new_empty(number, extractor.out_channels, *side))
+            size = extractor.roi_layers[0].output_size
+            head(images.new_empty(number, extractor.out_channels, *size))
 
 
 def _as_list(modules: nn.Module | None) -> Iterable[nn.Module]:
@@ -94,31 +197,80 @@ def _as_list(modules: nn.Module | None) -> Iterable[nn.Module]:
     return modules if isinstance(modules, nn.ModuleList) else [modules]
 
 
-class _PaddingCounter:
-    """What window attention computes here, and what it would with windows padded whole."""
+def _count(model: nn.Module, run: Callable[[], Any]) -> Complexity:
+    counter = _Counter(model)
+    with torch.no_grad(), _visible_attention(), counter.flops:
+        try:
+            run()
+        finally:
+            counter.remove()
+    macs = counter.macs()
+    naive_linear = macs - counter.computed + counter.linear
+    return Complexity(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        macs=macs,
+        naive_linear_macs=naive_linear,
+        naive_macs=naive_linear + counter.products,
+        has_windows=counter.products > 0,
+    )
+
+
+@contextlib.contextmanager
+def _visible_attention() -> Iterator[None]:
+    """Have torch compute attention by products that are counted, not by one kernel of a CPU."""
+    fast = getattr(torch.backends, 'mha', None)  # since torch 2.3
+    fast_path = fast and fast.get_fastpath_enabled()
+    flash = torch.backends.cuda.flash_sdp_enabled()  # it decides for the CPU as well
+    if fast:
+        fast.set_fastpath_enabled(False)
+    torch.backends.cuda.enable_flash_sdp(False)
+    try:
+        yield
+    finally:
+        if fast:
+            fast.set_fastpath_enabled(fast_path)
+        torch.backends.cuda.enable_flash_sdp(flash)
+
+
+class _Counter:
+    """What a model computes, and what window attention would with windows that are all padded."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.counter = FlopCounterMode(display=False)
-        self.computed = self.linear = self.products = 0
+        self.flops = FlopCounterMode(display=False)
+        self.computed = self.linear = self.products = self.deformable = 0
         self._start = 0
         self._handles = []
         for module in model.modules():
             if isinstance(module, WindowAttention):
                 self._handles.append(module.register_forward_pre_hook(self._before))
                 self._handles.append(module.register_forward_hook(self._after))
+            elif any(cls.__name__ in DEFORMABLE for cls in type(module).__mro__):
+                self._handles.append(module.register_forward_hook(self._after_deformable))
+
+    def macs(self) -> int:
+        """Multiply-accumulates so far."""
+        return self.flops.get_total_flops() // 2 + self.deformable
 
     def _before(self, attention: WindowAttention, inputs: tuple[Tensor, ...]) -> None:
-        self._start = self.counter.get_total_flops()
+        self._start = self.flops.get_total_flops()
 
     def _after(
         self, attention: WindowAttention, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
-        self.computed += (self.counter.get_total_flops() - self._start) // 2
+        self.computed += (self.flops.get_total_flops() - self._start) // 2
         x, windows, _ = inputs
         tokens = len(x) * windows.num_padded_tokens
         self.linear += tokens * (attention.qkv.weight.numel() + attention.proj.weight.numel())
         self.products += 2 * tokens * windows.window_size**2 * x.shape[-1]
 
+    def _after_deformable(self, conv: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self.deformable += output.numel() * conv.weight[0].numel()
+
     def remove(self) -> None:
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
+
+
+def _in_one_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'

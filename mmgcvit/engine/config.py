@@ -100,7 +100,8 @@ def _place(error: Exception, path: str | os.PathLike) -> str:
         for frame, _ in frames
         if frame.f_globals.get('__name__') == Config.__module__ and 'filename' in frame.f_locals
     ]
-    file = str(files[-1] if files else path)
+    # not a base that does not exist, and not mmengine's temporary copies
+    file = str(next((file for file in reversed(files) if Path(file).is_file()), path))
     lines = [line for frame, line in frames if frame.f_code.co_filename == file]
     lines += [error.lineno] if isinstance(error, SyntaxError) else []
     return f'{os.path.relpath(file)}:{lines[-1]}' if lines else os.path.relpath(file)
