@@ -1,6 +1,8 @@
-"""What a config's model does, asked in this one place."""
+"""Which task a config's model is for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -14,12 +16,12 @@ class Task:
     """A kind of model.
 
     Attributes:
-        name: detection, segmentation or classification.
-        base: Name of the class that such models derive from, in mmdet, mmseg or mmpretrain. It is
-            a name, so that a user of one library need not install the others.
-        heads: Keys of a model's config that only this kind has.
+        name: 'detection', 'segmentation' or 'classification'.
+        base: Name of the base class of such models in mmdet, mmseg or mmpretrain. It is a name, so
+            that a user of one library need not install the others.
+        heads: Keys that only the config of such a model has.
         counted_shape: Image height and width at which papers report the complexity.
-        timed_shape: Image height and width of usual training and inference.
+        timed_shape: Image height and width that are usual in training and inference.
     """
 
     name: str
@@ -40,16 +42,26 @@ TASKS = (DETECTION, SEGMENTATION, CLASSIFICATION)
 def task_of(cfg: Config) -> Task | None:
     """Return the task of a config's model, None if it is none of the three.
 
-    The class of the model decides; the heads in its config do for models of other libraries.
+    The base class of the model decides. For models of other libraries the heads in the config do.
     """
-    model = cfg.get('model') or {}
-    while 'module' in model:  # test-time augmentation wraps the model
-        model = model['module']
+    model = inner_model(cfg)
     cls = class_of(model, MODELS, cfg.get('default_scope'))
     bases = {base.__name__ for base in cls.__mro__} if isinstance(cls, type) else set()
     by_class = (task for task in TASKS if task.base in bases)
     by_heads = (task for task in TASKS if any(head in model for head in task.heads))
     return next(by_class, None) or next(by_heads, None)
+
+
+def inner_model(cfg: Config) -> Mapping[str, Any]:
+    """Return the config of the model itself, without what wraps it; empty if there is none.
+
+    Test-time augmentation wraps it as ``module``, and semi-supervised training and tracking have a
+    ``detector``.
+    """
+    model = cfg.get('model') or {}
+    while key := next((key for key in ('module', 'detector') if key in model), None):
+        model = model[key]
+    return model
 
 
 def require_task(cfg: Config) -> Task:

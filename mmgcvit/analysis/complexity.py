@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -154,7 +154,10 @@ def _ways_to_run(
     model: nn.Module, images: Tensor, metainfo: dict[str, Any]
 ) -> list[tuple[str, Callable[[], Any]]]:
     """Return what can be counted, the best first, and how each of them is called."""
-    samples = [BaseDataElement(metainfo=metainfo)]
+    sample = BaseDataElement(metainfo=metainfo)
+    # without objects: some detectors look for them
+    sample.gt_instances = InstanceData(bboxes=images.new_empty(0, 4), labels=images.new_empty(0))
+    samples = [sample]
     ways = []
     if _is_common_two_stage(model):
         masks = f', {NUM_MASKS} masks' if getattr(model.roi_head, 'mask_head', None) else ''
@@ -169,13 +172,13 @@ def _ways_to_run(
 
 def _is_common_two_stage(model: nn.Module) -> bool:
     """Return whether box and mask heads are all that a detector has after RoI pooling."""
-    parts = dict(getattr(getattr(model, 'roi_head', None), 'named_children', dict)())
-    pooling = [parts.get(name) for name in ROI_POOLING]
-    return (
-        bool(parts)
-        and parts.keys() <= {*ROI_POOLING, 'bbox_head', 'mask_head'}
-        and not any(list(part.parameters()) for part in pooling if part is not None)
-    )
+    roi_head = getattr(model, 'roi_head', None)
+    if roi_head is None:
+        return False
+    parts = dict(roi_head.named_children())
+    pooling = [parts.pop(name) for name in ROI_POOLING if name in parts]
+    has_layers = any(True for part in pooling for _ in part.parameters())
+    return parts.keys() <= {'bbox_head', 'mask_head'} and not has_layers
 
 
 def _run_two_stage(model: nn.Module, images: Tensor) -> None:

@@ -1,10 +1,15 @@
-"""Random images with random but valid ground truth, as a dataloader gives them."""
+"""Random images with random but valid ground truth, in the form that a dataloader gives."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from mmengine.config import ConfigDict
-from mmengine.structures import PixelData
+from mmengine.structures import BaseDataElement, PixelData
+from torch import Generator, Tensor
 
-from ..task import SEGMENTATION, Task
+from ..engine.options import walk
+from ..task import CLASSIFICATION, SEGMENTATION, Task
 
 BOXES = 8
 
@@ -13,50 +18,83 @@ def random_batch(model: ConfigDict, task: Task, batch_size: int, shape: tuple[in
     """Return a batch for a model's ``train_step`` and ``test_step``; always the same one.
 
     Args:
-        model: Config of a detector or segmentor, which says how many classes there are and
-            whether there are masks.
-        task: What it does.
-        batch_size: Images.
+        model: Config of a detector, segmentor or classifier. It tells how many classes there are,
+            and of detectors whether the ground truth has masks and semantic labels.
+        task: What the model does.
+        batch_size: Number of images.
         shape: H and W of each image.
 
     Returns:
         ``inputs``, a list of (3, H, W) images in uint8, and ``data_samples``, a list.
     """
+    head = next((model[name] for name in task.heads if model.get(name)), model)
+    num_classes = _number(head, 'num_classes') or _number(model, 'num_things_classes') or 1
     if task is SEGMENTATION:
-        return _segmentation_batch(_first(model.decode_head).num_classes, batch_size, shape)
+        from mmseg.structures import SegDataSample
+
+        def label_pixels(random: Generator) -> SegDataSample:
+            sample = SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape))
+            labels = torch.randint(num_classes, (1, *shape), generator=random)
+            sample.gt_sem_seg = PixelData(data=labels)
+            return sample
+
+        return _batch(label_pixels, batch_size, shape)
+    if task is CLASSIFICATION:
+        from mmpretrain.structures import DataSample
+
+        def label_image(random: Generator) -> DataSample:
+            sample = DataSample(metainfo=dict(img_shape=shape, ori_shape=shape))
+            return sample.set_gt_label(torch.randint(num_classes, (1,), generator=random))
+
+        return _batch(label_image, batch_size, shape)
+    return _detection_batch(model, num_classes, batch_size, shape)
+
+
+def _batch(
+    make_sample: Callable[[Generator], BaseDataElement], batch_size: int, shape: tuple[int, int]
+) -> dict:
+    random = Generator().manual_seed(0)
+    batch = {'inputs': [], 'data_samples': []}
+    for _ in range(batch_size):
+        image = torch.randint(256, (3, *shape), generator=random, dtype=torch.uint8)
+        batch['inputs'].append(image)
+        batch['data_samples'].append(make_sample(random))
+    return batch
+
+
+def _detection_batch(
+    model: ConfigDict, num_classes: int, batch_size: int, shape: tuple[int, int]
+) -> dict:
     from mmdet.testing import demo_mm_inputs
 
     roi_head = model.get('roi_head')
-    head = model.bbox_head if roi_head is None else roi_head.bbox_head
-    num_classes = _first(head).num_classes
+    if roi_head is None:
+        with_mask = any('mask' in name.rpartition('.')[2] for name, _ in walk(model))
+    else:
+        with_mask = roi_head.get('mask_head') is not None
     batch = demo_mm_inputs(
         batch_size,
         (3, *shape),
         num_items=[BOXES] * batch_size,
         # it draws labels from 1 on
         num_classes=num_classes + 1,
-        with_mask=roi_head is not None and roi_head.get('mask_head') is not None,
+        with_mask=with_mask,
     )
+    num_stuff = _number(model, 'num_stuff_classes')
     for sample in batch['data_samples']:
         sample.gt_instances.labels -= 1
+        if num_stuff:  # panoptic: their labels follow those of things
+            sample.gt_sem_seg = PixelData(sem_seg=num_classes + _stripes(num_stuff, shape))
     return batch
 
 
-def _first(head: ConfigDict | list[ConfigDict]) -> ConfigDict:
-    """Return the first of a cascade's heads, or the only one."""
-    return head[0] if isinstance(head, list) else head
+def _stripes(number: int, shape: tuple[int, int]) -> Tensor:
+    """Return labels from 0 to ``number - 1`` from the left to the right, (1, H, W)."""
+    height, width = shape
+    return (torch.arange(width) * number // width).repeat(1, height, 1)
 
 
-def _segmentation_batch(num_classes: int, batch_size: int, shape: tuple[int, int]) -> dict:
-    from mmseg.structures import SegDataSample
-
-    random = torch.Generator().manual_seed(0)
-    batch = {'inputs': [], 'data_samples': []}
-    for _ in range(batch_size):
-        image = torch.randint(256, (3, *shape), generator=random, dtype=torch.uint8)
-        labels = torch.randint(num_classes, (1, *shape), generator=random)
-        sample = SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape))
-        sample.gt_sem_seg = PixelData(data=labels)
-        batch['inputs'].append(image)
-        batch['data_samples'].append(sample)
-    return batch
+def _number(config: Any, key: str) -> int:
+    """Return the first number that a config has under a key at any depth, 0 if there is none."""
+    values = (value for name, value in walk({'': config}) if name.rpartition('.')[2] == key)
+    return next((value for value in values if isinstance(value, int)), 0)

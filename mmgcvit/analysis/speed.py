@@ -1,4 +1,4 @@
-"""How fast a model infers and trains on this machine, and how much memory that takes."""
+"""Speed and memory of a model's inference and training on this machine."""
 
 import copy
 import functools
@@ -22,8 +22,9 @@ from torch import nn
 from ..engine import load_config
 from ..engine.device import choose_device
 from ..engine.optimizers.mixed_precision import ONLY_AMP, in_mixed_precision, mixed_parts
+from ..engine.resume import forget_pretrained
 from ..errors import UserError
-from ..task import SEGMENTATION, require_task
+from ..task import SEGMENTATION, inner_model, require_task
 from ..weights import register_checkpoint_loaders
 from .samples import random_batch
 
@@ -37,15 +38,15 @@ class Settings:
 
     Attributes:
         config: Path of a config file.
-        checkpoint: Path or URL of weights. None for random ones, with which a detector finds next
-            to nothing, so that no masks are computed and drawn.
+        checkpoint: Path or URL of weights. None for random ones, with which a detector finds almost
+            nothing, so that no masks are computed and pasted.
         cfg_options: Settings that replace those of the config, by dotted names.
-        shape: H and W of the images; None for what is usual for the task.
-        batch_size: Images a step.
+        shape: H and W of the images; None for the usual shape of the task.
+        batch_size: Images per step.
         dtype: float32, or bfloat16 or float16 in mixed precision.
-        compile: Whether the backbone goes through torch.compile.
-        warm_up: Steps that are not measured.
-        runs: Steps that are.
+        compile: Whether to compile the backbone with torch.compile.
+        warm_up: Steps before those that are measured.
+        runs: Measured steps.
     """
 
     config: str
@@ -68,9 +69,9 @@ class Speed:
         device: Name of the GPU, or the CPU and its threads.
         shape: H and W of the images.
         images_per_second: Over all runs.
-        latency_ms: Percentile → milliseconds a step.
-        peak_memory: Bytes: of tensors on a GPU; on a CPU of the whole process.
-        memory_before: Bytes of the process before there was a model; 0 on a GPU.
+        latency_ms: Percentile → milliseconds per step.
+        peak_memory: Bytes at the peak: of tensors on a GPU, of the whole process on a CPU.
+        memory_before: Bytes of the process before the model was built; 0 on a GPU.
     """
 
     phase: str
@@ -83,35 +84,40 @@ class Speed:
 
 
 def measure(settings: Settings, phase: str) -> Speed:
-    """Measure one phase; peak memory on a CPU is right only in a process of its own.
+    """Measure one phase. Call it in a new process, else peak memory on a CPU has a past.
 
     Raises:
-        UserError: If the settings do not fit together or to this machine.
+        UserError: If the settings do not fit together or to this machine, or the model does not
+            run on random images.
     """
     device = choose_device()
     if settings.dtype == 'float16' and device == 'cpu':
         raise UserError('--dtype float16 needs a GPU; on a CPU give bfloat16 or float32')
-    # a line for every parameter otherwise
+    # else init_weights logs one line per parameter
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     memory_before = 0 if device == 'cuda' else peak_process_memory()
     cfg = load_config(settings.config, options=settings.cfg_options)
     task = require_task(cfg)
-    shape = settings.shape or task.timed_shape
-    model = build_model(cfg, settings).to(device)
-    batch = random_batch(cfg.model, task, settings.batch_size, shape)
-    step = _training_step(model, cfg, settings) if phase == TRAINING else _inference(model)
+    shape = tuple(settings.shape or task.timed_shape)
     try:
-        seconds = _time(step, batch, settings, device)
+        seconds = _measure(cfg, settings, phase, shape, device)
+    except UserError:
+        raise
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(
             f'{phase}: out of GPU memory; give a smaller --batch-size or --shape'
         ) from error
-    except ValueError as error:
-        if 'more than 1 value per channel' not in str(error):
-            raise
+    except Exception as error:
+        if 'more than 1 value per channel' in str(error):
+            raise UserError(
+                '--batch-size 1 cannot be trained: batch norm needs several values per channel, '
+                'but a feature map pooled to one pixel has only one per image; give at least 2'
+            ) from error
+        reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
         raise UserError(
-            '--batch-size 1 cannot be trained: batch norm needs several values a channel, which '
-            'a map pooled to one pixel has only with several images; give at least 2'
+            f'{phase}: the model of {settings.config} does not run on random images of '
+            f'{shape[1]}×{shape[0]} ({reason}): give a detector, a segmentor or a classifier that '
+            'needs images, boxes, masks and labels alone, or another --shape'
         ) from error
     percentiles = np.percentile(seconds, PERCENTILES)
     cuda = device == 'cuda'
@@ -119,7 +125,7 @@ def measure(settings: Settings, phase: str) -> Speed:
     return Speed(
         phase,
         torch.cuda.get_device_name() if cuda else threads,
-        tuple(shape),
+        shape,
         settings.batch_size * len(seconds) / sum(seconds),
         {p: 1e3 * float(s) for p, s in zip(PERCENTILES, percentiles, strict=True)},
         torch.cuda.max_memory_allocated() if cuda else peak_process_memory(),
@@ -127,20 +133,33 @@ def measure(settings: Settings, phase: str) -> Speed:
     )
 
 
+def _measure(
+    cfg: Config, settings: Settings, phase: str, shape: tuple[int, int], device: str
+) -> list[float]:
+    """Return the seconds of each run of a phase."""
+    model = build_model(cfg, settings).to(device)
+    batch = random_batch(inner_model(cfg), require_task(cfg), settings.batch_size, shape)
+    step = _training_step(model, cfg, settings) if phase == TRAINING else _inference(model)
+    return _time(step, batch, settings, device)
+
+
 def peak_process_memory() -> int:
     """Return the largest resident size of this process so far, in bytes (Linux)."""
-    # not getrusage's ru_maxrss: a new process inherits that from the one that started it
+    # not getrusage's ru_maxrss, which a new process inherits from its parent
     for line in Path('/proc/self/status').read_text().splitlines():
         if line.startswith('VmHWM:'):
             return 1024 * int(line.split()[1])
-    raise UserError('/proc/self/status has no line VmHWM: memory can be measured on Linux only')
+    raise UserError(
+        '/proc/self/status has no line VmHWM: run this on Linux, where memory can be measured'
+    )
 
 
 def build_model(cfg: Config, settings: Settings) -> nn.Module:
     """Build a config's model with its checkpoint, precision and compilation."""
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    cfg.model.backbone.init_cfg = None
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    # of a copy, as some models change their config
+    model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
+    forget_pretrained(model)
     model.init_weights()
     if settings.checkpoint is not None:
         register_checkpoint_loaders()
@@ -155,10 +174,15 @@ def build_model(cfg: Config, settings: Settings) -> nn.Module:
     if dtype is not torch.float32:
         if require_task(cfg) is SEGMENTATION or dtype is torch.float16:
             model.forward = in_mixed_precision(model, dtype, to_float32=False)
-        else:  # as BFloat16OptimWrapper does
+        else:  # like BFloat16OptimWrapper
             for part in mixed_parts(model):
                 part.forward = in_mixed_precision(part, dtype)
     if settings.compile:
+        if getattr(model, 'backbone', None) is None:
+            raise UserError(
+                f'--compile is for models with a backbone, and {type(model).__name__} has none: '
+                'leave it out'
+            )
         model.backbone = torch.compile(model.backbone)
     return model
 
@@ -169,8 +193,13 @@ def _inference(model: nn.Module) -> Callable[[dict], Any]:
 
 
 def _training_step(model: nn.Module, cfg: Config, settings: Settings) -> Callable[[dict], Any]:
-    """Return what trains on a batch, with the config's optimizer and without accumulation."""
+    """Return a function that trains on a batch, by the config's optimizer, without accumulation."""
     model.train()
+    if not cfg.get('optim_wrapper'):
+        raise UserError(
+            f'{settings.config} has no optim_wrapper, with which a training step would be made: '
+            'give a config for training'
+        )
     dropped = ('type', 'accumulative_counts', *ONLY_AMP)
     wrapper = {key: value for key, value in cfg.optim_wrapper.items() if key not in dropped}
     if settings.dtype == 'float16':
@@ -180,11 +209,11 @@ def _training_step(model: nn.Module, cfg: Config, settings: Settings) -> Callabl
 
 
 def _time(step: Callable[[dict], Any], batch: dict, settings: Settings, device: str) -> list[float]:
-    """Return the seconds that each run takes, after those that warm up."""
+    """Return the seconds of each run after the warm-up."""
     wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
     seconds = []
     for run in range(-settings.warm_up, settings.runs):
-        # a step may write into its data samples
+        # a step may change its data samples
         data = copy.deepcopy(batch)
         if run == 0 and device == 'cuda':
             torch.cuda.reset_peak_memory_stats()

@@ -164,6 +164,6 @@ def forget_pretrained(model: nn.Module) -> None:
         if not configs:
             continue
         configs = [configs] if isinstance(configs, Mapping) else configs
-        module.init_cfg = [
-            c for c in configs if class_of(c, WEIGHT_INITIALIZERS) is not PretrainedInit
-        ]
+        kept = [c for c in configs if class_of(c, WEIGHT_INITIALIZERS) is not PretrainedInit]
+        # Swin and PVT of mmdet read any other value than None as a checkpoint
+        module.init_cfg = kept or None
