@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a kill or a full disk leaves no half of one."""
+"""Writing files so that a crash, a kill or a full disk never leaves a partial one."""
 
 import contextlib
 import os
@@ -6,18 +6,18 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
-    """Write a file, parents included, so that at no moment a part of it can be seen.
+    """Write a file and its parent folders so that a partial file is never visible.
 
-    When this returns the file is on the disk: a power failure keeps it, or the one before it.
+    When this returns, the file is on disk. A power failure before leaves the previous file.
 
     Raises:
-        OSError: If it cannot be written; the file's name is in it.
+        OSError: If the file cannot be written, with its name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, for the rename to be one step.
+    # In the same folder, so that the rename is atomic.
     partial = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        # what an earlier process of this number left; where the name is a link, it is not followed
+        # left by an earlier process with this number; a link of this name is not followed
         partial.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         flags |= getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)  # Unix; Windows
@@ -27,7 +27,7 @@ def write_atomically(path: Path, content: bytes) -> Path:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if error.errno is not None:  # a full disk tells no name
+        if error.errno is not None:  # the error of a full disk has no name
             error.filename = error.filename or str(path)
         raise
     finally:
@@ -37,9 +37,9 @@ def write_atomically(path: Path, content: bytes) -> Path:
 
 
 def remove_partial_files(folder: Path, suffix: str) -> None:
-    """Remove what killed processes left of files with this suffix in a folder.
+    """Remove the partial files with this suffix that killed processes left in a folder.
 
-    Only for a folder that no other process writes such files to.
+    No other process may write such files to the folder meanwhile.
     """
     for partial in folder.glob(f'.*{suffix}.*'):
         if partial.suffix[1:].isdigit():
@@ -47,11 +47,11 @@ def remove_partial_files(folder: Path, suffix: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == 'nt':  # which opens no folders
+    if os.name == 'nt':  # Windows cannot open folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        # some network file systems refuse to; the file itself is synced already
+        # some network file systems refuse this; the file itself is synced already
         with contextlib.suppress(OSError):
             os.fsync(descriptor)
     finally:

@@ -1,7 +1,7 @@
 """This package's registries, children of mmengine's.
 
-mmengine imports ``mmgcvit.registry`` by itself when a config names a ``type='mmgcvit....'``, and
-then the locations listed here, so that no ``custom_imports`` line is needed.
+When a config has a ``type='mmgcvit....'``, mmengine imports ``mmgcvit.registry`` and the locations
+listed here by itself, so that no ``custom_imports`` line is needed.
 """
 
 from collections.abc import Mapping
@@ -48,14 +48,14 @@ STRATEGIES = Registry(
 def class_of(
     config: Mapping[str, Any] | str | type | None, registry: Registry, scope: str | None = None
 ) -> Any:
-    """Return the class that a config names by its ``type``, None if there is none of that name.
+    """Return the class of a config's ``type``, or None if there is no class of that name.
 
-    Config files give the class itself, its name or its path, with or without the scope.
+    Config files give the class itself, its name, with or without the scope, or its import path.
 
     Args:
-        config: A config with the key ``type``, or a type.
+        config: Config with the key ``type``, or a type.
         registry: Registry of such classes.
-        scope: Library whose names need no prefix, such as a config's ``default_scope``.
+        scope: Scope whose names need no prefix, such as a config's ``default_scope``.
     """
     kind = config.get('type') if isinstance(config, Mapping) else config
     if not isinstance(kind, str):

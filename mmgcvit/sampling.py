@@ -1,16 +1,16 @@
-"""Choosing a few of many things."""
+"""Choosing a few of many items."""
 
 import numpy as np
 
 
 def evenly(length: int, count: int) -> list[int]:
-    """At most ``count`` indices spread over ``range(length)``, both ends included.
+    """Return at most ``count`` evenly spaced indices of ``range(length)``, both ends included.
 
     Args:
-        length: Number of things to choose from, at least 1.
-        count: Number wanted, at least 1.
+        length: Number of items, at least 1.
+        count: Number of indices, at least 1.
 
     Returns:
-        Ascending, each at most once.
+        Indices in ascending order, without duplicates.
     """
     return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()

@@ -1,10 +1,10 @@
-"""Time inference and training of a config's model on this machine, and measure their memory.
+"""Measure the speed and memory of inference and training of a config's model on this machine.
 
 python tools/benchmark.py configs/detection/mask_rcnn_gcvit_t.py
 python tools/benchmark.py CONFIG CHECKPOINT --dtype bfloat16 --compile --json speed.json
 
-Images are random. Without a checkpoint a detector finds next to nothing, so that inference takes
-less time than it will with one.
+Images are random. Without a checkpoint a detector finds almost nothing, so that its inference takes
+less time than with one.
 """
 
 import json
@@ -23,6 +23,7 @@ from mmgcvit.engine import config_parser, run_tool
 from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
 from mmgcvit.mmcv_ops import require_operators
+from mmgcvit.task import TASKS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,25 +42,36 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> tuple[Settings, Path | None]:
     parser = config_parser(__doc__)
-    parser.add_argument('checkpoint', nargs='?', help='weights of the whole model; else random')
+    parser.add_argument(
+        'checkpoint', nargs='?', help='weights of the whole model (default: random weights)'
+    )
+    shapes = ', '.join(f'{task.name} {"x".join(map(str, task.timed_shape))}' for task in TASKS)
     parser.add_argument(
         '--shape',
         nargs=2,
         type=int,
         metavar=('H', 'W'),
-        help='of the images; 800 1280 for detectors, 512 512 for segmentors',
+        help=f'height and width of the images (default: {shapes})',
     )
-    parser.add_argument('--batch-size', type=int, default=2, help='images a step; 2')
-    parser.add_argument('--runs', type=int, default=20, help='steps that are measured; 20')
-    parser.add_argument('--warm-up', type=int, default=3, help='steps before them; 3')
+    parser.add_argument(
+        '--batch-size', type=int, default=2, help='images per step (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--runs', type=int, default=20, help='measured steps (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--warm-up', type=int, default=3, help='steps before them (default: %(default)s)'
+    )
     parser.add_argument(
         '--dtype',
         default='float32',
         choices=['float32', 'bfloat16', 'float16'],
-        help='float32, or the type of mixed precision',
+        help='float32, or the type of mixed precision (default: %(default)s)',
     )
-    parser.add_argument('--compile', action='store_true', help='torch.compile the backbone')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write the numbers there too')
+    parser.add_argument(
+        '--compile', action='store_true', help='compile the backbone with torch.compile'
+    )
+    parser.add_argument('--json', type=Path, metavar='FILE', help='also write the numbers to FILE')
     args = vars(parser.parse_args(argv))
     for option, minimum in (('batch_size', 1), ('runs', 1), ('warm_up', 0)):
         if args[option] < minimum:
@@ -68,30 +80,32 @@ def parse(argv: Sequence[str] | None) -> tuple[Settings, Path | None]:
                 f'at least {minimum}'
             )
     if args['shape'] and min(args['shape']) < 1:
-        raise UserError(f'--shape {args["shape"]} is not allowed: give two sides of at least 1')
+        raise UserError(
+            f'--shape {args["shape"]} is not allowed: give a height and width of at least 1'
+        )
     json_file = args.pop('json')
     return Settings(**args), json_file
 
 
 def measure_alone(settings: Settings, phase: str) -> Speed:
-    """Measure in a new process, whose peak memory is that of this phase."""
+    """Measure in a new process, so that its peak memory is that of this phase."""
     print(f'measuring: {phase}', file=sys.stderr, flush=True)
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
         try:
             return pool.submit(measure, settings, phase).result()
         except BrokenProcessPool as error:
             raise UserError(
-                f'{phase}: the process was killed, most likely for lack of memory; give a smaller '
-                '--batch-size or --shape'
+                f'{phase}: the process was killed, most likely because it ran out of memory: give '
+                'a smaller --batch-size or --shape'
             ) from error
 
 
 def table(settings: Settings, speeds: Sequence[Speed]) -> str:
     height, width = speeds[0].shape
     parts = [
-        f'{settings.batch_size} images of {width}×{height} a step',
+        f'{settings.batch_size} images of {width}×{height} per step',
         settings.dtype + (', compiled' if settings.compile else ''),
-        f'{settings.runs} steps after {settings.warm_up} to warm up',
+        f'{settings.runs} steps after {settings.warm_up} for warm-up',
         speeds[0].device,
     ]
     latencies = ''.join(f'{f"p{p} ms":>10}' for p in PERCENTILES)
@@ -102,9 +116,9 @@ def table(settings: Settings, speeds: Sequence[Speed]) -> str:
         lines.append(f'{speed.phase:15}{numbers}{speed.peak_memory / 1e9:11.2f} GB')
     before = speeds[0].memory_before
     lines.append(
-        f'memory is that of the whole process, {before / 1e9:.2f} GB of it before there was a model'
+        f'memory: the whole process, {before / 1e9:.2f} GB of it before the model was built'
         if before
-        else 'memory is that of tensors on the GPU'
+        else 'memory: tensors on the GPU'
     )
     return '\n'.join(lines)
 

@@ -1,13 +1,12 @@
-"""Time the backbone beside others, on the same images, on a CPU or a GPU.
+"""Compare the speed and memory of backbones on the same random images, on a CPU or a GPU.
 
     python tools/benchmark_backbones.py
     python tools/benchmark_backbones.py --shapes 512x512 2048x2048 --backbones gcvit swin \
         --rounds 3 --json speed.json --plot speed.png
 
 Each backbone is measured in a process of its own, one after the other, in as many rounds as asked
-for; what is printed are medians over all rounds and ratios to the first backbone. torch and
-mmengine are all that this package's own part needs: backbones whose packages are not installed are
-left out with a note.
+for. The tables show medians over all rounds and ratios to the first backbone. GC ViT needs torch
+and mmengine alone; backbones whose packages are not installed are left out with a note.
 """
 
 import argparse
@@ -40,7 +39,7 @@ Results = dict[tuple[tuple[int, int], str], list[Measurement]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, how often, and where it is written."""
+    """What to measure, how often, and where to write it."""
 
     settings: Settings
     backbones: list[str]
@@ -72,33 +71,48 @@ def parse(argv: Sequence[str] | None) -> Plan:
         nargs='+',
         default=list(BACKBONES),
         metavar='NAME',
-        help=f'{", ".join(BACKBONES)}, or timm:NAME; all but timm',
+        help=f'{", ".join(BACKBONES)}, or timm:NAME (default: all but those of timm)',
     )
-    parser.add_argument('--arch', default='tiny', choices=list(ARCHS), help='size; tiny')
+    parser.add_argument(
+        '--arch', default='tiny', choices=list(ARCHS), help='size (default: %(default)s)'
+    )
     parser.add_argument(
         '--shapes',
         nargs='+',
         default=['800x1280'],
         metavar='HxW',
-        help='of the images; 800x1280',
+        help='heights and widths of the images (default: 800x1280)',
     )
-    parser.add_argument('--batch-size', type=int, default=1, help='images a step; 1')
+    parser.add_argument(
+        '--batch-size', type=int, default=1, help='images per step (default: %(default)s)'
+    )
     parser.add_argument(
         '--device',
         choices=['cpu', 'cuda'],
         default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='cuda if there is one',
+        help='default: cuda if there is a GPU, else cpu',
     )
     parser.add_argument(
-        '--dtype', default='float32', choices=DTYPES, help='of mixed precision; float32'
+        '--dtype',
+        default='float32',
+        choices=DTYPES,
+        help='float32, or the type of mixed precision (default: %(default)s)',
     )
-    parser.add_argument('--compile', action='store_true', help='torch.compile the backbones')
-    parser.add_argument('--rounds', type=int, default=1, help='processes a backbone; 1')
-    parser.add_argument('--runs', type=int, default=3, help='steps measured in each; 3')
-    parser.add_argument('--warm-up', type=int, default=1, help='steps before them; 1')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write all numbers there too')
     parser.add_argument(
-        '--plot', type=Path, metavar='FILE.png', help='plot time a pixel against image size'
+        '--compile', action='store_true', help='compile the backbones with torch.compile'
+    )
+    parser.add_argument(
+        '--rounds', type=int, default=1, help='processes per backbone (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--runs', type=int, default=3, help='measured steps in each process (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--warm-up', type=int, default=1, help='steps before them (default: %(default)s)'
+    )
+    parser.add_argument('--json', type=Path, metavar='FILE', help='also write all numbers to FILE')
+    parser.add_argument(
+        '--plot', type=Path, metavar='FILE.png', help='plot time per pixel against image size'
     )
     args = parser.parse_args(argv)
     for option, minimum in (('batch_size', 1), ('rounds', 1), ('runs', 1), ('warm_up', 0)):
@@ -128,7 +142,7 @@ def parse(argv: Sequence[str] | None) -> Plan:
         warm_up=args.warm_up,
         runs=args.runs,
     )
-    # a repeated one is measured once
+    # each shape is measured once
     shapes = list(dict.fromkeys(to_shape(text) for text in args.shapes))
     return Plan(settings, list(dict.fromkeys(args.backbones)), shapes, args.rounds, *files)
 
@@ -138,16 +152,16 @@ def writable(file: Path) -> Path:
     if file.is_dir():
         raise UserError(f'{file} is a folder; give a file')
     if not file.absolute().parent.is_dir():
-        raise UserError(f'{file}: the folder {file.parent} does not exist; make it first')
+        raise UserError(f'{file}: the folder {file.parent} does not exist; create it first')
     if not os.access(file.absolute().parent, os.W_OK):
-        raise UserError(f'{file}: the folder {file.parent} cannot be written to')
+        raise UserError(f'{file}: the folder {file.parent} is not writable')
     return file
 
 
 def to_shape(text: str) -> tuple[int, int]:
     height, _, width = text.partition('x')
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise UserError(f'--shapes {text} is not allowed: give HEIGHTxWIDTH, as 800x1280')
+        raise UserError(f'--shapes {text} is not allowed: give HEIGHTxWIDTH, for example 800x1280')
     return int(height), int(width)
 
 
@@ -165,7 +179,7 @@ def measure_all(plan: Plan) -> Results:
         text = f'{number} of {len(jobs)}: {name}, {shape[0]}x{shape[1]}{left}'
         print(text, file=sys.stderr, flush=True)
         found = results[shape, name]
-        # what failed once is not tried again
+        # a backbone that failed is not tried again
         if not (found and found[-1].note):
             found.append(measure_alone(replace(plan.settings, name=name, shape=shape)))
         pixels_done += shape[0] * shape[1]
@@ -173,12 +187,14 @@ def measure_all(plan: Plan) -> Results:
 
 
 def measure_alone(settings: Settings) -> Measurement:
-    """Measure in a new process, whose peak memory is that of this backbone."""
+    """Measure in a new process, so that its peak memory is that of this backbone."""
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
         try:
             return pool.submit(measure_backbone, settings).result()
         except BrokenProcessPool:
-            return Measurement(note='the process was killed, most likely for lack of memory')
+            return Measurement(
+                note='the process was killed, most likely because it ran out of memory'
+            )
 
 
 def device_name(plan: Plan) -> str:
@@ -198,7 +214,7 @@ def headline(plan: Plan) -> str:
     memory = 'tensors on the GPU' if settings.device == 'cuda' else 'the process'
     return (
         f'{"; ".join(parts)}\n'
-        f'× is to the first; memory is that of {memory} at its peak, beyond that before a model'
+        f'×: ratio to the first backbone; memory: peak of {memory}, beyond that before the model'
     )
 
 

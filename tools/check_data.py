@@ -1,7 +1,7 @@
 """Check a config's data before a training: files, annotations, images, classes, value ranges.
 
 python tools/check_data.py configs/detection/custom_coco.py
-python tools/check_data.py CONFIG --samples 500 --cfg-options data_root=...
+python tools/check_data.py CONFIG --samples 500 --cfg-options train_dataloader.dataset.data_root=DIR
 
 All problems are listed, each with its remedy; the exit code is 1 if there are any.
 """
@@ -13,9 +13,12 @@ from mmgcvit.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = config_parser(__doc__.splitlines()[0])
+    parser = config_parser(__doc__)
     parser.add_argument(
-        '--samples', type=int, default=50, help='images of each dataset to open (%(default)s)'
+        '--samples',
+        type=int,
+        default=50,
+        help='images to open per dataset (default: %(default)s)',
     )
     parser.add_argument('--full', action='store_true', help='open every image')
     args = parser.parse_args(argv)

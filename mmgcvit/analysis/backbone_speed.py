@@ -18,18 +18,18 @@ DTYPES = ('float32', 'bfloat16', 'float16')
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """What to measure.
 
     Attributes:
-        name: A backbone, see :func:`.build_backbone`.
-        arch: Size of GC ViT, and of what it is compared with.
+        name: Name of a backbone, see :func:`.build_backbone`.
+        arch: Size of GC ViT, and of the backbones beside it.
         shape: H and W of the images.
         batch_size: Images per step.
-        device: cpu or cuda.
-        dtype: float32, or bfloat16 or float16 in mixed precision.
-        compile: Whether it goes through torch.compile.
-        warm_up: Steps of each kind that are not measured.
-        runs: Steps that are.
+        device: 'cpu' or 'cuda'.
+        dtype: 'float32', or 'bfloat16' or 'float16' for mixed precision.
+        compile: Whether to compile it with torch.compile.
+        warm_up: Steps of each kind before those that are measured.
+        runs: Measured steps of each kind.
     """
 
     name: str
@@ -45,17 +45,17 @@ class Settings:
 
 @dataclass
 class Measurement:
-    """What was measured of one backbone, or why nothing was.
+    """Measurements of one backbone, or why there are none.
 
     Attributes:
         forward: Seconds of each forward pass in evaluation, without gradients.
         training: Seconds of each training step: forward, backward and AdamW.
-        forward_memory: Bytes at the peak of the forward passes, beyond those before there was a
-            model: of tensors on a GPU; on a CPU of the process.
-        training_memory: The same of the training steps.
+        forward_memory: Bytes at the peak of the forward passes, without those used before the model
+            was built: of tensors on a GPU, of the process on a CPU.
+        training_memory: The same for the training steps.
         params: Parameters.
-        macs: Multiply-accumulates of all products for one image.
-        note: Why there are no numbers; empty if there are.
+        macs: Multiply-accumulates of all products, for one image.
+        note: Why there are no numbers, else empty.
     """
 
     forward: list[float] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Measurement:
 
 
 def measure_backbone(settings: Settings) -> Measurement:
-    """Measure a backbone; memory on a CPU is right only in a process of its own."""
+    """Measure a backbone. Call it in a new process, else memory on a CPU includes earlier peaks."""
     try:
         return _measure(settings)
     except MissingPeer as error:
@@ -76,14 +76,14 @@ def measure_backbone(settings: Settings) -> Measurement:
     except torch.cuda.OutOfMemoryError:
         return Measurement(note='out of GPU memory')
     except Exception as error:
-        # whatever a peer fails with, on such images or in this type: the others are still measured
+        # a peer may fail for any reason, such as the shape or the type: measure the others still
         text = str(error).strip() or type(error).__name__
         return Measurement(note=f'failed: {text.splitlines()[0][:200]}')
 
 
 def _measure(settings: Settings) -> Measurement:
     found = Measurement()
-    # whose memory is not to be taken for the model's
+    # first, so that their memory does not count as the model's
     import_libraries(settings.name)
     before = _peak_memory(settings.device)
     model = build_backbone(settings.name, settings.arch, settings.shape)
@@ -98,7 +98,7 @@ def _measure(settings: Settings) -> Measurement:
     found.forward_memory = _peak_memory(settings.device) - before
     model.train()
     found.training = _time(_training_step(network, images, settings), settings)
-    # a peak of the process, which systems report to within some pages, never falls
+    # the peak of a process never falls, but systems report it to within some pages
     found.training_memory = max(_peak_memory(settings.device) - before, found.forward_memory)
     return found
 
@@ -106,7 +106,7 @@ def _measure(settings: Settings) -> Measurement:
 def count_macs(model: nn.Module, shape: tuple[int, int]) -> int:
     """Count the multiply-accumulates of all products for one image, without computing any."""
     model = copy.deepcopy(model).to('meta')
-    # not what it returns: mmdet's Swin returns nothing
+    # in a line of its own: train() and eval() of mmdet's Swin return None
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, *shape, device='meta'))

@@ -25,6 +25,7 @@ from ..engine.resume import forget_pretrained
 from ..errors import UserError
 from ..mmcv_ops import require_operators
 from ..models.gcvit import WindowAttention
+from .samples import image_channels
 
 # Detection papers count so many proposals, and masks of so many of them, whatever is in an image.
 NUM_PROPOSALS = 1000
@@ -70,7 +71,7 @@ def complexity_of(cfg: Config, shape: tuple[int, int]) -> Complexity:
         UserError: If the model cannot be built, or run on one image.
     """
     try:
-        return count_complexity(build_on_meta(cfg), shape)
+        return count_complexity(build_on_meta(cfg), shape, image_channels(cfg.model))
     except UserError:
         raise
     except Exception:
@@ -83,7 +84,7 @@ def complexity_of(cfg: Config, shape: tuple[int, int]) -> Complexity:
             'whether its packages and files are installed'
         ) from error
     try:
-        return count_complexity(model, shape)
+        return count_complexity(model, shape, image_channels(cfg.model))
     except Exception as error:
         raise UserError(
             f'{type(model).__name__} of {cfg.filename} does not run on a single random image '
@@ -120,7 +121,7 @@ def _build(cfg: Config) -> nn.Module:
     return MODELS.build(copy.deepcopy(cfg.model))  # some models change their config
 
 
-def count_complexity(model: nn.Module, shape: tuple[int, int]) -> Complexity:
+def count_complexity(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> Complexity:
     """Count parameters, and multiply-accumulates of the forward pass of one image.
 
     Two-stage detectors are counted with 1000 proposals in every box head and 100 in every mask
@@ -130,12 +131,13 @@ def count_complexity(model: nn.Module, shape: tuple[int, int]) -> Complexity:
     Args:
         model: In evaluation mode, on the meta device (see :func:`build_on_meta`) or the CPU.
         shape: H and W of the image.
+        channels: Channels of the image.
 
     Raises:
         Exception: What the model raises, if none of the ways to run it works.
     """
     device = next(model.parameters()).device
-    images = torch.rand(1, 3, *shape, device=device)
+    images = torch.rand(1, channels, *shape, device=device)
     shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), shape)
     metainfo = dict(**shapes, scale_factor=(1.0, 1.0), flip=False, img_id=0)
     for text, run in _ways_to_run(model, images, metainfo):

@@ -1,4 +1,4 @@
-"""GC ViT and the backbones that it is measured beside, each built from a short name."""
+"""GC ViT and the backbones that it is compared with, each built from a short name."""
 
 import importlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from ..weights.layouts import to_nvidia
 WINDOW_SIZE = (24,) * 4
 QUERY_DOWNSAMPLES = (3, 2, 1, 0)
 
-# sizes of other families that are compared with those of GC ViT
+# sizes of Swin that correspond to those of GC ViT, and of ConvNeXt with the same names
 SWIN = {
     'tiny': dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
     'small': dict(embed_dims=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
@@ -22,11 +22,11 @@ SWIN = {
 
 
 class MissingPeer(Exception):
-    """A backbone that cannot be built here; the message says why."""
+    """A backbone cannot be built here; the message says why."""
 
 
 class PlainReference(nn.Module):
-    """:mod:`mmgcvit.reference` with random weights: it costs what the published network costs."""
+    """:mod:`mmgcvit.reference` with random weights, at the cost of the published network."""
 
     def __init__(self, arch: str) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class PlainReference(nn.Module):
 
 
 def gcvit(arch: str) -> nn.Module:
-    """Return this package's backbone as the detection configs have it, without drop path."""
+    """Return this package's backbone as in the detection configs, but without drop path."""
     return GCViT(
         arch,
         window_size=WINDOW_SIZE,
@@ -83,11 +83,11 @@ def build_backbone(name: str, arch: str, shape: tuple[int, int]) -> nn.Module:
 
     Args:
         name: One of ``BACKBONES``, or ``timm:NAME`` for timm's model of that name.
-        arch: Size of GC ViT, and of what it is compared with.
-        shape: H and W of the images, which some of timm's models have to know.
+        arch: Size of GC ViT, and of the backbones beside it.
+        shape: H and W of the images, which some of timm's models need.
 
     Raises:
-        MissingPeer: If it is not installed or has no such size.
+        MissingPeer: If its package is not installed or it has no such size.
     """
     import_libraries(name)
     torch.manual_seed(0)
@@ -97,10 +97,10 @@ def build_backbone(name: str, arch: str, shape: tuple[int, int]) -> nn.Module:
 
 
 def import_libraries(name: str) -> None:
-    """Import what a backbone needs.
+    """Import the library of a backbone.
 
     Raises:
-        MissingPeer: If it is not installed.
+        MissingPeer: If its package is not installed.
     """
     try:
         if library := LIBRARIES.get(name.partition(':')[0]):
@@ -116,7 +116,7 @@ def _timm(name: str, shape: tuple[int, int]) -> nn.Module:
     try:
         return timm.create_model(name, img_size=shape, **options)
     except TypeError:
-        # most take images of any size and do not know the argument
+        # most models take images of any size and lack the argument
         return timm.create_model(name, **options)
     except RuntimeError as error:
         raise MissingPeer(f'timm cannot build {name}: {error}') from error

@@ -25,10 +25,11 @@ def random_batch(model: ConfigDict, task: Task, batch_size: int, shape: tuple[in
         shape: H and W of each image.
 
     Returns:
-        ``inputs``, a list of (3, H, W) images in uint8, and ``data_samples``, a list.
+        ``inputs``, a list of (C, H, W) images in uint8, and ``data_samples``, a list.
     """
     head = next((model[name] for name in task.heads if model.get(name)), model)
     num_classes = _number(head, 'num_classes') or _number(model, 'num_things_classes') or 1
+    image_shape = (image_channels(model), *shape)
     if task is SEGMENTATION:
         from mmseg.structures import SegDataSample
 
@@ -38,7 +39,7 @@ def random_batch(model: ConfigDict, task: Task, batch_size: int, shape: tuple[in
             sample.gt_sem_seg = PixelData(data=labels)
             return sample
 
-        return _batch(label_pixels, batch_size, shape)
+        return _batch(label_pixels, batch_size, image_shape)
     if task is CLASSIFICATION:
         from mmpretrain.structures import DataSample
 
@@ -46,17 +47,24 @@ def random_batch(model: ConfigDict, task: Task, batch_size: int, shape: tuple[in
             sample = DataSample(metainfo=dict(img_shape=shape, ori_shape=shape))
             return sample.set_gt_label(torch.randint(num_classes, (1,), generator=random))
 
-        return _batch(label_image, batch_size, shape)
+        return _batch(label_image, batch_size, image_shape)
     return _detection_batch(model, num_classes, batch_size, shape)
 
 
+def image_channels(model: ConfigDict) -> int:
+    """Return how many channels the images of a model have."""
+    return (model.get('backbone') or {}).get('in_channels', 3)
+
+
 def _batch(
-    make_sample: Callable[[Generator], BaseDataElement], batch_size: int, shape: tuple[int, int]
+    make_sample: Callable[[Generator], BaseDataElement],
+    batch_size: int,
+    image_shape: tuple[int, int, int],
 ) -> dict:
     random = Generator().manual_seed(0)
     batch = {'inputs': [], 'data_samples': []}
     for _ in range(batch_size):
-        image = torch.randint(256, (3, *shape), generator=random, dtype=torch.uint8)
+        image = torch.randint(256, image_shape, generator=random, dtype=torch.uint8)
         batch['inputs'].append(image)
         batch['data_samples'].append(make_sample(random))
     return batch
@@ -74,17 +82,20 @@ def _detection_batch(
         with_mask = roi_head.get('mask_head') is not None
     batch = demo_mm_inputs(
         batch_size,
-        (3, *shape),
+        (image_channels(model), *shape),
         num_items=[BOXES] * batch_size,
         # it draws labels from 1 on
         num_classes=num_classes + 1,
         with_mask=with_mask,
     )
-    num_stuff = _number(model, 'num_stuff_classes')
+    # labels of stuff follow those of things; the semantic head of HTC has labels of its own
+    num_stuff, first = _number(model, 'num_stuff_classes'), num_classes
+    if roi_head is not None and roi_head.get('semantic_head'):
+        num_stuff, first = _number(roi_head.semantic_head, 'num_classes'), 0
     for sample in batch['data_samples']:
         sample.gt_instances.labels -= 1
-        if num_stuff:  # panoptic: their labels follow those of things
-            sample.gt_sem_seg = PixelData(sem_seg=num_classes + _stripes(num_stuff, shape))
+        if num_stuff:
+            sample.gt_sem_seg = PixelData(sem_seg=first + _stripes(num_stuff, shape))
     return batch
 
 

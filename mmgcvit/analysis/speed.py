@@ -84,7 +84,7 @@ class Speed:
 
 
 def measure(settings: Settings, phase: str) -> Speed:
-    """Measure one phase. Call it in a new process, else peak memory on a CPU has a past.
+    """Measure one phase. Call it in a new process, else memory on a CPU includes earlier peaks.
 
     Raises:
         UserError: If the settings do not fit together or to this machine, or the model does not

@@ -177,7 +177,9 @@ def test_tool_measures_both_phases_in_processes_of_their_own(
     tool.main([MASK_RCNN, *arguments, '--json', str(tmp_path / 'speed.json')])
     operators, *printed = capsys.readouterr().out.splitlines()
     assert operators.startswith("mmcv's operators: ")
-    assert printed[0].startswith('2 images of 128×96 a step; float32; 2 steps after 1 to warm up')
+    assert printed[0].startswith(
+        '2 images of 128×96 per step; float32; 2 steps after 1 for warm-up'
+    )
     written = json.loads((tmp_path / 'speed.json').read_text())
     for line, phase in zip(printed[2:4], written['phases'], strict=True):
         values = [phase['images_per_second'], *phase['latency_ms'].values()]
@@ -186,4 +188,4 @@ def test_tool_measures_both_phases_in_processes_of_their_own(
         assert shown[1:4] == [f'{value:.1f}' for value in values[1:]]
     assert [phase['phase'] for phase in written['phases']] == [INFERENCE, TRAINING]
     assert started == ['spawn', 'spawn']
-    assert 'before there was a model' in printed[4] or 'on the GPU' in printed[4]
+    assert 'before the model was built' in printed[4] or 'on the GPU' in printed[4]

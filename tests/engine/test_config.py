@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import toy_config
@@ -22,6 +22,7 @@ from mmgcvit.engine import (
 )
 from mmgcvit.engine.adaptations import adapt_fsdp, adapt_hooks
 from mmgcvit.engine.device import Machine
+from mmgcvit.engine.options import parse_value
 from mmgcvit.errors import UserError
 from mmgcvit.registry import HOOKS, class_of
 from mmgcvit.visualization import read_training_log
@@ -62,7 +63,7 @@ def documented(start):
     """The documented options that begin so, as the command line's parser gives them."""
     (found,) = set(re.findall(rf'--cfg-options ({re.escape(start)}[^`\n]*)', PAGE))
     pairs = (pair.split('=', 1) for pair in shlex.split(found, comments=True))
-    return {name: DictAction._parse_iterable(value) for name, value in pairs}
+    return {name: parse_value(value) for name, value in pairs}
 
 
 def train(tmp_path, start, **settings):
