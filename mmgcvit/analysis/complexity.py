@@ -81,7 +81,7 @@ def complexity_of(cfg: Config, shape: tuple[int, int]) -> Complexity:
     except Exception as error:
         raise UserError(
             f'the model of {cfg.filename} cannot be built here ({_in_one_line(error)}): see '
-            'whether its packages and files are installed'
+            'whether its packages and files are installed, and default_scope is its library'
         ) from error
     try:
         return count_complexity(model, shape, image_channels(cfg.model))

@@ -3,14 +3,20 @@
 import json
 from pathlib import Path
 
+import mmdet
+import mmpretrain
+import mmseg
 import pytest
 import torch
+from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+from mmengine.config import Config
 from mmengine.fileio import load
+from mmengine.logging import MMLogger
 from tiers import only_quick
 from torch import nn
 
 from mmgcvit import GCViT
-from mmgcvit.analysis import build_on_meta, count_complexity
+from mmgcvit.analysis import build_on_meta, complexity_of, count_complexity
 from mmgcvit.engine import load_config
 from mmgcvit.errors import UserError
 from mmgcvit.task import require_task
@@ -129,3 +135,132 @@ def test_tool_refuses_what_it_cannot_count(load_tool, tmp_path):
     (tmp_path / 'empty.py').write_text('lr = 1\n')
     with pytest.raises(UserError, match='none of roi_head'):
         tool.main([str(tmp_path / 'empty.py')])
+
+
+def of_library(library, name):
+    return load_config(Path(library.__file__).parent / '.mim' / 'configs' / name)
+
+
+def test_a_model_of_known_products():
+    """ResNet-50 has 4.09 G multiply-accumulates for an image of 224 by 224."""
+    found = complexity_of(of_library(mmpretrain, 'resnet/resnet50_8xb32_in1k.py'), (224, 224))
+    assert found.macs / 1e9 == pytest.approx(4.09, abs=0.005)
+    assert found.params == 25557032
+    assert not found.has_windows and found.naive_macs == found.macs
+
+
+class Decides(nn.Module):
+    """Attention of both kinds of torch, in a forward pass that depends on values."""
+
+    def __init__(self, depends):
+        super().__init__()
+        self.depends = depends
+        self.attention = nn.MultiheadAttention(3, 1, batch_first=True)
+
+    def forward(self, images, mode):
+        if self.depends and images.sum() < 0:
+            return None
+        x = images.flatten(2).transpose(1, 2)
+        x = self.attention(x, x, x, need_weights=False)[0]
+        return nn.functional.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])
+
+
+def test_attention_counts_on_the_cpu_what_it_counts_on_the_meta_device():
+    flash = torch.backends.cuda.flash_sdp_enabled()
+    with torch.device('meta'):
+        shapes_alone = count_complexity(Decides(depends=False).eval(), (4, 5))
+    found = count_complexity(Decides(depends=True).eval(), (4, 5))
+    assert found.macs == shapes_alone.macs == 20 * 4 * 9 + 2 * 2 * 20 * 20 * 3
+    assert (shapes_alone.counted, found.counted) == ('', 'forward pass, on random values')
+    assert torch.backends.cuda.flash_sdp_enabled() == flash
+
+
+@pytest.mark.parametrize(('cls', 'others'), [(DeformConv2d, 1), (ModulatedDeformConv2d, 2)])
+def test_deformable_convolutions_are_counted(cls, others):
+    class Deforms(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = cls(3, 8, 3, padding=1)
+
+        def forward(self, images, mode):
+            offset = images.new_zeros(1, 18, *images.shape[2:])
+            masks = [images.new_ones(1, 9, *images.shape[2:])] * (others - 1)
+            return self.conv(images, offset, *masks)
+
+    assert count_complexity(Deforms().eval(), (6, 7)).macs == 6 * 7 * 8 * 3 * 9
+
+
+ON_VALUES = 'forward pass, on random values'
+
+
+@pytest.mark.parametrize(
+    ('library', 'name', 'counted'),
+    [
+        (mmdet, 'retinanet/retinanet_r18_fpn_1x_coco.py', ''),
+        (mmdet, 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', '1000 proposals'),
+        (mmdet, 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', '1000 proposals, 100 masks'),
+        (mmdet, 'detr/detr_r18_8xb2-500e_coco.py', ''),
+        (mmdet, 'dino/dino-4scale_r50_8xb2-12e_coco.py', ON_VALUES),
+        (mmdet, 'mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py', ON_VALUES),
+        (mmdet, 'solo/solo_r50_fpn_1x_coco.py', ''),
+        (mmdet, 'rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py', ''),
+        (mmdet, 'centernet/centernet_r18_8xb16-crop512-140e_coco.py', ''),
+        (mmdet, 'condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py',
+         'inference, on random values'),
+        (mmdet, 'sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py', ON_VALUES),
+        (mmdet, 'point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py', ON_VALUES),
+        (mmseg, 'segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py', ON_VALUES),
+        (mmseg, 'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py', ON_VALUES),
+        (mmpretrain, 'swin_transformer/swin-tiny_16xb64_in1k.py', ON_VALUES),
+        (mmpretrain, 'simclr/simclr_resnet50_8xb32-coslr-200e_in1k.py', ON_VALUES),
+    ],
+)  # fmt: skip
+@pytest.mark.slow
+def test_models_of_every_kind_are_counted(library, name, counted):
+    level = MMLogger.get_current_instance().level
+    found = complexity_of(of_library(library, name), (224, 224))
+    assert found.counted == counted
+    assert found.params > 1e6 and found.macs > 1e8 and found.naive_macs == found.macs
+    assert MMLogger.get_current_instance().level == level
+
+
+@pytest.mark.parametrize(
+    ('model', 'reason'),
+    [
+        (dict(type='NoSuchDetector'), 'cannot be built here .*NoSuchDetector'),
+        (dict(type='mmgcvit.GCViT', arch='none'), 'cannot be built here .*arch'),
+        (dict(type='mmpretrain.ImageClassifier', backbone=dict(type='LeNet5', num_classes=3)),
+         'ImageClassifier of .* does not run on a single random image .*channels'),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_counted_is_one_line(tmp_path, model, reason):
+    (tmp_path / 'config.py').write_text(f"model = {model}\ndefault_scope = 'mmpretrain'\n")
+    with pytest.raises(UserError, match=reason) as error:
+        complexity_of(load_config(tmp_path / 'config.py'), (32, 32))
+    assert '\n' not in str(error.value) and 'config.py' in str(error.value)
+
+
+def test_types_that_are_classes_and_images_with_other_channels(load_tool, tmp_path, capsys):
+    (tmp_path / 'config.py').write_text(
+        'from mmpretrain.models import ClsDataPreprocessor, CrossEntropyLoss, GlobalAveragePooling\n'
+        'from mmpretrain.models import ImageClassifier, LinearClsHead, ResNet\n'
+        'default_scope = None\n'
+        'model = dict(\n'
+        '    type=ImageClassifier,\n'
+        '    data_preprocessor=dict(type=ClsDataPreprocessor),\n'
+        '    neck=dict(type=GlobalAveragePooling),\n'
+        '    backbone=dict(type=ResNet, depth=18, in_channels=4, num_stages=4),\n'
+        '    head=dict(type=LinearClsHead, num_classes=2, in_channels=512,\n'
+        '              loss=dict(type=CrossEntropyLoss)))\n'
+    )
+    load_tool('get_flops').main([str(tmp_path / 'config.py'), '--shape', '64', '64'])
+    printed = capsys.readouterr().out
+    assert 'config, one image of 64×64\n' in printed and 'parameters' in printed
+    assert 'padded' not in printed and 'paper' not in printed
+
+
+def test_the_config_is_not_changed(tmp_path):
+    cfg = of_library(mmdet, 'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py')
+    before = Config(cfg.to_dict()).pretty_text
+    build_on_meta(cfg)
+    assert Config(cfg.to_dict()).pretty_text == before

@@ -149,3 +149,63 @@ def test_a_file_of_another_kind_is_an_error(tmp_path):
     (tmp_path / 'train.log').write_text('a line')
     with pytest.raises(UserError, match=r'train\.log cannot be read as a config'):
         load_config(tmp_path / 'train.log')
+
+
+@pytest.mark.parametrize(
+    ('text', 'place', 'reason'),
+    [
+        ('x = 1\na = = 3\n', 'config.py:2', 'SyntaxError'),
+        ('x = 1\n\na = b\n', 'config.py:3', "name 'b' is not defined"),
+        ("_base_ = './lost.py'\n", 'config.py', 'lost.py'),
+        ("_base_ = 'broken.py'\n", 'broken.py:1', 'SyntaxError'),
+        ("_base_ = 'mmdet::lost/lost.py'\n", 'config.py', 'lost/lost.py" does not exist'),
+        ("_base_ = 'mmnothing::a/b.py'\n", 'config.py', 'mmnothing'),
+        ("_base_ = 'mmdet::lost.py'\n", 'config.py', 'mmdet::'),
+        ('from mmgcvit import Nothing\nmodel = dict(type=Nothing)\n', 'config.py', 'Nothing'),
+        ("custom_imports = dict(imports=['no_such_module'])\n", 'config.py', 'no_such_module'),
+    ],
+)
+def test_whatever_a_config_fails_with_is_one_line_with_its_file(tmp_path, text, place, reason):
+    (tmp_path / 'broken.py').write_text('a = (\n')
+    (tmp_path / 'config.py').write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(tmp_path / 'config.py')
+    found = str(error.value)
+    assert '\n' not in found and place in found and reason in found
+    assert found.startswith(f'{tmp_path / "config.py"} cannot be read as a config')
+
+
+def test_a_config_with_another_name_now_names_it_in_one_line(tmp_path, log, recwarn):
+    (tmp_path / 'new_name.py').write_text('a = 3\n')
+    (tmp_path / 'old_name.py').write_text(
+        "_base_ = './new_name.py'\n_deprecation_ = dict(expected='configs/new_name.py')\n"
+    )
+    (tmp_path / 'mine.py').write_text("_base_ = './old_name.py'\nb = 4\n")
+    line = 'old_name.py is now configs/new_name.py; the old name will go in the next version'
+    for name in ('old_name', 'mine'):
+        cfg = load_config(tmp_path / f'{name}.py')
+        assert cfg.a == 3 and cfg.work_dir == f'work_dirs/{name}'
+        assert len(log) == 1 and log.pop().endswith(line)
+    assert not [w for w in recwarn if 'deprecated in the future' in str(w.message)]
+    load_config(tmp_path / 'new_name.py')
+    assert not log
+
+
+def test_other_warnings_of_a_config_are_kept(tmp_path):
+    (tmp_path / 'config.py').write_text("__import__('warnings').warn('mind the gap')\n")
+    with pytest.warns(UserWarning, match='mind the gap'):
+        load_config(tmp_path / 'config.py')
+
+
+def test_pure_python_configs_without_a_scope_load(tmp_path):
+    (tmp_path / 'config.py').write_text(
+        'from mmgcvit import GCViT\n'
+        'default_scope = None\n'
+        'model = dict(type=GCViT, arch="tiny")\n'
+        'train_cfg = dict(max_epochs=3)\n'
+    )
+    cfg = load_config(tmp_path / 'config.py', options={'train_cfg.max_epochs': 4})
+    assert class_of(cfg.model, HOOKS).__name__ == 'GCViT'
+    assert cfg.default_scope is None and cfg.train_cfg.max_epochs == 4
+    with pytest.raises(UserError, match=r'max_epochs changes nothing.*train_cfg\.max_epochs'):
+        load_config(tmp_path / 'config.py', options={'max_epochs': 4})

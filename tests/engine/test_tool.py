@@ -1,11 +1,12 @@
 """How the processes of tools end."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from mmgcvit.engine import run_tool
+from mmgcvit.engine import run_tool, runner_parser
 
 # Pairs of processes, one after the other; the parent imports torch for all of them. They exit
 # through the interpreter, unlike the processes of forks.py.
@@ -13,7 +14,7 @@ PAIRS = """
 import os, sys
 import torch
 import torch.distributed as dist
-from mmgcvit.engine import run_tool
+from mmgcvit.engine import run_tool, runner_parser
 from mmgcvit.errors import UserError
 
 folder, *kinds = sys.argv[1:]
@@ -111,3 +112,24 @@ def test_a_file_that_cannot_be_had_is_one_line_and_other_system_errors_are_told_
         else:
             assert printed.startswith('Traceback')
             assert printed.endswith('ConnectionResetError: peer left\n')
+
+
+@pytest.mark.parametrize('spelling', ['--local-rank=3', '--local_rank=3'])
+@pytest.mark.parametrize(('before', 'after'), [(None, '3'), ('1', '1')])
+def test_the_rank_that_torch_distributed_launch_passes_is_taken(
+    monkeypatch, spelling, before, after
+):
+    monkeypatch.setenv('LOCAL_RANK', '')
+    monkeypatch.delenv('LOCAL_RANK')
+    if before:
+        monkeypatch.setenv('LOCAL_RANK', before)
+    # it comes first, as the launcher puts it
+    args = runner_parser('').parse_args([spelling, 'config.py', '--launcher', 'pytorch'])
+    assert os.environ['LOCAL_RANK'] == after
+    assert args.config == 'config.py'
+
+
+def test_without_a_launcher_no_rank_is_set(monkeypatch):
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    runner_parser('').parse_args(['config.py'])
+    assert 'LOCAL_RANK' not in os.environ
