@@ -70,12 +70,12 @@ def complexity_of(cfg: Config, shape: tuple[int, int]) -> Complexity:
     Raises:
         UserError: If the model cannot be built, or run on one image.
     """
-    try:
-        return count_complexity(build_on_meta(cfg), shape, image_channels(cfg.model))
-    except UserError:
-        raise
-    except Exception:
-        pass  # it needs values: the error on the CPU says more
+    channels = image_channels(cfg.model)
+    # some constructors compute values: such a model is built first and then stripped of its values
+    for build in (build_on_meta, lambda cfg: _build(cfg).eval().to('meta')):
+        with contextlib.suppress(Exception):  # the error of the attempt on the CPU says more
+            return count_complexity(build(cfg), shape, channels)
+    require_operators()
     try:
         model = _build_on_cpu(cfg)
     except Exception as error:
@@ -84,7 +84,7 @@ def complexity_of(cfg: Config, shape: tuple[int, int]) -> Complexity:
             'whether its packages and files are installed, and default_scope is its library'
         ) from error
     try:
-        return count_complexity(model, shape, image_channels(cfg.model))
+        return count_complexity(model, shape, channels)
     except Exception as error:
         raise UserError(
             f'{type(model).__name__} of {cfg.filename} does not run on a single random image '

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import forks
+import mmdet
+import mmpretrain
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -20,7 +22,7 @@ from mmgcvit.analysis.speed import (
 )
 from mmgcvit.engine import load_config
 from mmgcvit.errors import UserError
-from mmgcvit.task import DETECTION, SEGMENTATION
+from mmgcvit.task import CLASSIFICATION, DETECTION, SEGMENTATION
 
 ROOT = Path(__file__).parents[2]
 MASK_RCNN = str(ROOT / 'configs/detection/mask_rcnn_gcvit_shapes.py')
@@ -189,3 +191,87 @@ def test_tool_measures_both_phases_in_processes_of_their_own(
     assert [phase['phase'] for phase in written['phases']] == [INFERENCE, TRAINING]
     assert started == ['spawn', 'spawn']
     assert 'before the model was built' in printed[4] or 'on the GPU' in printed[4]
+
+
+def test_random_ground_truth_of_a_classifier_is_valid():
+    model = ConfigDict(backbone=dict(in_channels=4), head=dict(num_classes=3))
+    batch = random_batch(model, CLASSIFICATION, 8, (32, 48))
+    assert {int(sample.gt_label) for sample in batch['data_samples']} == {0, 1, 2}
+    assert all(image.shape == (4, 32, 48) for image in batch['inputs'])
+
+
+def test_random_ground_truth_of_panoptic_models_has_things_and_stuff():
+    model = ConfigDict(panoptic_head=dict(num_things_classes=3, num_stuff_classes=2, mask=1))
+    for sample in random_batch(model, DETECTION, 2, (32, 48))['data_samples']:
+        assert set(sample.gt_instances.labels.tolist()) == {0, 1, 2}
+        assert set(sample.gt_sem_seg.sem_seg.unique().tolist()) == {3, 4}
+        assert sample.gt_sem_seg.sem_seg.shape == (1, 32, 48) and len(sample.gt_instances.masks)
+
+
+def test_detectors_without_masks_get_none():
+    model = ConfigDict(bbox_head=dict(num_classes=3))
+    for sample in random_batch(model, DETECTION, 1, (32, 48))['data_samples']:
+        assert 'masks' not in sample.gt_instances and 'gt_sem_seg' not in sample
+
+
+def settings_of(library, name, **more):
+    config = Path(library.__file__).parent / '.mim' / 'configs' / name
+    more = dict(shape=(96, 128), warm_up=0, runs=1) | more
+    return Settings(str(config), **more)
+
+
+@pytest.mark.parametrize('phase', [INFERENCE, TRAINING])
+@pytest.mark.parametrize(
+    ('library', 'name'),
+    [
+        (mmpretrain, 'resnet/resnet18_8xb32_in1k.py'),
+        (mmpretrain, 'swin_transformer/swin-tiny_16xb64_in1k.py'),
+        (mmdet, 'retinanet/retinanet_r18_fpn_1x_coco.py'),
+        (mmdet, 'detr/detr_r18_8xb2-500e_coco.py'),
+        (mmdet, 'solo/solo_r50_fpn_1x_coco.py'),
+        (mmdet, 'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'),
+        (mmdet, 'mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py'),
+        (mmdet, 'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'),
+    ],
+)
+@pytest.mark.slow
+def test_models_of_every_kind_are_measured(library, name, phase):
+    shape = (224, 224) if library is mmpretrain else (96, 128)
+    found = measure(settings_of(library, name, shape=shape), phase)
+    assert found.images_per_second > 0
+
+
+def test_models_that_need_more_than_images_are_one_line(tmp_path):
+    """A tracker, which takes videos, and a config that is not for training."""
+    (tmp_path / 'config.py').write_text(
+        "_base_ = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'\noptim_wrapper = None\n"
+    )
+    for settings, phase, reason in (
+        (settings_of(mmdet, 'qdtrack/qdtrack_faster-rcnn_r50_fpn_4e_base.py'), INFERENCE, '5D'),
+        (Settings(str(tmp_path / 'config.py'), shape=(32, 32)), TRAINING, 'has no optim_wrapper'),
+    ):
+        with pytest.raises(UserError, match=reason) as error:
+            measure(settings, phase)
+        assert '\n' not in str(error.value)
+
+
+def test_types_that_are_classes_are_measured(tmp_path):
+    (tmp_path / 'config.py').write_text(
+        'from mmpretrain.models import ClsDataPreprocessor, CrossEntropyLoss\n'
+        'from mmpretrain.models import GlobalAveragePooling, ImageClassifier\n'
+        'from mmpretrain.models import LinearClsHead, ResNet\n'
+        'from mmengine.optim import OptimWrapper\n'
+        'from torch.optim import SGD\n'
+        'default_scope = None\n'
+        'model = dict(\n'
+        '    type=ImageClassifier,\n'
+        '    data_preprocessor=dict(type=ClsDataPreprocessor),\n'
+        '    neck=dict(type=GlobalAveragePooling),\n'
+        '    backbone=dict(type=ResNet, depth=18, num_stages=4),\n'
+        '    head=dict(type=LinearClsHead, num_classes=2, in_channels=512,\n'
+        '              loss=dict(type=CrossEntropyLoss)))\n'
+        'optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=SGD, lr=0.1))\n'
+    )
+    settings = Settings(str(tmp_path / 'config.py'), shape=(64, 64), warm_up=0, runs=1)
+    for phase in (INFERENCE, TRAINING):
+        assert measure(settings, phase).images_per_second > 0
