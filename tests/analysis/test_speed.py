@@ -230,7 +230,6 @@ def settings_of(library, name, **more):
         (mmdet, 'detr/detr_r18_8xb2-500e_coco.py'),
         (mmdet, 'solo/solo_r50_fpn_1x_coco.py'),
         (mmdet, 'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'),
-        (mmdet, 'mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py'),
         (mmdet, 'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'),
     ],
 )
@@ -247,7 +246,7 @@ def test_models_that_need_more_than_images_are_one_line(tmp_path):
         "_base_ = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'\noptim_wrapper = None\n"
     )
     for settings, phase, reason in (
-        (settings_of(mmdet, 'qdtrack/qdtrack_faster-rcnn_r50_fpn_4e_base.py'), INFERENCE, '5D'),
+        (settings_of(mmdet, 'qdtrack/qdtrack_faster-rcnn_r50_fpn_4e_base.py'), INFERENCE, '4 dims'),
         (Settings(str(tmp_path / 'config.py'), shape=(32, 32)), TRAINING, 'has no optim_wrapper'),
     ):
         with pytest.raises(UserError, match=reason) as error:
