@@ -157,8 +157,10 @@ def peak_process_memory() -> int:
 def build_model(cfg: Config, settings: Settings) -> nn.Module:
     """Build a config's model with its checkpoint, precision and compilation."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    # of a copy, as some models change their config
-    model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
+    model_cfg = copy.deepcopy(cfg.model)  # some models change their config
+    if cfg.get('data_preprocessor'):  # mmpretrain's configs have it beside the model
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = revert_sync_batchnorm(MODELS.build(model_cfg))
     forget_pretrained(model)
     model.init_weights()
     if settings.checkpoint is not None:
