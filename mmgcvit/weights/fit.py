@@ -238,10 +238,10 @@ def _require_same(
     sizes = _sizes(checkpoint, target)
     if other:
         name = other[0]
+        number = '1 tensor differs' if len(other) == 1 else f'{len(other)} tensors differ'
         reason = (
-            f'{len(other)} {"tensor differs" if len(other) == 1 else "tensors differ"} in size: '
-            f'{target.names[name]} has shape '
-            f'{tuple(values[name].shape)}, the model needs {target.shapes[name]}'
+            f'{number} in size: {target.names[name]} has shape {tuple(values[name].shape)}, the '
+            f'model needs {target.shapes[name]}'
         )
         raise _misfit(checkpoint, target, f'{reason}; {sizes}' if sizes else reason, name)
     if missing:
@@ -288,10 +288,7 @@ def _may_be_missing(name: str, values: State) -> bool:
 def _differ_in_channels(filters: Tensor | None, shape: tuple[int, ...] | None) -> bool:
     if filters is None or shape is None or filters.dim() != 4:
         return False
-    return filters.shape[1] != shape[1] and (len(filters), *filters.shape[2:]) == (
-        shape[0],
-        *shape[2:],
-    )
+    return filters.shape[1] != shape[1]
 
 
 def adapt_filters(filters: Tensor, in_channels: int) -> Tensor:
