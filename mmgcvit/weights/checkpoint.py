@@ -17,6 +17,7 @@ from .layouts import (
     LAYOUTS,
     State,
     find_backbones,
+    is_of_backbone,
     is_of_wrappers,
     network_of,
     without_inner_wrappers,
@@ -116,7 +117,7 @@ class Checkpoint:
         others: The tensors of the network around it, with the names that they have in mmpretrain,
             mmdet and mmseg: ``head.fc.*`` of a classifier, ``neck.*`` and so on of a detector. If
             the layout is None, all tensors.
-        unused: Names, in the file, of tensors that no network needs.
+        unused: Tensors that belong to neither, with their names in the file.
         prefixes: What the names of each GC ViT backbone in the file begin with.
         meta: What the file says about its weights.
         beside: Names of what else the file holds, such as the optimizer's state.
@@ -128,7 +129,7 @@ class Checkpoint:
     layout: str | None = None
     backbone: State = field(default_factory=dict)
     others: State = field(default_factory=dict)
-    unused: tuple[str, ...] = ()
+    unused: State = field(default_factory=dict)
     prefixes: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
@@ -186,28 +187,26 @@ class Checkpoint:
         is_alone = network == prefix
         backbone: State = {}
         others: State = {}
-        unused = []
+        unused: State = {}
         for name, tensor in tensors.items():
             if not name.startswith(prefix):
-                is_other = name.startswith(network) and not is_alone
-                if is_other:
+                if name.startswith(network) and not is_alone:
                     add(others, name.removeprefix(network), tensor, source, name)
                 else:
-                    unused.append(name)
+                    unused[name] = tensor
                 continue
             # the index buffer of NVIDIA's attention
             if name.endswith('.relative_position_index'):
-                unused.append(name)
+                unused[name] = tensor
                 continue
-            _check_tensor(name, tensor, source)
-            own, tensor = LAYOUTS[layout].to_own(name.removeprefix(prefix), tensor)
-            if re.match(r'(stem|stages|norm[0-3])\.', own):
-                add(backbone, own, tensor, source, name)
-            elif is_alone and own.startswith('head.fc.'):
-                add(others, own, tensor, source, name)
+            own, converted = LAYOUTS[layout].to_own(name.removeprefix(prefix), tensor)
+            is_of_head = is_alone and own.startswith('head.fc.')
+            if is_of_head or is_of_backbone(own):
+                _check_tensor(name, tensor, source)
+                add(others if is_of_head else backbone, own, converted, source, name)
             else:
-                unused.append(name)
-        return cls(source, layout, backbone, others, tuple(unused), **about)
+                unused[name] = tensor
+        return cls(source, layout, backbone, others, unused, **about)
 
     @property
     def size(self) -> Size | None:

@@ -28,6 +28,7 @@ from .layouts import (
     OUTER_WRAPPERS,
     State,
     find_backbones,
+    is_of_backbone,
     is_of_wrappers,
     network_of,
     without_inner_wrappers,
@@ -83,17 +84,11 @@ class _Target:
 
     def __init__(self, shapes: Shapes) -> None:
         names = {without_inner_wrappers(name): name for name in shapes}
-        own = {'mmgcvit': LAYOUTS['mmgcvit']}
-        places = [place for place, _ in find_backbones(names, own) if is_of_wrappers(place)]
+        ours = {'mmgcvit': LAYOUTS['mmgcvit']}
+        places = [place for place, _ in find_backbones(names, ours) if is_of_wrappers(place)]
         self.has_gcvit = len(places) == 1
         if self.has_gcvit:
-            place, network = places[0], network_of(places[0])
-            names = {
-                f'{BACKBONE}{name.removeprefix(place)}'
-                if name.startswith(place)
-                else name.removeprefix(network): model_name
-                for name, model_name in names.items()
-            }
+            names = {_in_network(name, places[0]): own for name, own in names.items()}
         if len(names) < len(shapes):  # two tensors differ in wrappers alone
             self.has_gcvit, names = False, {name: name for name in shapes}
         self.names = names
@@ -112,6 +107,14 @@ class _Target:
         """The shapes of the GC ViT backbone, none if there is none."""
         names = self.shapes if self.has_gcvit else ()
         return {name: self.shapes[name] for name in names if name.startswith(BACKBONE)}
+
+
+def _in_network(name: str, place: str) -> str:
+    """Return a name with ``backbone.`` for the place that the backbone has in the model."""
+    if name.startswith(place) and is_of_backbone(name.removeprefix(place)):
+        return BACKBONE + name.removeprefix(place)
+    network = network_of(place)
+    return name if network == place else name.removeprefix(network)
 
 
 def fit(
@@ -173,14 +176,15 @@ def fit(
     return Fit(
         {target.names[name]: tensor for name, tensor in tensors.items()},
         *(tuple(target.names[n] for n in names) for names in (resized, adapted, initial, refused)),
-        dropped=(*dropped, *checkpoint.unused),
+        dropped=tuple(dropped),
     )
 
 
 def _offered(checkpoint: Checkpoint, target: _Target) -> State:
     """Return a checkpoint's tensors by the names that the target would have for them."""
     offered = {f'{BACKBONE}{name}': tensor for name, tensor in checkpoint.backbone.items()}
-    for name, tensor in checkpoint.others.items():
+    # what is beside the backbone may be a part of the model all the same
+    for name, tensor in (*checkpoint.others.items(), *checkpoint.unused.items()):
         found = name
         while found not in target.names and found.partition('.')[0] in OUTER_WRAPPERS:
             found = found.partition('.')[2]

@@ -178,6 +178,11 @@ def find_backbones(
     ]
 
 
+def is_of_backbone(name: str) -> bool:
+    """Whether one of this package's names is that of a backbone's tensor."""
+    return re.match(r'(stem|stages|norm[0-3])\.', name) is not None
+
+
 def is_of_wrappers(prefix: str) -> bool:
     """Whether wrappers and ``backbone.`` alone make up a prefix."""
     return set(prefix.split('.')[:-1]) <= set(OUTER_WRAPPERS)

@@ -160,6 +160,17 @@ def test_networks_of_other_kinds_are_matched_by_name():
         fit(Checkpoint.from_state(state, 'here'), shapes)
 
 
+@pytest.mark.parametrize('name', ['model', 'net', 'module', 'backbone', 'body', 'model.backbone'])
+@pytest.mark.parametrize('wrapper', ['', 'module.', '_orig_mod.', 'module._orig_mod.'])
+def test_a_network_finds_its_own_tensors_wherever_its_backbone_is(source, name, wrapper):
+    state = {f'{name}.{k}': v for k, v in source.state_dict().items()}
+    state |= {'neck.weight': torch.rand(3), 'model.bbox_head.bias': torch.rand(2)}
+    saved = {wrapper + name: tensor for name, tensor in state.items()}
+    found = fit(Checkpoint.from_state(saved, 'here'), shapes_of(state), resize=False)
+    assert found.tensors.keys() == state.keys() and not found.dropped
+    assert all(found.tensors[name] is tensor for name, tensor in state.items())
+
+
 @pytest.mark.parametrize('names', [('model', 'ema'), ('student.backbone', 'teacher.backbone')])
 def test_models_with_two_backbones_are_matched_by_name(nano, source, names):
     state = {f'{name}.{k}': v for name in names for k, v in source.state_dict().items()}
