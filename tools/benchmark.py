@@ -1,6 +1,6 @@
 """Measure the speed and memory of inference and training of a config's model on this machine.
 
-python tools/benchmark.py configs/detection/mask_rcnn_gcvit_t.py
+python tools/benchmark.py configs/detection/mask-rcnn_gcvit-t_fpn_3x_coco.py
 python tools/benchmark.py CONFIG CHECKPOINT --dtype bfloat16 --compile --json speed.json
 
 Images are random. Without a checkpoint a detector finds almost nothing, so that its inference takes

@@ -1,7 +1,7 @@
 """Print the parameters and multiply-accumulates of a config's model.
 
-python tools/get_flops.py configs/detection/mask_rcnn_gcvit_t.py
-python tools/get_flops.py configs/segmentation/upernet_gcvit_t.py --shape 512 512 --json flops.json
+python tools/get_flops.py configs/detection/mask-rcnn_gcvit-t_fpn_3x_coco.py
+python tools/get_flops.py configs/segmentation/upernet_gcvit-t_160k_ade20k-512x512.py --shape 512 512 --json flops.json
 
 Models of mmdet, mmseg and mmpretrain are counted, with any backbone; GC ViT beside the numbers that
 the paper has.

@@ -26,7 +26,7 @@ from mmgcvit.task import CLASSIFICATION, DETECTION, SEGMENTATION
 
 ROOT = Path(__file__).parents[2]
 MASK_RCNN = str(ROOT / 'configs/detection/mask_rcnn_gcvit_shapes.py')
-UPERNET = str(ROOT / 'configs/segmentation/upernet_gcvit_xxt.py')
+UPERNET = str(ROOT / 'configs/segmentation/upernet_gcvit-xxt_160k_ade20k-512x512.py')
 
 
 @pytest.fixture(autouse=True)

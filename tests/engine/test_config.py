@@ -116,7 +116,10 @@ VISUALIZER = dict(
 
 
 def test_the_configs_have_as_many_hooks_and_backends_as_the_documented_indices_say():
-    for name in ('detection/cascade_gcvit_xxt.py', 'segmentation/upernet_gcvit_xxt.py'):
+    for name in (
+        'detection/cascade-mask-rcnn_gcvit-xxt_fpn_3x_coco.py',
+        'segmentation/upernet_gcvit-xxt_160k_ade20k-512x512.py',
+    ):
         cfg = Config.fromfile(Path(__file__).parents[2] / 'configs' / name)
         assert not cfg.get('custom_hooks')
         assert [backend.type for backend in cfg.visualizer.vis_backends] == ['LocalVisBackend']

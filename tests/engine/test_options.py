@@ -14,8 +14,8 @@ from mmgcvit.engine.options import READ_TOO, parse_value, walk
 from mmgcvit.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-MASK_RCNN = ROOT / 'configs/detection/mask_rcnn_gcvit_xxt.py'
-UPERNET = ROOT / 'configs/segmentation/upernet_gcvit_xxt.py'
+MASK_RCNN = ROOT / 'configs/detection/mask-rcnn_gcvit-xxt_fpn_3x_coco.py'
+UPERNET = ROOT / 'configs/segmentation/upernet_gcvit-xxt_160k_ade20k-512x512.py'
 CUSTOM = ROOT / 'configs/detection/custom_coco.py'
 
 

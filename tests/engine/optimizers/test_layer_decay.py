@@ -164,7 +164,11 @@ def test_model_in_ddp_gets_the_same_groups(nano, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'path', ['detection/mask_rcnn_gcvit_shapes.py', 'segmentation/upernet_gcvit_xxt.py']
+    'path',
+    [
+        'detection/mask_rcnn_gcvit_shapes.py',
+        'segmentation/upernet_gcvit-xxt_160k_ade20k-512x512.py',
+    ],
 )
 def test_a_recipe_takes_it_by_the_two_documented_settings(path):
     options = {
@@ -231,7 +235,10 @@ def test_mmpretrains_constructor_gives_a_classifier_the_same_rates(nano):
     ('path', 'constructor'),
     [
         ('detection/mask_rcnn_gcvit_shapes.py', 'mmdet.LearningRateDecayOptimizerConstructor'),
-        ('segmentation/upernet_gcvit_xxt.py', 'mmseg.LearningRateDecayOptimizerConstructor'),
+        (
+            'segmentation/upernet_gcvit-xxt_160k_ade20k-512x512.py',
+            'mmseg.LearningRateDecayOptimizerConstructor',
+        ),
         (
             'detection/mask_rcnn_gcvit_shapes.py',
             'mmpretrain.LearningRateDecayOptimWrapperConstructor',
