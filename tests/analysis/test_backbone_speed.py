@@ -149,12 +149,12 @@ def test_table_json_and_plot(tool, tmp_path, capsys):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ('--shapes 800', r'--shapes 800 is not allowed: give HEIGHTxWIDTH, as 800x1280'),
+        ('--shapes 800', r'--shapes 800 is not allowed: give HEIGHTxWIDTH, for example 800x1280'),
         ('--shapes 0x64', r'--shapes 0x64 is not allowed'),
         ('--rounds 0', r'--rounds 0 is not allowed: give an integer of at least 1'),
         ('--backbones vit', r'--backbones vit is not known: give some of gcvit, reference'),
         ('--plot speed.jpg', r'--plot speed.jpg is not allowed: give a file that ends in .png'),
-        ('--json no/such/f.json', r'the folder no/such does not exist; make it first'),
+        ('--json no/such/f.json', r'the folder no/such does not exist; create it first'),
         ('--json tests', r'tests is a folder; give a file'),
     ],
 )
