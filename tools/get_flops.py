@@ -1,10 +1,10 @@
 """Print the parameters and multiply-accumulates of a config's model.
 
 python tools/get_flops.py configs/detection/mask-rcnn_gcvit-t_fpn_3x_coco.py
-python tools/get_flops.py configs/segmentation/upernet_gcvit-t_160k_ade20k-512x512.py --shape 512 512 --json flops.json
+python tools/get_flops.py CONFIG --shape 512 512 --json flops.json
 
-Models of mmdet, mmseg and mmpretrain are counted, with any backbone; GC ViT beside the numbers that
-the paper has.
+Models of mmdet, mmseg and mmpretrain are counted, with any backbone. For GC ViT, the published
+numbers are printed as well.
 """
 
 import json
@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f'{Path(args.config).stem}, one image of {width}×{height}{counted}')
     for name, value in rows(found, Path(args.config).stem, shape == task.counted_shape):
         print(f'{name:54}{value:>10}')
+    if found.not_called:
+        print(f'not called, so not counted: {", ".join(found.not_called)}')
     if args.json:
         numbers = {'config': args.config, 'shape': shape, **asdict(found)}
         write_atomically(args.json, json.dumps(numbers, indent=2).encode())

@@ -47,6 +47,8 @@ class Complexity:
         naive_macs: The same plus the products of the attention in the padded windows.
         has_windows: Whether there is GC ViT's window attention, which the naive numbers are about.
         counted: What was counted, if that is not simply the forward pass.
+        not_called: Names of parts of the network whose forward was not called, such as auxiliary
+            heads, so that their products are not counted.
     """
 
     params: int
@@ -55,6 +57,7 @@ class Complexity:
     naive_macs: int
     has_windows: bool = False
     counted: str = ''
+    not_called: tuple[str, ...] = ()
 
 
 def complexity_of(cfg: Config, shape: tuple[int, int]) -> Complexity:
@@ -204,7 +207,7 @@ def _as_list(modules: nn.Module | None) -> Iterable[nn.Module]:
 
 def _count(model: nn.Module, run: Callable[[], Any]) -> Complexity:
     counter = _Counter(model)
-    with torch.no_grad(), _visible_attention(), counter.flops:
+    with _visible_attention(), counter.flops:
         try:
             run()
         finally:
@@ -217,6 +220,7 @@ def _count(model: nn.Module, run: Callable[[], Any]) -> Complexity:
         naive_linear_macs=naive_linear,
         naive_macs=naive_linear + counter.products,
         has_windows=counter.products > 0,
+        not_called=tuple(counter.not_called(model)),
     )
 
 
@@ -230,7 +234,9 @@ def _visible_attention() -> Iterator[None]:
         fast.set_fastpath_enabled(False)
     torch.backends.cuda.enable_flash_sdp(False)
     try:
-        yield
+        # earlier versions do not take the fast path if gradients are needed
+        with torch.set_grad_enabled(fast is None):
+            yield
     finally:
         if fast:
             fast.set_fastpath_enabled(fast_path)
@@ -244,8 +250,10 @@ class _Counter:
         self.flops = FlopCounterMode(display=False)
         self.computed = self.linear = self.products = self.deformable = 0
         self._start = 0
+        self._called: set[nn.Module] = set()
         self._handles = []
         for module in model.modules():
+            self._handles.append(module.register_forward_hook(self._after_any))
             if isinstance(module, WindowAttention):
                 self._handles.append(module.register_forward_pre_hook(self._before))
                 self._handles.append(module.register_forward_hook(self._after))
@@ -255,6 +263,19 @@ class _Counter:
     def macs(self) -> int:
         """Multiply-accumulates so far."""
         return self.flops.get_total_flops() // 2 + self.deformable
+
+    def not_called(self, model: nn.Module, prefix: str = '') -> Iterator[str]:
+        """Yield the names of children and grandchildren with parameters that were not called."""
+        for name, child in model.named_children():
+            if not any(True for _ in child.parameters()):
+                continue
+            if self._called.isdisjoint(child.modules()):
+                yield prefix + name
+            elif not prefix:
+                yield from self.not_called(child, f'{name}.')
+
+    def _after_any(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self._called.add(module)
 
     def _before(self, attention: WindowAttention, inputs: tuple[Tensor, ...]) -> None:
         self._start = self.flops.get_total_flops()

@@ -265,3 +265,19 @@ def test_the_config_is_not_changed(tmp_path):
     before = Config(cfg.to_dict()).pretty_text
     build_on_meta(cfg)
     assert Config(cfg.to_dict()).pretty_text == before
+
+
+def test_parts_that_are_not_called_are_named():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neck = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU())
+            self.head = nn.ModuleDict(dict(first=nn.Conv2d(2, 1, 1), second=nn.Conv2d(2, 1, 1)))
+            self.auxiliary_head = nn.Sequential(nn.Conv2d(2, 1, 1))
+
+        def forward(self, images, mode):
+            return self.head['first'](self.neck(images))
+
+    found = count_complexity(Model(), (4, 5))
+    assert found.not_called == ('head.second', 'auxiliary_head')
+    assert found.macs == 4 * 5 * (3 * 2 + 2)
