@@ -375,8 +375,8 @@ class GCViT(BaseModule):
         recompute: Activations that the backward pass recomputes, so that they are not stored.
             ``'none'``: nothing. ``'cheap'``: outputs of norms and GELU, which saves much memory
             and takes little time. ``'block'``: complete blocks, stem, downsamplers and query
-            generators, which uses the least memory and takes about a third more time. Old versions
-            of torch, such as 2.1, do not support ``'cheap'`` and fall back to ``'none'``.
+            generators, which uses the least memory and takes about 30 % more time. Old versions of
+            torch, such as 2.1, do not support ``'cheap'`` and fall back to ``'none'``.
         with_cp: True means ``recompute='block'`` and overrides ``recompute``. Other OpenMMLab
             backbones have the same argument.
         init_cfg: Initialization config of mmengine. ``dict(type='Pretrained', checkpoint=...)``
