@@ -1,4 +1,4 @@
-"""README and docs: tables and the metafile behind them, links, paths, and code."""
+"""README and docs: generated tables and their metafile, links, paths, and code."""
 
 import re
 from pathlib import Path
@@ -30,17 +30,17 @@ BACKBONES = {model['Name']: model for model in MODELS if 'Config' not in model}
 
 
 @pytest.mark.parametrize('path', ['README.md', 'docs/model_zoo.md', 'docs/scaling.md'])
-def test_tables_are_the_metafiles(load_tool, path):
-    made = load_tool('make_docs').with_tables(path, MODELS)
-    assert (ROOT / path).read_text() == made, 'run python tools/make_docs.py'
+def test_tables_match_the_metafile(load_tool, path):
+    generated = load_tool('make_docs').with_tables(path, MODELS)
+    assert (ROOT / path).read_text() == generated, 'run python tools/make_docs.py'
 
 
-def test_a_page_without_its_markers_is_an_error(load_tool):
+def test_page_without_markers_is_an_error(load_tool):
     with pytest.raises(UserError, match=r'README.md has to have the lines'):
         load_tool('make_docs').replace_table('no markers', 'sizes', 'a table', 'README.md')
 
 
-def test_metafile_is_one_that_openmmlab_reads():
+def test_openmmlab_reads_the_metafile():
     from modelindex.load_model_index import load as load_model_index
 
     index = load_model_index(str(ROOT / 'metafile.yml'))
@@ -62,7 +62,7 @@ def test_metafile_lists_every_size_and_every_config():
 
 
 @pytest.mark.parametrize('name', BACKBONES)
-def test_backbones_have_the_metafiles_parameters(name):
+def test_parameters_of_backbones_match_the_metafile(name):
     with torch.device('meta'):
         model = GCViT(name.removeprefix('gcvit_'), window_size=(7, 7, 14, 7))
     params = sum(p.numel() for p in model.parameters())
@@ -70,7 +70,7 @@ def test_backbones_have_the_metafiles_parameters(name):
 
 
 @pytest.mark.parametrize('network', NETWORKS, ids=lambda network: network['Name'])
-def test_configs_start_from_the_metafiles_weights_and_tell_its_results(network):
+def test_weights_and_results_in_configs_match_the_metafile(network):
     cfg = load_config(ROOT / network['Config'])
     backbone = network['Metadata']['Backbone']
     assert f'gcvit_{cfg.model.backbone.arch}' == backbone
@@ -78,11 +78,11 @@ def test_configs_start_from_the_metafiles_weights_and_tell_its_results(network):
     header = (ROOT / network['Config']).read_text().split('_base_')[0]
     result = next(line for line in header.splitlines() if line.startswith('# Result:'))
     metrics = network['Results'][0]['Metrics'] if 'Results' in network else {}
-    told = ', '.join(f'{name.removeprefix("paper ")} {v}' for name, v in metrics.items())
-    assert f'paper: {told or "not reported"}; ours: not trained' in result
+    reported = ', '.join(f'{name.removeprefix("paper ")} {v}' for name, v in metrics.items())
+    assert f'paper: {reported or "not reported"}; ours: not trained' in result
 
 
-def test_the_worked_example_of_scaling_is_the_formulas(load_tool):
+def test_example_in_scaling_follows_from_the_formulas(load_tool):
     tool = load_tool('make_docs')
     name = 'cascade-mask-rcnn_gcvit-b_fpn_3x_coco'
     (params,) = [m['Metadata']['Parameters'] for m in NETWORKS if m['Name'] == name]
@@ -101,7 +101,7 @@ def python_blocks(path):
 
 
 def anchors(path):
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors that GitHub generates for the headings of a page."""
     headings = re.findall(r'^#+ (.+)$', path.read_text(), re.MULTILINE)
     return {re.sub(r'[^\w\- ]', '', h).strip().lower().replace(' ', '-') for h in headings}
 
@@ -118,10 +118,10 @@ def test_links_lead_to_files_and_headings(page):
 
 
 @pytest.mark.parametrize('page', PAGES, ids=str)
-def test_pages_name_paths_that_exist(page):
+def test_paths_in_pages_exist(page):
     text = (ROOT / page).read_text()
     folders = r'(?:configs|docs|mmgcvit|requirements|tests|tools|\.ci)/'
-    # without placeholders: `cascade_gcvit_{size}.py`, `tools/NAME.py`
+    # placeholders such as `cascade_gcvit_{size}.py` and `tools/NAME.py` are not paths
     named = re.findall(rf'(?<![\w/.$-])({folders}[\w./-]*)(?![\w./*{{-])', text)
     paths = {path.rstrip('.') for path in named if not re.search(r'NAME|SIZE', path)}
     missing = {path for path in paths if not (ROOT / path).exists()}
@@ -136,8 +136,9 @@ def test_python_in_pages_compiles(page):
         compile(block, str(page), 'exec')
 
 
-def test_readme_drop_in_config_is_a_complete_recipe(tmp_path):
-    (config,) = (block for block in python_blocks('README.md') if '_base_' in block)
+@pytest.mark.parametrize('page', ['README.md', 'docs/other_heads.md'])
+def test_drop_in_config_is_a_complete_recipe(tmp_path, page):
+    (config,) = (block for block in python_blocks(page) if block.startswith('_base_'))
     (change,) = (b for b in python_blocks('docs/other_heads.md') if b.startswith('optim_wrapper'))
     config = config.replace('PATH/TO/mmgcvit', str(ROOT))
     for name, text, lr in (('config', config, 1e-4), ('changed', config + change, 6e-5)):
@@ -174,7 +175,7 @@ def test_readme_runs_in_plain_pytorch(capsys):
     assert capsys.readouterr().out.strip() == re.search(r'# (\(64.+)', text)[1]
 
 
-def test_citation_is_of_this_version():
+def test_citation_matches_version_and_bibtex():
     citation = load(ROOT / 'CITATION.cff', file_format='yaml')
     assert citation['version'] == mmgcvit.__version__
     (paper,) = citation['references']
@@ -185,12 +186,12 @@ def test_citation_is_of_this_version():
 
 
 def rows(path, header):
-    """The cells below the header of a table that begins so."""
+    """Return the cells of a table without its header, which starts with the given text."""
     table = (ROOT / path).read_text().split(header)[1].split('\n\n')[0]
     return [[cell.strip() for cell in row.strip('|').split('|')] for row in table.splitlines()[2:]]
 
 
-def test_stem_rates_of_layer_decay_are_the_formula():
+def test_stem_rates_of_layer_decay_follow_from_the_formula():
     blocks = sum(ARCHS['tiny'].depths)
     rates = rows('docs/training.md', '| rate | stem')
     assert len(rates) == 4
@@ -200,7 +201,7 @@ def test_stem_rates_of_layer_decay_are_the_formula():
 
 def test_ratios_of_performance_follow_from_its_table():
     table = rows('docs/performance.md', '| | params | GMAC |')
-    # time of a forward pass and of a training step, memory; each followed by its ratio
+    # the columns are forward time, training time and memory, each followed by its ratio
     measured = {name: [float(c.split()[0]) for c in cells[2::2]] for name, *cells in table}
     page = ' '.join((ROOT / 'docs/performance.md').read_text().split())
     for name, *cells in table:
@@ -209,7 +210,4 @@ def test_ratios_of_performance_follow_from_its_table():
     forward, training, _ = (
         a / b for a, b in zip(measured['reference'], measured['Swin-T'], strict=True)
     )
-    assert (
-        f'takes {forward:.1f} times the time of Swin-T in the forward pass, and {training:.1f}'
-        in page
-    )
+    assert f'takes {forward:.1f}× (forward) and {training:.1f}× (training) Swin-T' in page
