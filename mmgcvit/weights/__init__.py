@@ -1,9 +1,9 @@
 """Reading, fitting and writing weights.
 
-A source is fetched to a local file (:mod:`.sources`), read without executing anything in it
-(:mod:`.reading`, :mod:`.safe_pickle`), and sorted by the table of layouts (:mod:`.layouts`) into a
-:class:`Checkpoint` (:mod:`.checkpoint`), which is fitted to a model (:mod:`.fit`) or written to
-another file (:mod:`.export`).
+A source is fetched to a local file (:mod:`.sources`) and read without executing any code in it
+(:mod:`.reading`, :mod:`.safe_pickle`). The table of layouts (:mod:`.layouts`) determines how its
+tensors are sorted into a :class:`Checkpoint` (:mod:`.checkpoint`). The checkpoint is then fitted to
+a model (:mod:`.fit`) or written to another file (:mod:`.export`).
 """
 
 from .checkpoint import Checkpoint, open_checkpoint

@@ -1,4 +1,4 @@
-"""What a weights file holds: a GC ViT backbone, the network around it, and their size."""
+"""The content of a weights file: a GC ViT backbone, its size, and the rest of the network."""
 
 import math
 import os
@@ -28,21 +28,22 @@ from .sources import fetch, public_name
 EMA_KEYS = ('state_dict_ema', 'model_ema')
 STATE_KEYS = ('state_dict', 'model')
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-UNKNOWN_LICENCE = 'of the source'
+UNKNOWN_LICENSE = 'of the source'
 TABLE = '.relative_position_bias_table'
 
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a backbone, inferred from its tensors; one entry for each stage that it has.
+    """The size of a backbone, inferred from its tensors. Tuples have one entry per stage.
 
     Attributes:
         embed_dims: Channels of the first stage.
         depths: Blocks of each stage.
         num_heads: Attention heads of each stage.
         hidden: Hidden channels of the MLP of each stage.
-        layer_scale: Whether residual branches have a scale.
-        windows: Height and width of the attention windows of each stage, in tokens; not compared.
+        layer_scale: Whether residual branches have layer scale.
+        windows: Height and width of the attention windows of each stage, in tokens. :meth:`fits`
+            does not compare them.
     """
 
     embed_dims: int
@@ -54,7 +55,7 @@ class Size:
 
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> 'Size | None':
-        """Infer the size from this package's names and shapes; None if a part is missing."""
+        """Infer the size from names and shapes, or return None if a tensor is missing."""
         blocks: dict[int, set[int]] = {}
         for name in shapes:
             if match := re.match(r'stages\.(\d+)\.blocks\.(\d+)\.', name):
@@ -83,7 +84,7 @@ class Size:
         return cls(arch.embed_dims, arch.depths, arch.num_heads, hidden, scale, windows=())
 
     def fits(self, other: 'Size') -> bool:
-        """Whether the stages that both have are of one size."""
+        """Whether the stages present in both have the same size."""
         stages = min(len(self.depths), len(other.depths))
         return self._compared(stages) == other._compared(stages)
 
@@ -93,13 +94,16 @@ class Size:
 
     @property
     def name(self) -> str | None:
-        """The published size, None if it is not one; several if too few stages are known."""
+        """The published size, or None for a custom one.
+
+        If only the first stages are known and several sizes match, all of them are listed.
+        """
         fitting = [name for name, arch in ARCHS.items() if self.fits(self._of_arch(arch))]
         return '/'.join(fitting) or None
 
     def __str__(self) -> str:
         return (
-            f'{self.name or "of a size of its own"} (embed_dims {self.embed_dims}, depths '
+            f'{self.name or "of a custom size"} (embed_dims {self.embed_dims}, depths '
             f'{row(self.depths)}, heads {row(self.num_heads)}, MLP channels {row(self.hidden)}, '
             f'{"with" if self.layer_scale else "no"} layer scale, windows {row(self.windows)})'
         )
@@ -107,22 +111,22 @@ class Size:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file, sorted.
+    """The tensors of a file, sorted into the backbone, the rest of its network, and others.
 
     Attributes:
-        source: Where they come from, as it may be shown.
-        layout: The key of :data:`LAYOUTS` that the backbone's names were in, None if the file has
-            no GC ViT backbone, or several.
-        backbone: The backbone's tensors, with this package's names.
-        others: The tensors of the network around it, with the names that they have in mmpretrain,
-            mmdet and mmseg: ``head.fc.*`` of a classifier, ``neck.*`` and so on of a detector. If
-            the layout is None, all tensors.
-        unused: Tensors that belong to neither, with their names in the file.
-        prefixes: What the names of each GC ViT backbone in the file begin with.
-        meta: What the file says about its weights.
-        beside: Names of what else the file holds, such as the optimizer's state.
-        averaged: Whether these are the averaged weights of several in the file.
-        path: The local file, if there is one.
+        source: Source without credentials.
+        layout: Key in :data:`LAYOUTS` of the backbone's layout in the file, or None if the file has
+            no GC ViT backbone or several.
+        backbone: Tensors of the backbone, under this package's names.
+        others: Tensors of the rest of the network, under the names used by mmpretrain, mmdet and
+            mmseg, such as ``head.fc.*`` in a classifier and ``neck.*`` in a detector. Contains all
+            tensors if ``layout`` is None.
+        unused: Tensors that belong to neither, under their names in the file.
+        prefixes: Prefix of the names of each GC ViT backbone in the file.
+        meta: Metadata.
+        other_keys: Other top-level keys, such as ``optimizer``.
+        is_ema: Whether the tensors are the EMA weights of the file.
+        path: Local file, or None.
     """
 
     source: str
@@ -132,8 +136,8 @@ class Checkpoint:
     unused: State = field(default_factory=dict)
     prefixes: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
-    beside: tuple[str, ...] = ()
-    averaged: bool = False
+    other_keys: tuple[str, ...] = ()
+    is_ema: bool = False
     path: Path | None = None
 
     @classmethod
@@ -143,15 +147,15 @@ class Checkpoint:
         """Sort the tensors of a state dict.
 
         Args:
-            state: Names and tensors, in any known layout. Anything else in it is passed over.
-            source: Where they come from, for messages.
-            prefix: What the names of the backbone, or of the network that it is a part of, begin
-                with. By default it may be any combination of the names that wrappers add.
+            state: Names and tensors, in any known layout. Other entries are skipped.
+            source: Source of the tensors, for messages.
+            prefix: Prefix of the names of the backbone, or of a larger network that contains it.
+                By default, every combination of the prefixes that wrappers add is recognized.
             about: Further attributes.
 
         Raises:
-            UserError: If no name begins with the prefix, two tensors have one name, or a tensor of
-                the backbone is not of finite floating-point numbers.
+            UserError: If no name has the prefix, two tensors have the same name, or a tensor of the
+                backbone contains anything but finite floating-point numbers.
         """
         tensors: State = {}
         for name, tensor in state.items():
@@ -162,7 +166,7 @@ class Checkpoint:
             start = without_inner_wrappers(prefix.rstrip('.')) + '.'
             if not any(name.startswith(start) for name in tensors):
                 raise UserError(
-                    f'prefix={start!r} fits none of the names in {source}, which are like '
+                    f'prefix={start!r} matches none of the names in {source}, which has names like '
                     f'{sample(tensors)}'
                 )
         backbones = find_backbones(tensors)
@@ -195,7 +199,7 @@ class Checkpoint:
                 else:
                     unused[name] = tensor
                 continue
-            # the index buffer of NVIDIA's attention
+            # an index buffer that NVIDIA's attention saves
             if name.endswith('.relative_position_index'):
                 unused[name] = tensor
                 continue
@@ -210,40 +214,41 @@ class Checkpoint:
 
     @property
     def size(self) -> Size | None:
-        """The backbone's size, None if it is incomplete."""
+        """The backbone's size, or None if the backbone is incomplete."""
         return Size.of(shapes_of(self.backbone))
 
     @property
-    def licence(self) -> str:
-        """What is known of the weights' licence, which :func:`convert_weights` passes on."""
-        noted = self.provenance.get('licence', UNKNOWN_LICENCE)
-        if noted != UNKNOWN_LICENCE:
+    def license(self) -> str:
+        """License of the weights, empty if unknown. :func:`convert_weights` copies it."""
+        noted = self.provenance.get('licence', UNKNOWN_LICENSE)
+        if noted != UNKNOWN_LICENSE:
             return noted
-        return LAYOUTS[self.layout].licence if self.layout else ''
+        return LAYOUTS[self.layout].license if self.layout else ''
 
     @property
     def provenance(self) -> dict[str, str]:
-        """What :func:`convert_weights` noted about the source of a file that it wrote."""
-        # a safetensors file has it at the top
+        """Notes on the source of the weights that :func:`convert_weights` wrote into the file."""
+        # safetensors metadata cannot be nested
         known = self.meta.get('provenance', self.meta)
         known = known if isinstance(known, Mapping) else {}
         return {key: value for key, value in known.items() if isinstance(value, str)}
 
     def in_layout(self, layout: str) -> State:
-        """Return the tensors of the network with a layout's names.
+        """Return the tensors of the network under the names of a layout.
 
-        In this package's layout a backbone alone has no prefix, and within a network ``backbone.``,
-        as in mmpretrain, mmdet and mmseg. NVIDIA's and timm's classifiers have none.
+        In this package's layout, a bare backbone has no prefix. A backbone in a network has the
+        prefix ``backbone.``, as in mmpretrain, mmdet and mmseg. NVIDIA's and timm's classifiers
+        have no prefix.
 
         Raises:
-            UserError: If the layout has no names for such a network.
+            UserError: If the layout does not support such a network.
         """
         rules = LAYOUTS[layout]
         is_classifier = all(name.startswith('head.fc.') for name in self.others)
         if rules.is_classifier_only and not is_classifier:
             raise UserError(
-                f"{layout}'s layout has no names for the network around the backbone, which has "
-                f'tensors like {sample(self.others)}: convert the backbone only'
+                f'the {layout} layout supports only backbones and classifiers, but the network has '
+                f'tensors like {sample(self.others)}: convert only the backbone'
             )
         if not self.others:
             return rules.from_own(self.backbone)
@@ -258,15 +263,15 @@ def open_checkpoint(
     ema: bool = False,
     sha256: str | None = None,
 ) -> Checkpoint:
-    """Read a weights file in any known format and layout, executing nothing of it.
+    """Read a weights file in any known format and layout, without executing any code in it.
 
     Args:
         source: Path or URL, see :func:`mmgcvit.weights.fetch`.
-        prefix: What the names of the backbone, or of the network that it is a part of, begin with.
-            By default it may be any combination of the names that wrappers add.
-        ema: Take the weights averaged over the training (exponential moving average) that are
-            beside the others in NVIDIA's and timm's training checkpoints.
-        sha256: Digest that the file must have, 64 hexadecimal digits.
+        prefix: Prefix of the names of the backbone, or of a larger network that contains it. By
+            default, every combination of the prefixes that wrappers add is recognized.
+        ema: Use the EMA weights (exponential moving average), which NVIDIA's and timm's training
+            checkpoints contain in addition to the regular ones.
+        sha256: Expected SHA-256 of the file, 64 hexadecimal digits.
 
     Raises:
         UserError: If the file is not available or readable, or its tensors are not weights.
@@ -279,43 +284,43 @@ def open_checkpoint(
     if isinstance(content, Mapping):
         if isinstance(content.get('meta'), Mapping):
             about['meta'] = content['meta']
-        about['beside'] = tuple(
+        about['other_keys'] = tuple(
             str(key)
             for key, value in content.items()
             if not isinstance(value, Tensor) and key not in ('meta', *STATE_KEYS)
         )
-    return Checkpoint.from_state(state, name, prefix, averaged=ema, path=path, **about)
+    return Checkpoint.from_state(state, name, prefix, is_ema=ema, path=path, **about)
 
 
 def tensors_of(content: object, source: str, ema: bool = False) -> State:
-    """Return the names and tensors of a file's content, which may hold other things beside them.
+    """Return the names and tensors in the content of a file, without its other entries.
 
     Args:
-        content: What was read.
-        source: Where it comes from, for messages.
-        ema: Take averaged weights. mmengine's EMAHook saves them in place of the others.
+        content: Content of the file.
+        source: Source of the file, for messages.
+        ema: Use EMA weights. mmengine's EMAHook stores them as ``state_dict``.
 
     Raises:
-        UserError: If there are none.
+        UserError: If there are no tensors, or none of the requested kind.
     """
-    averaged = _first(content, EMA_KEYS)
+    ema_state = _first(content, EMA_KEYS)
     state = _first(content, STATE_KEYS)
     if ema:
         is_hooked = state is not None and _first(content, ('ema_state_dict',)) is not None
-        if averaged is None and not is_hooked:
+        if ema_state is None and not is_hooked:
             raise UserError(
-                f'ema=True, and {source} has no averaged weights: they would be under '
-                f'{" or ".join(EMA_KEYS)}; leave ema out to take the others'
+                f'{source} has no EMA weights (expected under {" or ".join(EMA_KEYS)}): '
+                'remove ema=True'
             )
-        state = state if averaged is None else averaged
-    elif state is None and averaged is not None:
-        raise UserError(f'{source} has averaged weights alone: ask for them with ema=True')
+        state = state if ema_state is None else ema_state
+    elif state is None and ema_state is not None:
+        raise UserError(f'{source} contains only EMA weights: set ema=True')
     elif state is None:
         state = content if isinstance(content, Mapping) else {}
     tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise UserError(
-            f'{source} holds no tensors: a weights file is a dict of names and tensors, by itself '
+            f'{source} contains no tensors: expected a dict of names and tensors, at the top level '
             "or under 'state_dict' or 'model'"
         )
     return tensors
@@ -329,15 +334,15 @@ def _first(content: object, keys: tuple[str, ...]) -> Mapping | None:
 
 
 def add(state: State, name: str, tensor: Tensor, source: str, original: str) -> None:
-    """Put a tensor into a state dict under its new name.
+    """Add a tensor to a state dict under its new name.
 
     Raises:
-        UserError: If there is one of this name.
+        UserError: If the name is already taken.
     """
     if name in state:
         raise UserError(
-            f'{source} has two tensors for {name}, one of them {original}: save one network alone, '
-            'or choose one with prefix in init_cfg'
+            f'{source} has two tensors for {name}, one of them {original}: save only one network, '
+            'or select one with prefix in init_cfg'
         )
     state[name] = tensor
 
@@ -345,29 +350,29 @@ def add(state: State, name: str, tensor: Tensor, source: str, original: str) -> 
 def _check_tensor(name: str, tensor: Tensor, source: str) -> None:
     kind = None
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
-        kind = 'is sparse, quantized, nested or without values'
+        kind = 'is sparse, quantized, nested or on the meta device'
     elif tensor.dtype not in DTYPES:
-        kind = f'has the type {tensor.dtype}'
+        kind = f'has dtype {tensor.dtype}'
     elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        kind = 'is a few values repeated'
+        kind = 'is an expanded view of fewer values'
     if kind:
         raise UserError(
-            f'{source}: {name} {kind}, and weights are dense floating-point numbers of 16 to 64 '
-            'bits: give the file that the training wrote'
+            f'{source}: {name} {kind}; only dense 16- to 64-bit floating-point tensors are '
+            'supported: use the original checkpoint'
         )
     require_finite(name, tensor, source)
 
 
 def require_finite(name: str, tensor: Tensor, source: str) -> None:
-    """Refuse a floating-point tensor with NaN or infinity.
+    """Reject a floating-point tensor with NaN or infinity.
 
     Raises:
-        UserError: If there is one.
+        UserError: If the tensor contains any.
     """
     if tensor.is_floating_point() and not tensor.isfinite().all():
         raise UserError(
-            f'{source} holds NaN or infinity, in {name}: its training diverged or the file is '
-            'damaged; get another one'
+            f'{source} contains NaN or infinity in {name}: its training diverged, or the file is '
+            'damaged; use another checkpoint'
         )
 
 
@@ -377,10 +382,10 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def sample(names: Iterable[str]) -> str:
-    """Return a few names, for messages."""
-    return ', '.join(list(names)[:3]) or 'none at all'
+    """Return the first few names, for messages."""
+    return ', '.join(list(names)[:3]) or 'none'
 
 
 def row(numbers: Iterable[int]) -> str:
-    """Return numbers with spaces between them."""
+    """Return numbers separated by spaces."""
     return ' '.join(map(str, numbers))

@@ -1,4 +1,4 @@
-"""Weights files to give away: converted to another layout, or published from a training."""
+"""Export of weights: conversion to other layouts, and publishing of training checkpoints."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from ..files import write_atomically
 from ..version import __version__
 from .checkpoint import (
     TABLE,
-    UNKNOWN_LICENCE,
+    UNKNOWN_LICENSE,
     Checkpoint,
     Size,
     open_checkpoint,
@@ -33,7 +33,7 @@ from .sources import digest_of, fetch, public_name
 
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 SUFFIXES = ('.safetensors', '.pth', '.pt')
-# groups of tensors in the table, by the beginning of this package's names
+# rows of the table, with a pattern for this package's names
 GROUPS = (
     ('stem', r'stem\.'),
     *(
@@ -51,7 +51,7 @@ GROUPS = (
 
 @dataclass(frozen=True)
 class Group:
-    """A row of the table: tensors of the source and what became of them."""
+    """A row of the table: a group of tensors in the source, and the result of its conversion."""
 
     name: str
     tensors: int
@@ -61,7 +61,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Conversion:
-    """The file written, what is known of its source, and the table of its tensors."""
+    """The file written, the provenance of its weights, and the table of tensors."""
 
     out: Path
     provenance: Mapping[str, str]
@@ -79,25 +79,26 @@ def convert_weights(
     ema: bool = False,
     sha256: str | None = None,
 ) -> Conversion:
-    """Write the weights of a GC ViT file in another layout, without executing anything in it.
+    """Write the weights of a GC ViT file in another layout, without executing any code in it.
 
     Args:
         source: Path or URL, see :func:`mmgcvit.weights.fetch`, in any known layout.
-        out: The file to write, which must not exist: ``.safetensors``, or ``.pth`` or ``.pt``
-            with ``state_dict`` and ``meta`` for torch.load.
-        to: Layout: mmgcvit, nvidia or timm. A classifier gets the names of mmpretrain, NVIDIA or
-            timm; detectors and segmentors keep the names around the backbone.
-        window_size: Height and width of the attention windows, one number for all stages or one
-            each, to which position bias tables are resized. None leaves them.
-        dtype: float32, float16 or bfloat16. None leaves them.
-        backbone_only: Leave out all but the backbone.
-        prefix: As of :func:`mmgcvit.weights.load_pretrained`.
-        ema: Take averaged weights.
-        sha256: Digest that the source must have.
+        out: Output file, which must not exist. A ``.safetensors`` file, or a ``.pth`` or ``.pt``
+            file with ``state_dict`` and ``meta`` for torch.load.
+        to: Layout of the output: mmgcvit, nvidia or timm. Classifiers get the names of mmpretrain,
+            NVIDIA or timm. Detectors and segmentors keep the names outside the backbone.
+        window_size: Height and width of the attention windows, in tokens: one number for all
+            stages, or one per stage. Position bias tables are resized to it. None keeps their
+            sizes.
+        dtype: float32, float16 or bfloat16. None keeps the dtypes of the source.
+        backbone_only: Write only the backbone.
+        prefix: See :func:`mmgcvit.weights.load_pretrained`.
+        ema: Use EMA weights.
+        sha256: Expected SHA-256 of the source.
 
     Returns:
-        What was written. The provenance is in the file, too: as safetensors metadata, or in
-        ``meta``.
+        A summary of the conversion. The provenance is also written into the file, as safetensors
+        metadata or in ``meta``.
 
     Raises:
         UserError: If the source is not available or readable, an argument is not allowed or
@@ -109,8 +110,8 @@ def convert_weights(
     name, size = checkpoint.source, checkpoint.size
     if size is None:
         raise UserError(
-            f'{name} holds no whole GC ViT backbone: give a file in the layout of NVIDIA, timm '
-            'or mmgcvit, and the prefix of the backbone if it is a part of a larger model'
+            f'{name} does not contain a complete GC ViT backbone: use a file in the layout of '
+            'NVIDIA, timm or mmgcvit, and set prefix if the backbone is part of a larger model'
         )
     windows = _windows(window_size, len(size.depths)) or size.windows
     backbone = fit(checkpoint, _shapes(checkpoint, windows)).tensors
@@ -129,7 +130,7 @@ def convert_weights(
         'arch': size.name or 'custom',
         'window_size': row(windows),
         'averaged': str(ema or known.get('averaged') == 'True'),
-        'licence': checkpoint.licence or UNKNOWN_LICENCE,
+        'licence': checkpoint.license or UNKNOWN_LICENSE,
         'converted_by': f'mmgcvit {__version__}',
     }
     _write(out, state, plain(checkpoint.meta), provenance)
@@ -143,11 +144,11 @@ def _check_arguments(out: Path, to: str, dtype: str | None) -> None:
         raise UserError(f'dtype={dtype!r} is not allowed: choose one of {", ".join(DTYPES)}')
     if out.suffix not in SUFFIXES:
         raise UserError(
-            f'{out} has the ending {out.suffix!r}, which is not a known format: choose one of '
+            f'{out} has the suffix {out.suffix!r}, which is not supported: use one of '
             f'{", ".join(SUFFIXES)}'
         )
     if out.exists():
-        raise UserError(f'{out} exists and is not overwritten: remove it or give another name')
+        raise UserError(f'{out} already exists: remove it or choose a different name')
 
 
 def _windows(window_size: Sequence[int] | None, stages: int) -> tuple[int, ...] | None:
@@ -155,14 +156,14 @@ def _windows(window_size: Sequence[int] | None, stages: int) -> tuple[int, ...] 
         return None
     if len(window_size) not in (1, stages) or not 1 <= min(window_size) <= max(window_size) <= 256:
         raise UserError(
-            f'window_size={tuple(window_size)} is not allowed: give one size of 1 to 256 for all '
-            f'stages or {stages} of them'
+            f'window_size={tuple(window_size)} is not allowed: set one size from 1 to 256 for all '
+            f'stages, or {stages} of them'
         )
     return tuple(window_size) * (stages if len(window_size) == 1 else 1)
 
 
 def _shapes(checkpoint: Checkpoint, windows: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a checkpoint's backbone with other windows."""
+    """Return the shapes of a checkpoint's backbone for the given window sizes."""
     shapes = shapes_of(checkpoint.backbone)
     for name, shape in shapes.items():
         if name.endswith(TABLE):
@@ -174,15 +175,15 @@ def _shapes(checkpoint: Checkpoint, windows: Sequence[int]) -> dict[str, tuple[i
 def _write(
     out: Path, state: Mapping[str, Tensor], meta: dict, provenance: Mapping[str, str]
 ) -> None:
-    # torch.save writes all of the memory that a view is a part of
+    # torch.save would write the complete storage behind a view
     state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     if out.suffix == '.safetensors':
         try:
             from safetensors.torch import save
         except ImportError as error:
             raise UserError(
-                f'{out} needs the package safetensors: pip install safetensors, or choose the '
-                'ending .pth'
+                f'{out} needs the package safetensors: pip install safetensors, or use the '
+                'suffix .pth'
             ) from error
         written = save(state, metadata={'format': 'pt', **provenance})
     else:
@@ -200,9 +201,9 @@ def _groups(
         state = {n: t for n, t in source.backbone.items() if re.match(pattern, n)}
         if state:
             left = LAYOUTS[to].from_own(state)
-            became = f'kept, as {_common(left)}' if left else f'left out: {to} has no names for it'
+            became = f'kept, as {_common(left)}' if left else f'skipped: not in the {to} layout'
             if 0 < len(left) < len(state):
-                became += f'; {len(state) - len(left)} left out: {to} has no names for them'
+                became += f'; {len(state) - len(left)} skipped: not in the {to} layout'
             groups.append(_group(name, state, became))
     tables = {n: t for n, t in source.backbone.items() if n.endswith(TABLE)}
     changes = (
@@ -210,15 +211,15 @@ def _groups(
         if size.windows != tuple(windows)
         else f'unchanged, windows {row(size.windows)}'
     )
-    groups.append(_group('of these: position biases', tables, changes))
+    groups.append(_group('including position biases', tables, changes))
     if source.others:
-        became = 'kept' if kept.others else 'left out: backbone only'
+        became = 'kept' if kept.others else 'skipped: backbone only'
         groups.append(_group(f'others: {_common(source.others)}', source.others, became))
     if source.unused:
-        groups.append(Group(_common(source.unused), len(source.unused), 0, 'left out'))
-    if source.beside:
-        names = ', '.join(source.beside[:6])
-        groups.append(Group(f'beside the weights: {names}', 0, 0, 'left out'))
+        groups.append(Group(_common(source.unused), len(source.unused), 0, 'skipped'))
+    if source.other_keys:
+        names = ', '.join(source.other_keys[:6])
+        groups.append(Group(f'other entries: {names}', 0, 0, 'skipped'))
     return groups
 
 
@@ -227,7 +228,7 @@ def _group(name: str, state: Mapping[str, Tensor], became: str) -> Group:
 
 
 def _common(names: Sequence[str] | Mapping[str, Tensor]) -> str:
-    """Return how names begin, for example ``levels.0.*``, or the names if they are few."""
+    """Return the common prefixes of names, such as ``levels.0.*``, or up to two names."""
     names = list(names)
     if len(names) <= 2:
         return ', '.join(names)
@@ -240,29 +241,30 @@ def _common(names: Sequence[str] | Mapping[str, Tensor]) -> str:
 
 
 def publish_model(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path:
-    """Write a file of a checkpoint's weights and what is known about them, of plain values alone.
+    """Write the weights and metadata of a checkpoint to a file that contains only plain values.
 
-    A training's checkpoint also holds the optimizer's state and a history of the losses. The latter
-    names a class of mmengine, for which ``torch.load`` refuses such a file since torch 2.6.
+    A training checkpoint also contains the state of the optimizer and a history of the losses. The
+    history refers to a class of mmengine, so ``torch.load`` rejects the checkpoint by default since
+    torch 2.6.
 
     Args:
-        checkpoint: Path or URL; it is read without executing anything that it holds.
-        out: The file to write, to whose name the first 8 digits of its SHA-256 are added, by which
-            torch.hub checks downloads: ``weights.pth`` becomes ``weights-1a2b3c4d.pth``. It has the
-            checkpoint's ``state_dict`` and ``meta``, where mmdet and mmseg look for the names of
-            the classes.
+        checkpoint: Path or URL. No code in the file is executed.
+        out: Output file. The first 8 digits of its SHA-256 are added to its name: ``weights.pth``
+            becomes ``weights-1a2b3c4d.pth``. torch.hub checks downloads against these digits. The
+            file has the checkpoint's ``state_dict`` and ``meta``, from which mmdet and mmseg read
+            the class names.
 
     Returns:
         The file written.
 
     Raises:
-        UserError: if the checkpoint is not available or readable, or has no ``state_dict``.
+        UserError: If the checkpoint is not available or readable, or has no ``state_dict``.
     """
     content = read_checkpoint(fetch(checkpoint))
     if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
         raise UserError(
-            f'{public_name(str(checkpoint))} has no state_dict: give a checkpoint that a training '
-            'has written'
+            f'{public_name(str(checkpoint))} has no state_dict: use a checkpoint written by a '
+            'training run'
         )
     kept = {'meta': plain(content.get('meta', {})), 'state_dict': content['state_dict']}
     file = io.BytesIO()
@@ -273,10 +275,10 @@ def publish_model(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path
 
 
 def plain(value: Any) -> Any:
-    """Return a value with lists and numbers for NumPy's, without what torch.load refuses.
+    """Convert NumPy values to lists and numbers, and drop objects that torch.load rejects.
 
     Raises:
-        UserError: If it is nested too deeply to be written.
+        UserError: If the value is nested too deeply to be written.
     """
     try:
         return _plain(value, {})
@@ -291,7 +293,7 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
         value, bool | int | float | complex | str | bytes | torch.Tensor
     ):
         return value
-    if id(value) in done:  # a value can be in many places, or in itself
+    if id(value) in done:  # values can be shared or contain themselves
         return done[id(value)]
     if isinstance(value, dict):
         new = done[id(value)] = {}
@@ -305,4 +307,4 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
         done[id(value)] = None
         done[id(value)] = new = type(value)(_plain(item, done) for item in value)
         return new
-    return None  # the stand-in for an object, of which nothing is known
+    return None  # a stand-in for an object of an unknown class

@@ -1,4 +1,4 @@
-"""Fitting a checkpoint to a model: what is taken, resized, adapted, left and dropped."""
+"""Fitting a checkpoint to a model: which tensors are loaded, resized, adapted or ignored."""
 
 import inspect
 import os
@@ -41,15 +41,15 @@ STEM = f'{BACKBONE}stem.conv.weight'
 
 @dataclass(frozen=True)
 class Fit:
-    """What becomes of the tensors of a file and of a model.
+    """Result of matching the tensors of a checkpoint to those of a model.
 
     Attributes:
-        tensors: What is to be copied into the model, by the model's own names.
-        resized: Names in the model of position bias tables that came from windows of another size.
-        adapted: Names of weights that came from another number of input channels.
-        initial: Names in the model that keep their initial value.
-        refused: Those of them that the file has in another size.
-        dropped: Names of the file's tensors that the model has no use for.
+        tensors: Tensors to copy into the model, under the model's names.
+        resized: Names in the model of position bias tables resized from different window sizes.
+        adapted: Names in the model of weights adapted from a different number of input channels.
+        initial: Names in the model of tensors that keep their initial values.
+        refused: Names in ``initial`` whose tensors in the checkpoint have a mismatched shape.
+        dropped: Names in the checkpoint of tensors that the model does not have.
     """
 
     tensors: State
@@ -61,25 +61,25 @@ class Fit:
 
     @property
     def taken(self) -> tuple[str, ...]:
-        """Names in the model of tensors that come from the file, resized ones among them."""
+        """Names in the model of the loaded tensors, including resized ones."""
         return tuple(self.tensors)
 
     def __str__(self) -> str:
         adapted = f'; {", ".join(self.adapted)} adapted to the input channels'
-        refused = f', {len(self.refused)} of them of another size in the file'
-        names = f' ({", ".join(self.initial)})' if 0 < len(self.initial) < 10 else ''
+        refused = f' ({len(self.refused)} with mismatched shape)'
+        names = f': {", ".join(self.initial)}' if 0 < len(self.initial) < 10 else ''
         return (
-            f'{len(self.taken)} tensors taken, {len(self.resized)} of them resized to other '
-            f'windows{adapted if self.adapted else ""}; {len(self.initial)} left at their initial '
-            f'value{names}{refused if self.refused else ""}; {len(self.dropped)} of the file '
-            'dropped'
+            f'loaded {len(self.taken)} tensors ({len(self.resized)} resized to the window sizes of '
+            f'the model){adapted if self.adapted else ""}; {len(self.initial)} kept at '
+            f'initialization{refused if self.refused else ""}{names}; {len(self.dropped)} '
+            'unexpected tensors ignored'
         )
 
 
 class _Target:
-    """A model's names and shapes, by the names that they have in a checkpoint.
+    """A model's names and shapes, under the names used in a :class:`Checkpoint`.
 
-    There a GC ViT backbone is under ``backbone.``, and the rest of the network beside it.
+    A GC ViT backbone has the prefix ``backbone.`` there, and the rest of the network no prefix.
     """
 
     def __init__(self, shapes: Shapes) -> None:
@@ -89,12 +89,12 @@ class _Target:
         self.has_gcvit = len(places) == 1
         if self.has_gcvit:
             names = {_in_network(name, places[0]): own for name, own in names.items()}
-        if len(names) < len(shapes):  # two tensors differ in wrappers alone
+        if len(names) < len(shapes):  # two names differ only in wrappers
             self.has_gcvit, names = False, {name: name for name in shapes}
         self.names = names
         self.shapes: Shapes = {name: tuple(shapes[names[name]]) for name in names}
         self.is_backbone = self.has_gcvit and all(name.startswith(BACKBONE) for name in names)
-        # mmengine does not require these counts of batches either
+        # BatchNorm's counters may be missing, as in mmengine
         self.needed = [name for name in names if not name.endswith('num_batches_tracked')]
 
     @property
@@ -104,13 +104,13 @@ class _Target:
 
     @property
     def of_gcvit(self) -> Shapes:
-        """The shapes of the GC ViT backbone, none if there is none."""
+        """Shapes of the GC ViT backbone, empty if the model has none."""
         names = self.shapes if self.has_gcvit else ()
         return {name: self.shapes[name] for name in names if name.startswith(BACKBONE)}
 
 
 def _in_network(name: str, place: str) -> str:
-    """Return a name with ``backbone.`` for the place that the backbone has in the model."""
+    """Return a name with ``backbone.`` instead of the backbone's prefix in the model."""
     if name.startswith(place) and is_of_backbone(name.removeprefix(place)):
         return BACKBONE + name.removeprefix(place)
     network = network_of(place)
@@ -128,19 +128,19 @@ def fit(
     """Fit a checkpoint to a backbone, or to a network with or without a GC ViT backbone.
 
     Args:
-        checkpoint: What is loaded.
-        shapes: Names and shapes of the model's tensors. The names may be those of modules that are
-            compiled or wrapped in memory.
-        resize: Resize position bias tables (bicubic) to windows of another size.
-        adapt_input: Fit the stem's filters to another number of input channels, see
+        checkpoint: Checkpoint to load.
+        shapes: Names and shapes of the model's tensors. The names may contain the prefixes of
+            modules that are compiled or wrapped in memory.
+        resize: Resize position bias tables (bicubic) to the window sizes of the model.
+        adapt_input: Adapt the stem's filters to a different number of input channels, see
             :func:`adapt_filters`.
-        heads_may_differ: Whether tensors of heads may have another size or be missing. They keep
-            their initial values.
+        heads_may_differ: Whether tensors of heads may be missing or have mismatched shapes. These
+            tensors keep their initial values.
 
     Raises:
-        UserError: If a tensor is missing, has another shape, or holds NaN or infinity. Only the
-            norms of the first three outputs of a backbone may be missing, as classifiers do not
-            have them.
+        UserError: If a tensor is missing, has a mismatched shape, or contains NaN or infinity. Only
+            the norms of the first three outputs of a backbone may be missing, because classifiers
+            do not have them.
     """
     target = _Target(shapes)
     offered = _offered(checkpoint, target)
@@ -169,7 +169,7 @@ def fit(
 
     tensors = {n: values[n] for n in target.names if n in values and n not in refused}
     for name, tensor in tensors.items():
-        # the backbone's own tensors were checked when they were sorted
+        # Checkpoint.from_state has already checked the backbone's tensors
         if checkpoint.backbone.get(name.removeprefix(BACKBONE)) is not tensor:
             require_finite(target.names[name], tensor, checkpoint.source)
     dropped = [name for name in offered if name not in target.names]
@@ -181,9 +181,9 @@ def fit(
 
 
 def _offered(checkpoint: Checkpoint, target: _Target) -> State:
-    """Return a checkpoint's tensors by the names that the target would have for them."""
+    """Return a checkpoint's tensors under the names that the target uses for them."""
     offered = {f'{BACKBONE}{name}': tensor for name, tensor in checkpoint.backbone.items()}
-    # what is beside the backbone may be a part of the model all the same
+    # other tensors may belong to the model, with or without the prefixes of wrappers
     for name, tensor in (*checkpoint.others.items(), *checkpoint.unused.items()):
         found = name
         while found not in target.names and found.partition('.')[0] in OUTER_WRAPPERS:
@@ -193,91 +193,93 @@ def _offered(checkpoint: Checkpoint, target: _Target) -> State:
 
 
 def _require_backbone(checkpoint: Checkpoint, target: _Target) -> None:
-    """Refuse a file without a backbone for a model that is one, or a backbone of another size."""
+    """Reject a file with no backbone, or one of a different size, if the model is a backbone."""
     source, backbone = checkpoint.source, checkpoint.backbone
     if not target.is_backbone:
         return
     if checkpoint.layout is None and checkpoint.prefixes:
         raise UserError(
-            f'{source} holds GC ViT backbones under other names: choose one with '
+            f'{source} contains GC ViT backbones under other prefixes: select one with '
             + ' or '.join(f'prefix={prefix!r}' for prefix in checkpoint.prefixes[:4])
         )
     if checkpoint.layout is None:
         raise UserError(
-            f'{source} holds no GC ViT backbone: it has names like {sample(checkpoint.others)}, '
-            f'the backbone like {sample(target.names.values())}; give a file in the layout of '
-            'NVIDIA, timm or mmgcvit, and the prefix of the backbone if it is a part of a larger '
-            'model'
+            f'{source} does not contain a GC ViT backbone: it has names like '
+            f'{sample(checkpoint.others)}, but expected names like '
+            f'{sample(target.names.values())}; use a file in the layout of NVIDIA, timm or '
+            'mmgcvit, and set prefix if the backbone is part of a larger model'
         )
     found, wanted = checkpoint.size, target.size
     if found is None or (found.fits(wanted) and len(found.depths) < len(wanted.depths)):
         raise UserError(
-            f'{source} holds a part of a GC ViT backbone only, {len(backbone)} tensors of '
-            f'{len(target.names)} in the model: give a complete file, or build the model with the '
-            'out_indices of the stages that the file has'
+            f'{source} contains only part of a GC ViT backbone, {len(backbone)} tensors of '
+            f'{len(target.names)} in the model: use a complete file, or build the model with '
+            'out_indices for the stages in the file'
         )
     if not found.fits(wanted):
         raise _misfit(checkpoint, target, _sizes(checkpoint, target))
 
 
 def _require_network(checkpoint: Checkpoint, target: _Target, missing: list[str]) -> None:
-    """Refuse a file without anything of the network around the backbone."""
+    """Reject a file that has no tensor of the network around the backbone."""
     absent = set(missing)
     rest = {name for name in target.needed if not name.startswith(BACKBONE)}
     if target.is_backbone or not absent or not rest <= absent:
         return
-    amount = 'none' if len(absent) == len(target.needed) else 'the backbone alone'
+    amount = 'none of the tensors' if len(absent) == len(target.needed) else 'only the backbone'
     raise UserError(
-        f'{checkpoint.source} holds {amount} of the tensors of the model; it has names like '
-        f'{sample({**checkpoint.backbone, **checkpoint.others})}, the model like '
-        f'{sample(target.names.values())}: give a checkpoint of this config; weights of a backbone '
-        'alone go to model.backbone.init_cfg'
+        f'{checkpoint.source} contains {amount} of the model; it has names like '
+        f'{sample({**checkpoint.backbone, **checkpoint.others})}, and the model has names like '
+        f'{sample(target.names.values())}: use a checkpoint of this config; for backbone weights '
+        'use model.backbone.init_cfg'
     )
 
 
 def _require_same(
     checkpoint: Checkpoint, target: _Target, values: State, missing: list[str], other: list[str]
 ) -> None:
-    """Refuse a file in which tensors are missing or have another size."""
+    """Reject a file in which tensors are missing or have mismatched shapes."""
     sizes = _sizes(checkpoint, target)
     if other:
         name = other[0]
-        number = '1 tensor differs' if len(other) == 1 else f'{len(other)} tensors differ'
+        number = f'{len(other)} tensors have mismatched shapes'
+        if len(other) == 1:
+            number = '1 tensor has a mismatched shape'
         reason = (
-            f'{number} in size: {target.names[name]} has shape {tuple(values[name].shape)}, the '
-            f'model needs {target.shapes[name]}'
+            f'{number}: {target.names[name]} has shape {tuple(values[name].shape)}, '
+            f'expected {target.shapes[name]}'
         )
         raise _misfit(checkpoint, target, f'{reason}; {sizes}' if sizes else reason, name)
     if missing:
         names = sample(target.names[name] for name in missing)
         number = f'{len(missing)} of {len(target.needed)} tensors'
-        reason = f'{number} are not in the file: {names}'
+        reason = f'{number} are missing from the file: {names}'
         raise _misfit(checkpoint, target, f'{reason}; {sizes}' if sizes else reason)
 
 
 def _misfit(checkpoint: Checkpoint, target: _Target, reason: str, name: str = '') -> UserError:
     remedy = (
-        'give a complete file of the arch that the model has, or choose the arch that the file was '
-        'trained with'
+        "use a complete file of the model's arch, or set arch to the one that the file was trained "
+        'with'
         if target.is_backbone
-        else 'give the config that it was trained with, or a checkpoint of this one'
+        else 'use the config that it was trained with, or a checkpoint of this config'
     )
     if name == STEM:
         remedy = (
-            'set adapt_input=True in the init_cfg of the backbone to fit the filters to these '
-            'channels, or choose in_channels that the file was trained with'
+            'set adapt_input=True in the init_cfg of the backbone to adapt the filters, or set '
+            'in_channels to the number that the file was trained with'
         )
     elif '.attn.qkv.' in name and target.has_gcvit:
-        remedy = 'choose attention_types that the file was trained with'
-    return UserError(f'{checkpoint.source} is of another model: {reason}: {remedy}')
+        remedy = 'set attention_types to those that the file was trained with'
+    return UserError(f'{checkpoint.source} does not match the model: {reason}: {remedy}')
 
 
 def _sizes(checkpoint: Checkpoint, target: _Target) -> str:
-    """Return the sizes of both backbones if they are known to differ."""
+    """Describe the sizes of both backbones, or return an empty string if they do not differ."""
     found, wanted = checkpoint.size, target.size
     if found is None or wanted is None or found.fits(wanted):
         return ''
-    return f'it is GC ViT {found}, and the model is {wanted}'
+    return f'the file is GC ViT {found}, the model is GC ViT {wanted}'
 
 
 def _is_of_head(name: str) -> bool:
@@ -296,20 +298,21 @@ def _differ_in_channels(filters: Tensor | None, shape: tuple[int, ...] | None) -
 
 
 def adapt_filters(filters: Tensor, in_channels: int) -> Tensor:
-    """Fit the filters of a first convolution to another number of input channels.
+    """Adapt the filters of a first convolution to a different number of input channels.
 
-    As in timm: one channel gets the sum over the file's channels. For another number m these are
-    repeated in order and scaled by n / m, which keeps the size of the outputs.
+    This is timm's method. A single channel gets the sum over the channels of the file. Otherwise,
+    the n channels of the file are repeated in order up to m channels and scaled by n / m, which
+    preserves the scale of the outputs.
 
     Args:
         filters: (C, n, h, w).
-        in_channels: Channels m of the model.
+        in_channels: Number m of the model's input channels.
 
     Returns:
         (C, m, h, w), of the same dtype.
     """
     known = filters.shape[1]
-    summable = filters.float()  # half precision is summed in single precision
+    summable = filters.float()  # sums are computed in single precision
     if in_channels == 1:
         return summable.sum(1, keepdim=True).to(filters.dtype)
     repeated = summable.repeat(1, -(-in_channels // known), 1, 1)[:, :in_channels]
@@ -317,18 +320,18 @@ def adapt_filters(filters: Tensor, in_channels: int) -> Tensor:
 
 
 def report(checkpoint: Checkpoint, fitted: Fit) -> None:
-    """Log what became of a checkpoint's tensors, and the licence of what was loaded."""
-    layout = f' in the layout of {checkpoint.layout}' if checkpoint.layout else ''
+    """Log how a checkpoint was matched to a model, and the license of its weights."""
+    layout = f' ({checkpoint.layout} layout)' if checkpoint.layout else ''
     print_log(f'weights of {checkpoint.source}{layout}: {fitted}', logger='current')
-    beside = [key for key in EMA_KEYS if key in checkpoint.beside]
-    if beside and not checkpoint.averaged:
+    ema_keys = [key for key in EMA_KEYS if key in checkpoint.other_keys]
+    if ema_keys and not checkpoint.is_ema:
         print_log(
-            f'{checkpoint.source} has averaged weights, too, under {beside[0]}: ema=True in '
-            'init_cfg takes them instead',
+            f'{checkpoint.source} also contains EMA weights ({ema_keys[0]}); set ema=True in '
+            'init_cfg to use them',
             logger='current',
         )
-    if checkpoint.licence:
-        print_log(f'licence of {checkpoint.source}: {checkpoint.licence}', logger='current')
+    if checkpoint.license:
+        print_log(f'license of {checkpoint.source}: {checkpoint.license}', logger='current')
 
 
 def load_pretrained(
@@ -339,31 +342,34 @@ def load_pretrained(
     sha256: str | None = None,
     adapt_input: bool = False,
 ) -> Fit:
-    """Load a backbone's weights from a file in any known layout, and log what became of them.
+    """Load a backbone's weights from a file in any known layout, and log a summary.
 
-    ``init_cfg=dict(type='Pretrained', ...)`` of :class:`mmgcvit.GCViT` has these arguments, too.
+    ``init_cfg=dict(type='Pretrained', ...)`` of :class:`mmgcvit.GCViT` accepts the same arguments.
 
     Args:
         model: Backbone.
         checkpoint: Path or URL, see :func:`mmgcvit.weights.fetch`.
-        prefix: What the names of the backbone, or of the network that it is a part of, begin with,
-            for a part of a larger model. Any combination of ``module.``, ``model.``, ``net.``,
-            ``ema.``, ``backbone.`` and the names that torch.compile and FSDP add is found without.
-        ema: Take the weights averaged over the training (exponential moving average) that are
-            beside the others in NVIDIA's and timm's training checkpoints.
-        sha256: Digest that the file must have, 64 hexadecimal digits.
-        adapt_input: Fit the stem's filters to ``in_channels`` other than 3, see
+        prefix: Prefix of the names of the backbone, or of a larger network that contains it. Not
+            needed for combinations of ``module.``, ``model.``, ``net.``, ``ema.``, ``backbone.``
+            and the prefixes that torch.compile and FSDP add.
+        ema: Use the EMA weights (exponential moving average), which NVIDIA's and timm's training
+            checkpoints contain in addition to the regular ones.
+        sha256: Expected SHA-256 of the file, 64 hexadecimal digits.
+        adapt_input: Adapt the stem's filters to ``in_channels`` other than 3, see
             :func:`adapt_filters`.
 
+    Returns:
+        The result of matching the checkpoint to the model.
+
     Raises:
-        UserError: If the file is not available or readable, or does not fit the model. The model is
-            unchanged then.
+        UserError: If the file is not available or readable, or does not match the model. The model
+            is not modified in this case.
     """
     return load_checkpoint(model, open_checkpoint(checkpoint, prefix, ema, sha256), adapt_input)
 
 
 def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, adapt_input: bool = False) -> Fit:
-    """Copy a checkpoint's tensors into a backbone; see :func:`load_pretrained`."""
+    """Copy a checkpoint's tensors into a backbone, see :func:`load_pretrained`."""
     targets = model.state_dict()
     fitted = fit(checkpoint, shapes_of(targets), adapt_input=adapt_input)
     values = {}
@@ -379,10 +385,10 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, adapt_input: bool 
 
 
 def load_init_cfg(model: nn.Module, init_cfg: Mapping[str, Any]) -> Fit:
-    """Load the weights that a Pretrained ``init_cfg`` names.
+    """Load the weights specified by a Pretrained ``init_cfg``.
 
     Raises:
-        UserError: As of :func:`load_pretrained`, or if there is an unknown key or value.
+        UserError: If a key or value is not allowed. See :func:`load_pretrained` for further errors.
     """
     arguments = {key: value for key, value in init_cfg.items() if key != 'type'}
     known = list(inspect.signature(load_pretrained).parameters)[1:]
@@ -393,9 +399,8 @@ def load_init_cfg(model: nn.Module, init_cfg: Mapping[str, Any]) -> Fit:
         or not all(isinstance(switch, bool) for switch in switches)
     ):
         raise UserError(
-            f'init_cfg={init_cfg!r} is not allowed: besides type=Pretrained, give checkpoint (a '
-            'path or URL) and, where needed, prefix (of a backbone that is a part of a larger '
-            'model), ema=True (averaged weights), sha256 and adapt_input=True (in_channels other '
-            'than 3)'
+            f'init_cfg={init_cfg!r} is not allowed: in addition to type=Pretrained, set checkpoint '
+            '(a path or URL) and, if needed, prefix (if the backbone is part of a larger model), '
+            'ema=True (EMA weights), sha256 and adapt_input=True (in_channels other than 3)'
         )
     return load_pretrained(model, **arguments)

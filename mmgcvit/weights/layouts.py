@@ -1,6 +1,6 @@
-"""The tensor names of every release of GC ViT, and the prefixes that wrappers add to them.
+"""Tensor names in every release of GC ViT, and the prefixes that wrappers add to them.
 
-A layout is one row of :data:`LAYOUTS`. It renames one tensor at a time, in both directions.
+Each layout is one row of :data:`LAYOUTS`. It renames one tensor at a time, in both directions.
 """
 
 import re
@@ -11,14 +11,14 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
-# Names that modules wrapped in memory have anywhere in a path: torch.compile, FSDP and activation
-# checkpointing. No tensor is named so otherwise.
+# Names that torch.compile, FSDP and activation checkpointing insert anywhere in a tensor's name.
+# No tensor has them otherwise.
 INNER_WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
-# Names that the backbone of a file may be under: DistributedDataParallel, averaged models,
-# Lightning modules and training scripts, in any order and number.
+# Prefixes that a backbone may have in a file, in any order and number. DistributedDataParallel, EMA
+# models, Lightning modules and training scripts add them.
 OUTER_WRAPPERS = ('module', 'model', 'net', 'ema', 'backbone')
 
-# (theirs, ours). A text that begins with a dot is replaced anywhere, another one at the start.
+# (theirs, ours). Text that begins with a dot is replaced anywhere, other text only at the start.
 NVIDIA_NAMES = (
     ('patch_embed.proj.', 'stem.conv.'),
     ('patch_embed.conv_down.', 'stem.downsample.'),
@@ -31,7 +31,7 @@ NVIDIA_NAMES = (
     ('head.weight', 'head.fc.weight'),
     ('head.bias', 'head.fc.bias'),
 )
-# the only norm of a classifier follows its last stage
+# a classifier has only one norm, after the last stage
 NVIDIA_CLASSIFIER_NAMES = (('norm.', 'norm3.'), *NVIDIA_NAMES)
 TIMM_NAMES = (
     ('stem.conv1.', 'stem.conv.'),
@@ -68,7 +68,8 @@ def _to_nvidia(name: str, last_norm_only: bool) -> str:
 
 
 def _from_timm(name: str) -> str:
-    # a downsampler is at the start of the next stage, and the query generator counts from 1
+    # timm puts a downsampler at the start of the next stage, and numbers the blocks of the query
+    # generator from 1
     name = re.sub(r'^(stages\.)(\d+)(\.downsample\.)', lambda m: _shift(m, -1), name)
     pattern = r'(\.)global_block\.blocks\.conv(\d+)(\.)'
     name = re.sub(pattern, lambda m: f'.query_generator.{int(m[2]) - 1}.mbconv.', name)
@@ -90,26 +91,28 @@ def _shift(match: re.Match, by: int) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one release names the tensors of a backbone and of a classifier's head.
+    """Tensor names of one release, for a backbone and a classifier's head.
 
     Attributes:
-        telltale: Name of a tensor that a GC ViT in this layout has, and no other network.
-        own_name: Returns this package's name of a tensor.
-        their_name: The inverse; None if the layout has no such tensor. Its second argument is
-            whether the backbone has the norm of its last output alone, as classifiers have.
-        gates_are_convolutions: Whether squeeze-excitation has 1×1 convolutions, not linear layers.
-        is_classifier_only: Whether there are no names for the rest of a detector or segmentor.
-        classifier_prefix: What the names of a classifier's backbone begin with.
-        licence: What the publisher says of the weights that are published in this layout.
+        key_tensor: Name of a tensor that identifies a GC ViT in this layout.
+        own_name: Function that returns this package's name of a tensor.
+        their_name: Inverse of ``own_name``. Returns None if the layout has no such tensor. The
+            second argument is whether the backbone has only the norm of its last output, which is
+            the case in classifiers.
+        gates_are_convolutions: Whether squeeze-excitation uses 1×1 convolutions instead of linear
+            layers.
+        is_classifier_only: Whether the layout does not support detectors and segmentors.
+        classifier_prefix: Prefix of the names of a classifier's backbone.
+        license: License of the weights published in this layout, according to their publisher.
     """
 
-    telltale: str
+    key_tensor: str
     own_name: Callable[[str], str]
     their_name: Callable[[str, bool], str | None]
     gates_are_convolutions: bool = False
     is_classifier_only: bool = False
     classifier_prefix: str = ''
-    licence: str = ''
+    license: str = ''
 
     def to_own(self, name: str, tensor: Tensor) -> tuple[str, Tensor]:
         """Return a tensor with this package's name and shape."""
@@ -119,11 +122,11 @@ class Layout:
         return own, tensor
 
     def from_own(self, state: Mapping[str, Tensor]) -> State:
-        """Return a state dict with the layout's names and shapes, the inverse of :meth:`to_own`.
+        """Return a state dict with the layout's names and shapes. Inverse of :meth:`to_own`.
 
         Args:
-            state: Tensors of a backbone, and of a classifier's head. Tensors that the layout does
-                not have are left out.
+            state: Tensors of a backbone, a classifier's head, or both. Tensors that the layout does
+                not have are skipped.
         """
         last_norm_only = {n.partition('.')[0] for n in state if n.startswith('norm')} == {'norm3'}
         renamed = {}
@@ -140,7 +143,7 @@ LAYOUTS = {
         'patch_embed.conv_down.reduction.weight',
         _from_nvidia,
         _to_nvidia,
-        licence="NVIDIA's published GC ViT weights, and what is fine-tuned from them, are under "
+        license="NVIDIA's published GC ViT weights and models fine-tuned from them are under "
         'CC BY-NC-SA 4.0',
     ),
     'timm': Layout(
@@ -149,7 +152,7 @@ LAYOUTS = {
         _to_timm,
         gates_are_convolutions=True,
         is_classifier_only=True,
-        licence="see the model's page on https://huggingface.co/timm",
+        license="see the model's page on https://huggingface.co/timm",
     ),
     'mmgcvit': Layout(
         'stem.downsample.reduction.weight',
@@ -162,34 +165,34 @@ to_nvidia, to_timm = LAYOUTS['nvidia'].from_own, LAYOUTS['timm'].from_own
 
 
 def without_inner_wrappers(name: str) -> str:
-    """Return a tensor's name without the parts that wrappers add anywhere in it."""
+    """Return a tensor's name without the parts that wrappers insert anywhere in it."""
     return '.'.join(part for part in name.split('.') if part not in INNER_WRAPPERS)
 
 
 def find_backbones(
     names: Iterable[str], layouts: Mapping[str, Layout] = LAYOUTS
 ) -> list[tuple[str, str]]:
-    """Return the prefix and the layout of each GC ViT backbone among a network's names."""
+    """Return the prefix and layout of each GC ViT backbone in the names of a network."""
     return [
-        (name.removesuffix(layout.telltale), key)
+        (name.removesuffix(layout.key_tensor), key)
         for name in names
         for key, layout in layouts.items()
-        if f'.{name}'.endswith(f'.{layout.telltale}')
+        if f'.{name}'.endswith(f'.{layout.key_tensor}')
     ]
 
 
 def is_of_backbone(name: str) -> bool:
-    """Whether one of this package's names is that of a backbone's tensor."""
+    """Whether a name, in this package's layout, belongs to a backbone."""
     return re.match(r'(stem|stages|norm[0-3])\.', name) is not None
 
 
 def is_of_wrappers(prefix: str) -> bool:
-    """Whether wrappers and ``backbone.`` alone make up a prefix."""
+    """Whether a prefix consists only of names that wrappers add and ``backbone.``."""
     return set(prefix.split('.')[:-1]) <= set(OUTER_WRAPPERS)
 
 
 def network_of(prefix: str) -> str:
-    """Return the prefix of the network that a backbone is a part of."""
+    """Return the prefix of the network that contains a backbone, from the backbone's prefix."""
     parts = prefix.split('.')[:-1]
     parts = parts[: parts.index('backbone')] if 'backbone' in parts else parts
     return ''.join(f'{part}.' for part in parts)

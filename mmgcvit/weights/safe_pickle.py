@@ -1,11 +1,12 @@
-"""What a pickle may name, and inert stand-ins for the classes that weights files name.
+"""Allow-list for unpickling, with inert stand-ins for the classes that weights files refer to.
 
-NVIDIA's and mmengine's files name classes besides tensors. The real classes call what the file
-says, or trust its sizes; the stand-ins only keep plain values, from which :func:`revive` builds
-NumPy arrays and mmengine's HistoryBuffers.
+The files of NVIDIA and mmengine refer to classes in addition to tensors. The real classes would
+call functions that the file chooses, or trust the sizes in it. The stand-ins only store plain
+values. :func:`revive` builds NumPy arrays and mmengine's HistoryBuffers from them.
 
-torch 2.5 and later read with ``weights_only=True`` and these stand-ins. Earlier versions accept no
-further classes there: for them this module is the ``pickle_module`` of torch.load.
+torch 2.5 and later read files with ``weights_only=True`` and these stand-ins. Earlier versions do
+not accept additional classes in this mode. They use this module as the ``pickle_module`` of
+torch.load.
 """
 
 import functools
@@ -26,7 +27,7 @@ __all__ = ['Unpickler', 'inspect', 'load', 'revive', 'stand_ins']
 
 
 class _State:
-    """Keeps the state that a pickle sets, whatever it is."""
+    """Stores the state from a pickle without using it."""
 
     _state: Any = None
 
@@ -35,11 +36,11 @@ class _State:
 
 
 class _History(_State):
-    """For mmengine's HistoryBuffer, whose own ``__setstate__`` calls what the state holds."""
+    """Stand-in for mmengine's HistoryBuffer, whose ``__setstate__`` would call into the state."""
 
 
 class Namespace:
-    """For argparse's Namespace: attributes alone."""
+    """Stand-in for argparse.Namespace: only attributes."""
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
@@ -47,7 +48,7 @@ class Namespace:
 
 
 class _Dtype(_State):
-    """For NumPy's dtype, which believes a file that declares some of its bytes to be pointers."""
+    """Stand-in for NumPy's dtype, which would trust a file that declares bytes as pointers."""
 
     def __init__(self, code: Any = None, align: Any = False, copy: Any = False) -> None:
         self.code = code
@@ -55,12 +56,12 @@ class _Dtype(_State):
     def revive(self) -> np.dtype:
         order = self._state[1] if isinstance(self._state, tuple) and len(self._state) > 1 else '='
         if not re.fullmatch(r'[biufcSU]\d{1,4}', str(self.code)) or order not in tuple('<>=|'):
-            raise ValueError(f'NumPy type {str(self.code)[:20]!r} is not one of plain numbers')
+            raise ValueError(f'the NumPy dtype {str(self.code)[:20]!r} is not a plain number type')
         return np.dtype(self.code).newbyteorder(order)
 
 
 class _Array(_State):
-    """For NumPy arrays: shape, type and bytes."""
+    """Stand-in for NumPy arrays: shape, dtype and bytes."""
 
     def revive(self) -> np.ndarray:
         _, shape, kind, by_columns, content = self._state
@@ -69,7 +70,7 @@ class _Array(_State):
 
 
 class _Scalar:
-    """For NumPy scalars: type and bytes."""
+    """Stand-in for NumPy scalars: dtype and bytes."""
 
     def __init__(self, kind: _Dtype, content: Any = b'') -> None:
         self.kind, self.content = kind, content
@@ -79,16 +80,19 @@ class _Scalar:
 
 
 def _bytes(content: Any) -> bytes:
-    # Python 2 wrote bytes as text
+    # Python 2 pickled bytes as text
     return content.encode('latin1') if isinstance(content, str) else content
 
 
 def _nothing(*_: Any) -> None:
-    """For getattr, which reaches any code from any class. Files name it for what is revived."""
+    """Stand-in for getattr, which could reach arbitrary code.
+
+    Published files refer to it only for HistoryBuffer.
+    """
 
 
 def _named(target: Callable, path: str) -> Callable:
-    """Make a class or function that has another one's name, by which torch.load finds it."""
+    """Return a class or function with the given path, by which torch.load finds it."""
     module, name = path.rsplit('.', 1)
     if isinstance(target, type):
         return type(name, (target,), {'__module__': module})
@@ -102,7 +106,7 @@ def _named(target: Callable, path: str) -> Callable:
 
 @functools.cache
 def stand_ins() -> dict[str, Callable]:
-    """Return what a file may name besides what torch itself reads, by the name in the file."""
+    """Return the stand-ins by the path in the file. torch itself does not allow these paths."""
     targets = {
         'mmengine.logging.history_buffer.HistoryBuffer': _History,
         'argparse.Namespace': Namespace,
@@ -110,32 +114,32 @@ def stand_ins() -> dict[str, Callable]:
         'numpy.dtype': _Dtype,
         'numpy.ndarray': _State,
     }
-    for core in ('core', '_core'):  # the names of NumPy 1 and NumPy 2
+    for core in ('core', '_core'):  # NumPy 1 and NumPy 2
         targets[f'numpy.{core}.multiarray._reconstruct'] = lambda *_: _Array()
         targets[f'numpy.{core}.multiarray.scalar'] = _Scalar
     named = {path: _named(target, path) for path, target in targets.items()}
-    # _reconstruct returns an _Array, and torch.load sets the state of listed classes only
+    # _reconstruct returns an _Array, and torch.load sets the state only of listed classes
     return {**named, f'{__name__}._Array': _Array}
 
 
 def _encode(text: str, encoding: str = 'latin1') -> bytes:
-    """For _codecs.encode, with which Python writes bytes in the protocol of torch.save."""
+    """Stand-in for _codecs.encode. Protocol 2, which torch.save uses, stores bytes with it."""
     if encoding != 'latin1':
-        raise pickle.UnpicklingError('an encoding other than latin1')
+        raise pickle.UnpicklingError('it has bytes in an encoding other than latin1')
     return text.encode('latin1')
 
 
 def _rebuild_from_type(function: Any, kind: Any, arguments: tuple, state: Any) -> Any:
-    """For torch's function of tensors with attributes, which calls its first argument.
+    """Stand-in for torch's function for tensors with attributes, which calls its first argument.
 
-    The attributes are left out.
+    The attributes are skipped.
     """
     if function not in (torch._utils._rebuild_tensor_v2, torch._utils._rebuild_parameter):
-        raise pickle.UnpicklingError('a tensor that is made by something else than torch')
+        raise pickle.UnpicklingError('it has a tensor that is not built by torch')
     return function(*arguments)
 
 
-# These come before torch's own list, whose entries differ from version to version.
+# These have precedence over torch's own list, whose entries differ between versions.
 _PLAIN = {
     '_codecs.encode': _encode,
     'builtins.bytearray': None,  # bytearray(n) allocates n bytes
@@ -149,7 +153,7 @@ _PLAIN = {
 
 
 def _find(path: str) -> Any:
-    """Return what stands for a global of a file, None if it may not be named."""
+    """Return the stand-in for a global, or None if it is not allowed."""
     for known in (_PLAIN, stand_ins(), _get_allowed_globals()):
         if path in known:
             return known[path]
@@ -157,7 +161,7 @@ def _find(path: str) -> Any:
 
 
 def _of_program(path: str) -> Any:
-    """Return a class that the program has passed to torch.serialization.add_safe_globals."""
+    """Return a class that was passed to torch.serialization.add_safe_globals, or None."""
     if not hasattr(torch.serialization, 'get_safe_globals'):
         return None
     for each in torch.serialization.get_safe_globals():
@@ -168,7 +172,7 @@ def _of_program(path: str) -> Any:
 
 
 def _modern_name(module: str, name: str) -> str:
-    """Return the path of a global, for which the protocol of torch.save has Python 2's name."""
+    """Return the Python 3 path of a global. The protocol of torch.save stores Python 2's."""
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return f'{module}.{name}'
 
@@ -177,19 +181,19 @@ _GLOBAL = object()
 
 
 def inspect(file: IO[bytes]) -> list[str]:
-    """Go through the opcodes of one pickle, building nothing, and return what it may not name.
+    """Return the paths of globals that are not allowed in one pickle, without building objects.
 
-    This precedes torch's own restricted loading, too, which stops at the first name that it does
-    not know, allows a bytearray of any size, and puts the text of whatever a file calls into its
-    error: the text of a small crafted list fills the memory. So names are collected here, and a
-    call of anything but a name is refused.
+    This function also runs before torch's restricted loading, which has three problems. It stops at
+    the first global that is not allowed, it accepts a bytearray of any size, and its errors contain
+    the text of the object that a file calls. For a small crafted list, this text fills the memory.
+    Therefore all globals are collected here, and calls of anything else are rejected.
 
     Raises:
-        pickle.UnpicklingError: If the pickle calls something that is not a name.
-        Exception: Whatever a broken pickle leads to.
+        pickle.UnpicklingError: If the pickle calls an object that is not a global.
+        Exception: Any other exception that a damaged pickle causes.
     """
     refused: list[str] = []
-    # what is known of each value: the text of a string, _GLOBAL for a name, else None
+    # for each value: the text of a string, _GLOBAL for a global, None for other values
     stack: list[Any] = []
     below: list[list[Any]] = []
     memo: dict[int, Any] = {}
@@ -216,7 +220,9 @@ def inspect(file: IO[bytes]) -> list[str]:
                 stack.append(_GLOBAL)
             else:
                 if name in ('REDUCE', 'NEWOBJ') and stack[-2] is not _GLOBAL:
-                    raise pickle.UnpicklingError('a call of what is no class or function')
+                    raise pickle.UnpicklingError(
+                        'it calls an object that is not a class or function'
+                    )
                 taken = opcode.stack_before
                 if pickletools.markobject in taken:
                     stack = below.pop()
@@ -231,36 +237,36 @@ def inspect(file: IO[bytes]) -> list[str]:
     return refused
 
 
-# Python's implementation of pickle: the one in C has no place between an opcode and its effect.
+# Python's implementation of pickle, because the one in C cannot be overridden per opcode.
 class Unpickler(pickle._Unpickler):
-    """Read pickles in which only what is allowed may be named, called or set."""
+    """Unpickler that only loads allowed globals, and only calls or modifies allowed objects."""
 
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # by identity; the values keep the objects alive
+        # by id; the values keep the objects alive, so that ids stay unique
         self._found: dict[int, Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a global.
+        """Return the stand-in for a global.
 
         Raises:
-            pickle.UnpicklingError: If it is not allowed.
+            pickle.UnpicklingError: If the global is not allowed.
         """
         found = _find(_modern_name(module, name))
         if found is None:
-            raise pickle.UnpicklingError('a class or function that is not allowed')
+            raise pickle.UnpicklingError('it refers to a class or function that is not allowed')
         self._found[id(found)] = found
         return found
 
     def load_reduce(self) -> None:
-        """Call a function with arguments, both from the stack."""
+        """Call a function. The function and its arguments are on the stack."""
         self._require_found(self.stack[-2])
         super().load_reduce()
 
     def load_newobj(self) -> None:
-        """Make an instance of a class, from the stack as its arguments."""
+        """Create an instance of a class. The class and its arguments are on the stack."""
         self._require_found(self.stack[-2])
         super().load_newobj()
 
@@ -275,9 +281,9 @@ class Unpickler(pickle._Unpickler):
         elif kind in (OrderedDict, Counter):
             target.__dict__.update(state)
         else:
-            raise pickle.UnpicklingError('a state of what has none')
+            raise pickle.UnpicklingError('it has state for an object that does not support it')
 
-    # opcodes that are not in this table are refused
+    # opcodes that are not in this table are rejected
     for opcode in (
         pickle.OBJ,
         pickle.INST,
@@ -293,9 +299,9 @@ class Unpickler(pickle._Unpickler):
     del opcode
 
     def _require_found(self, target: Any) -> None:
-        # the message does not show the target: the text of a crafted list fills the memory
+        # the message omits the target, because the text of a crafted list fills the memory
         if id(target) not in self._found:
-            raise pickle.UnpicklingError('a call of what is no class or function')
+            raise pickle.UnpicklingError('it calls an object that is not a class or function')
 
 
 def load(file: IO[bytes], **kwargs: Any) -> Any:
@@ -304,16 +310,16 @@ def load(file: IO[bytes], **kwargs: Any) -> Any:
 
 
 def revive(content: Any) -> Any:
-    """Return what was read with NumPy arrays and HistoryBuffers, built from plain values.
+    """Replace stand-ins with NumPy arrays and HistoryBuffers that are built from their values.
 
     Raises:
-        ValueError: If the values of one are not plain.
+        ValueError: If the values of a stand-in are not plain numbers.
     """
     return _revive(content, {})
 
 
 def _revive(value: Any, done: dict[int, Any]) -> Any:
-    # a value can be in many places, or in itself
+    # values can be shared or contain themselves
     if id(value) in done:
         return done[id(value)]
     new = value
@@ -347,6 +353,6 @@ def _revive_history(state: Any, done: dict[int, Any]) -> HistoryBuffer:
         if not plain and not (
             isinstance(numbers, list) and all(isinstance(n, int | float) for n in numbers)
         ):
-            raise ValueError('a history of a training that is no row of numbers')
+            raise ValueError('it has a HistoryBuffer whose values are not numbers')
     length = state.get('max_length', 1_000_000)
     return HistoryBuffer(np.asarray(values, float), np.asarray(counts, float), int(length))

@@ -1,4 +1,4 @@
-"""Where weights files come from: paths, URLs and model hubs, each ending in a local file."""
+"""Sources of weights files: paths, URLs and model hubs. Each is resolved to a local file."""
 
 import hashlib
 import os
@@ -20,35 +20,36 @@ from mmengine.logging import print_log
 from ..errors import UserError
 from ..files import write_atomically
 
-TIMEOUT = 10  # seconds that a server may be silent
-NOTES = '.mmgcvit'  # a folder in torch hub's cache; no file of a URL has a name with a dot first
-# what timm's repositories on the Hugging Face Hub call the file, the safer format first
+TIMEOUT = 10  # seconds without data from a server
+# folder in torch hub's cache; the names of downloaded files do not begin with a dot
+NOTES = '.mmgcvit'
+# file names in timm's repositories on the Hugging Face Hub, the safer format first
 TIMM_FILES = ('model.safetensors', 'pytorch_model.bin')
 
 
 def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
-    """Return the local file that a path or URL stands for.
+    """Return the local file for a path or URL, which is downloaded if necessary.
 
-    Downloads are kept: http(s):// in torch hub's cache, hf:// and timm:// in huggingface_hub's.
-    Processes that ask for one file at the same time wait for one download.
+    Downloads are cached: http(s):// in torch hub's cache, hf:// and timm:// in huggingface_hub's.
+    Processes that request the same file at the same time share one download.
 
     Args:
         source: Path (``~`` is expanded), ``file://`` or ``http(s)://`` URL,
             ``hf://OWNER/REPO/FILE`` (or ``OWNER/REPO@REVISION/FILE``) for a file on the Hugging
             Face Hub, or ``timm://MODEL`` for one of timm's models there, for example
             ``timm://gcvit_tiny.in1k``.
-        sha256: Digest that the file must have, 64 hexadecimal digits.
+        sha256: Expected SHA-256 of the file, 64 hexadecimal digits.
 
     Raises:
-        UserError: If the file does not exist, the scheme is not known, the download fails or the
-            file has another digest.
+        UserError: If the file does not exist, the scheme is not supported, the download fails or
+            the SHA-256 does not match.
     """
     source = os.fspath(source)
     scheme = match[1] if (match := re.match(r'([\w+.-]+)://', source)) else ''
     if scheme not in SCHEMES:
         raise UserError(
-            f'checkpoint={public_name(source)!r} is not allowed: {scheme}:// is not known; give a '
-            'path or a URL with file://, http(s)://, hf:// or timm://'
+            f'checkpoint={public_name(source)!r} is not allowed: {scheme}:// is not supported; use '
+            'a path or a URL with file://, http(s)://, hf:// or timm://'
         )
     path = SCHEMES[scheme](source)
     if sha256 is not None:
@@ -68,15 +69,15 @@ def digest_of(path: Path) -> str:
 def _check_digest(path: Path, sha256: str, source: str) -> None:
     if not re.fullmatch(r'[0-9a-fA-F]{64}', str(sha256)):
         raise UserError(
-            f'sha256={sha256!r} is not allowed: give the 64 hexadecimal digits that '
+            f'sha256={sha256!r} is not allowed: expected the 64 hexadecimal digits that '
             '`sha256sum FILE` prints'
         )
     found = digest_of(path)
     if found != sha256.lower():
-        origin = f'{path}' if source == str(path) else f'{path}, from {public_name(source)},'
+        origin = f'{path}' if source == str(path) else f'{path} (from {public_name(source)})'
         raise UserError(
-            f'{origin} has the SHA-256 {found}, and {sha256.lower()} was asked for: it is another '
-            'file, or a damaged one; if it was downloaded, remove it to have it downloaded again'
+            f'SHA-256 mismatch for {origin}: expected {sha256.lower()}, got {found}. The file '
+            'differs or is damaged; delete a downloaded copy to fetch it again'
         )
 
 
@@ -86,21 +87,21 @@ def _local(source: str) -> Path:
         path = path.expanduser()
         found = None if path.is_file() else 'is a folder' if path.is_dir() else 'does not exist'
     except RuntimeError:
-        found = f'does not exist, as {path.parts[0]} is not a user with a home folder'
+        found = f'does not exist ({path.parts[0]} is not a user with a home folder)'
     except OSError as error:
         found = f'cannot be read ({error.strerror})'
     if found:
-        raise UserError(f'{path} {found}: give the path of a weights file, or a URL')
+        raise UserError(f'{path} {found}: specify the path or URL of a weights file')
     return path
 
 
 def _path_in(url: str) -> Path:
-    """Return the path that a file:// URL names."""
+    """Return the path in a file:// URL."""
     host, _, path = public_name(url).removeprefix('file://').partition('/')
     if host.lower() not in ('', 'localhost'):
         raise UserError(
-            f'checkpoint={public_name(url)!r} is not allowed: it names the machine {host!r}, and '
-            'file:// reads from this one only; give file:/// and an absolute path, or a path'
+            f'checkpoint={public_name(url)!r} is not allowed: file:// supports only local files, '
+            f'got the host {host!r}: use file:///ABSOLUTE/PATH or a path'
         )
     return Path(unquote(f'/{path}'))
 
@@ -113,34 +114,34 @@ def _download(url: str) -> Path:
     try:
         path = _place(path, notes, url)
         if path.is_file():
-            print_log(f'weights of {shown} are taken from {path}', logger='current')
+            print_log(f'using the cached weights of {shown}: {path}', logger='current')
             return path
         notes.lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(notes.lock):
-            # another process may have been faster, with this URL or another one of the same name
+            # meanwhile, another process may have downloaded this file or one of the same name
             path = _place(folder / name, notes, url)
             if not path.is_file():
                 print_log(f'downloading {shown} to {path}', logger='current')
                 path.parent.mkdir(exist_ok=True)
                 _download_to(notes.unfinished, url)
                 if path == folder / name:
-                    # first, so that at no moment the file looks as if put there by hand
+                    # written before the file, which would otherwise count as copied by a user
                     write_atomically(notes.origin, _digest(url).encode())
                 notes.unfinished.replace(path)
     except (OSError, ValueError, RuntimeError, OverflowError, HTTPException) as error:
-        # the original message, and so its traceback, may show the whole URL
+        # the original message, and therefore its traceback, may show the complete URL
         raise UserError(
-            f'{shown} could not be downloaded ({public_text(error)}): put the file at {path} by '
-            'hand, or give the path of a copy as checkpoint'
+            f'{shown} could not be downloaded ({public_text(error)}): copy the file to {path} '
+            'manually, or set checkpoint to the path of a copy'
         ) from None
     return path
 
 
 def _name(url: str) -> str:
-    """Return the name of the file that a URL stands for, one that is safe in a folder.
+    """Return a safe file name for the download of a URL.
 
     Raises:
-        UserError: If it is not a URL. The message shows no part of it that may be a password.
+        UserError: If the URL is not valid. The message omits every part that may be a password.
     """
     reason = None
     try:
@@ -149,24 +150,24 @@ def _name(url: str) -> str:
         if not parts.hostname or parts.port == 0:
             reason = 'its host or port is missing'
         elif re.search(r'[\x00-\x20\x7f]', url) or re.search(r'[\x00-\x1f\x7f]', name):
-            reason = 'it has spaces or control characters'
+            reason = 'it contains spaces or control characters'
     except ValueError:
-        reason = 'its host or port cannot be read'
+        reason = 'its host or port is invalid'
     if reason:
         raise UserError(
-            f'checkpoint={public_name(url)!r} is not allowed: {reason}; give a URL such as '
+            f'checkpoint={public_name(url)!r} is not allowed: {reason}; use a URL such as '
             'https://HOST/FILE, with spaces as %20, or the path of a copy'
         ) from None
-    # neither '..' nor the folder of notes may be the name
+    # the name must not be '..' or the folder of notes
     return name.lstrip('.') or 'weights'
 
 
 class _Notes(NamedTuple):
-    """Files kept about the downloads of one name, where no download's own name can be."""
+    """Files about the downloads with one name, at paths that no download can have."""
 
     lock: Path
     unfinished: Path
-    origin: Path  # the digest of the URL from which the file in the cache is
+    origin: Path  # contains the digest of the URL of the cached file
 
     @classmethod
     def of(cls, folder: Path, name: str) -> '_Notes':
@@ -175,10 +176,10 @@ class _Notes(NamedTuple):
 
 
 def _place(path: Path, notes: _Notes, url: str) -> Path:
-    """Return where a URL's file is kept: under its name, as torch.hub does.
+    """Return the path of a URL's file in the cache. Its name is the one that torch.hub uses.
 
-    Files of one name from two URLs are different files: the second is kept in a folder of its URL
-    alone. A file that torch.hub or a person put there has no origin and is taken.
+    Two URLs with the same file name are different files. The second is stored in a separate folder
+    for its URL. A file that torch.hub or a user placed there has no recorded origin and is used.
     """
     digest = _digest(url)
     if notes.origin.is_file() and notes.origin.read_text() != digest:
@@ -205,23 +206,23 @@ def _download_to(path: Path, url: str) -> None:
 
 def _check_download(path: Path, size: int | None) -> None:
     found = path.stat().st_size
-    # a connection that breaks looks like the end of the file
+    # a broken connection looks like the end of the file
     if size not in (None, found):
-        raise OSError(f'{found} of {size} bytes came')
-    # servers often answer with a web page for a file that has moved; it must not be kept
+        raise OSError(f'received {found} of {size} bytes')
+    # servers often return a web page for a file that has moved; it must not be cached
     if is_web_page(path):
         raise OSError('the server sent a web page instead of a file')
 
 
 def is_web_page(path: Path) -> bool:
-    """Whether a file is HTML, which servers send for a file that has moved."""
+    """Whether a file is HTML, which servers often return for a file that has moved."""
     with open(path, 'rb') as file:
         beginning = file.read(512).lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     return beginning.startswith((b'<!doctype', b'<html', b'<head', b'<?xml', b'<!--'))
 
 
 def _content_length(url: str) -> int | None:
-    """Return the size of a URL's file in bytes, None if the server does not send it."""
+    """Return the size of a URL's file in bytes, or None if the server does not report it."""
     try:
         with urlopen(Request(url, method='HEAD'), timeout=TIMEOUT) as response:
             return int(response.headers['Content-Length'])
@@ -231,7 +232,7 @@ def _content_length(url: str) -> int | None:
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """Limit the time that new connections may be silent: torch.hub's have no limit."""
+    """Set a timeout for new connections, because torch.hub does not set one."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
@@ -244,55 +245,55 @@ def _from_hub(source: str) -> Path:
     """Return the local copy of hf://OWNER/REPO/FILE.
 
     Raises:
-        UserError: If the address is not of that form, or the file is not available.
+        UserError: If the URL does not have this form, or the file is not available.
     """
     match = re.fullmatch(r'hf://([^/@?#]+/[^/@?#]+)(?:@([^/?#]+))?/([^?#]+)', source)
     if not match:
         raise UserError(
-            f'checkpoint={public_name(source)!r} is not allowed: give hf://OWNER/REPO/FILE or '
+            f'checkpoint={public_name(source)!r} is not allowed: use hf://OWNER/REPO/FILE or '
             'hf://OWNER/REPO@REVISION/FILE'
         )
     repo, revision, name = match.groups()
-    return _download__from_hub(source, repo, [name], revision)
+    return _download_from_hub(source, repo, [name], revision)
 
 
 def _from_timm(source: str) -> Path:
     """Return the local copy of timm://MODEL.
 
     Raises:
-        UserError: As of :func:`_from_hub`.
+        UserError: If the URL does not have this form, or the file is not available.
     """
     model = source.removeprefix('timm://').strip('/')
     if not re.fullmatch(r'[\w.-]+', model):
         raise UserError(
-            f'checkpoint={public_name(source)!r} is not allowed: give timm:// and the name of one '
-            'of its models with its weights, such as timm://gcvit_tiny.in1k'
+            f'checkpoint={public_name(source)!r} is not allowed: use timm:// and the name of a '
+            'pretrained model of timm, such as timm://gcvit_tiny.in1k'
         )
-    return _download__from_hub(source, f'timm/{model}', TIMM_FILES, None)
+    return _download_from_hub(source, f'timm/{model}', TIMM_FILES, None)
 
 
-def _download__from_hub(source: str, repo: str, names: Sequence[str], revision: str | None) -> Path:
-    """Return the first of the names that a repository has, from the cache or downloaded."""
+def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: str | None) -> Path:
+    """Return the first of the files that exists in a repository, downloaded or cached."""
     try:
         from huggingface_hub import constants, hf_hub_download
         from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
         raise UserError(
-            f'{source} needs the package huggingface_hub: pip install huggingface_hub, or give '
-            'the path of a copy as checkpoint'
+            f'{source} needs the package huggingface_hub: pip install huggingface_hub, or set '
+            'checkpoint to the path of a copy'
         ) from error
     endpoint = public_name(constants.ENDPOINT)
-    # huggingface_hub tries for up to a minute before it looks into its cache
+    # without this check, huggingface_hub retries for up to a minute before it uses its cache
     offline = constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)
     for name in names:
         print_log(
-            f'{source} is {name} of {repo} at {endpoint}, kept in '
-            f'{constants.HF_HUB_CACHE}' + (' (no answer from there now)' if offline else ''),
+            f'{source}: {name} of {repo} at {endpoint}, cached in '
+            f'{constants.HF_HUB_CACHE}' + (' (offline, using the cache)' if offline else ''),
             logger='current',
         )
         try:
             path = hf_hub_download(repo, name, revision=revision, local_files_only=offline)
-        except Exception as error:  # which ones depends on the version, and on its HTTP library
+        except Exception as error:  # the types depend on the version and its HTTP library
             absent = isinstance(error, EntryNotFoundError)
             if (
                 absent
@@ -301,18 +302,18 @@ def _download__from_hub(source: str, repo: str, names: Sequence[str], revision: 
             ):
                 continue
             url = f'{endpoint}/{repo}/resolve/{revision or "main"}/{names[0]}'
-            said = public_text(error)[:300] or type(error).__name__
-            reason = 'no answer from there' if offline else said
+            message = public_text(error)[:300] or type(error).__name__
+            reason = 'offline, and not in the cache' if offline else message
             raise UserError(
-                f'{source} could not be downloaded ({reason}): get {url} on a machine that can, '
-                'copy it here and give the path of the copy as checkpoint'
+                f'{source} could not be downloaded ({reason}): download {url} on a machine with '
+                'network access, copy it here and set checkpoint to the path of the copy'
             ) from None
         return Path(path)
     raise AssertionError('the last name returns or raises')
 
 
 def _answers(url: str) -> bool:
-    """Whether a server answers at all, whatever the answer."""
+    """Whether a server responds, with any status."""
     try:
         with urlopen(Request(url, method='HEAD'), timeout=TIMEOUT):
             return True
@@ -333,23 +334,23 @@ SCHEMES: dict[str, Callable[[str], Path]] = {
 
 
 def public_name(source: str) -> str:
-    """Return a source as it may be shown: a URL without user, password, query and fragment.
+    """Return a source for display. A URL is shown without user, password, query and fragment.
 
-    Paths are returned unchanged. No URL raises an error, however malformed.
+    Paths are returned unchanged. Malformed URLs do not raise an error.
     """
     if not (match := re.match(r'([\w+.-]+://)(([^/?#]*).*)', source, re.DOTALL)):
         return source
     scheme, rest, authority = match.groups()
     if '@' not in authority and re.match(r'[^\[]*:(?!\d*$)', authority):
-        # what follows the colon is a password in which / ? or # is not quoted, not a port
+        # the text after the colon is not a port, but a password with an unquoted / ? or #
         rest = rest.rpartition('@')[2]
     authority, path = re.match(r'([^/?#]*)([^?#]*)', rest).groups()
     return f'{scheme}{authority.rpartition("@")[2]}{path}'
 
 
 def public_text(error: BaseException) -> str:
-    """Return an error's message in one line, with its URLs as they may be shown."""
+    """Return the message of an error in one line, with URLs as in :func:`public_name`."""
     text = ' '.join(str(error).split())
     text = re.sub(r"""[\w+.-]+://[^\s'"<>]+""", lambda match: public_name(match[0]), text)
-    # HTTP libraries name a URL by its path and query, too
+    # HTTP libraries also show a URL as its path and query only
     return re.sub(r"""(/[^\s'"<>?#]*)[?#][^\s'"<>]*""", r'\1', text)

@@ -78,7 +78,7 @@ def test_weights_out_of_reach_end_a_training_in_one_line(shapes, tmp_path):
     error = train(tmp_path, options)
     assert 'http://127.0.0.1:9/gcvit.pth.tar could not be downloaded' in error
     by_hand = tmp_path / 'torch/hub/checkpoints/gcvit.pth.tar'
-    assert f'put the file at {by_hand} by hand' in error
+    assert f'copy the file to {by_hand} manually' in error
 
 
 def empty(root):

@@ -95,7 +95,7 @@ def test_shards_refuse_a_checkpoint_of_another_size(train_in_forks, sharded):
     ours = [line for line in printed.splitlines() if line.startswith('error: ')]
     assert len(ours) == 2
     for line in ours:
-        assert 'epoch_3.pth is of another model: 174 tensors differ in size' in line
+        assert 'epoch_3.pth does not match the model: 174 tensors have mismatched shapes' in line
 
 
 def test_a_config_of_shards_is_tested_as_a_whole(evaluate, mask_rcnn, tmp_path):

@@ -68,14 +68,14 @@ def test_file_table_and_provenance(tool, published, tmp_path, nano):
     rows = [line.split('  ') for line in printed.splitlines() if 'kept' in line]
     (stem,) = [row for row in rows if row[0] == 'stem']
     assert stem[-1] == 'kept, as stem.*'
-    counted = [line for line in printed.splitlines() if 'kept' in line and 'of these' not in line]
+    counted = [line for line in printed.splitlines() if 'kept' in line and 'including' not in line]
     numbers = [[p for p in line.split('  ') if p.strip()][1:3] for line in counted]
     assert sum(int(n.replace(',', '')) for n, _ in numbers) == len(names)
     total = sum(tensor.numel() for tensor in read_checkpoint(out)['state_dict'].values())
     assert sum(int(p.replace(',', '')) for _, p in numbers) == total
     (index,) = [line for line in printed.splitlines() if 'relative_position_index' in line]
-    assert index.split()[1:] == ['1', 'left', 'out']
-    assert 'beside the weights: epoch, state_dict_ema, optimizer' in printed
+    assert index.split()[1:] == ['1', 'skipped']
+    assert 'other entries: epoch, state_dict_ema, optimizer' in printed
     assert printed.endswith(f'wrote {out}\n') and digest in printed
     loaded = GCViT(nano, window_size=(4, 4, 6, 4))
     assert torch.equal(maps(loaded, out)[-1], maps(model, source)[-1])
@@ -151,16 +151,14 @@ def test_options_of_the_command(tool, published, tmp_path):
     averaged = (model.state_dict()['stem.conv.bias'] + 1).bfloat16()
     assert torch.equal(state['stem.conv1.bias'], averaged)
     assert 'resized from windows 4 4 6 4 to 7 7 14 7' in printed
-    assert 'left out: backbone only' in printed
+    assert 'skipped: backbone only' in printed
 
 
 def test_timm_takes_the_file(tmp_path):
     model = GCViT('xxtiny', window_size=(7, 7, 14, 7), query_downsamples=(3, 2, 0, 0)).eval()
     torch.save(to_nvidia(model.state_dict()), tmp_path / 'nvidia.pth')
     conversion = convert_weights(tmp_path / 'nvidia.pth', tmp_path / 'timm.safetensors', 'timm')
-    assert any(
-        '6 left out: timm has no names for them' in group.became for group in conversion.groups
-    )
+    assert any('6 skipped: not in the timm layout' in group.became for group in conversion.groups)
     theirs = timm.create_model('gcvit_xxtiny', num_classes=0, checkpoint_path=str(conversion.out))
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
@@ -171,14 +169,14 @@ def test_timm_takes_the_file(tmp_path):
 @pytest.mark.parametrize(
     ('out', 'arguments', 'message'),
     [
-        ('w.txt', {}, r"has the ending '\.txt', which is not a known format"),
-        ('there.pth', {}, r'there\.pth exists and is not overwritten'),
+        ('w.txt', {}, r"has the suffix '\.txt', which is not supported"),
+        ('there.pth', {}, r'there\.pth already exists: remove it'),
         ('w.pth', {'to': 'jax'}, "to='jax' is not allowed: choose one of nvidia, timm, mmgcvit"),
         ('w.pth', {'dtype': 'int8'}, "dtype='int8' is not allowed"),
         ('w.pth', {'window_size': (7, 7)}, r'window_size=\(7, 7\) is not allowed'),
         ('w.pth', {'window_size': (100_000,)}, r'window_size=\(100000,\) is not allowed'),
         ('w.pth', {'window_size': (0,)}, r'window_size=\(0,\) is not allowed'),
-        ('w.pth', {'prefix': 'student'}, "prefix='student.' fits none"),
+        ('w.pth', {'prefix': 'student'}, "prefix='student.' matches none"),
     ],
 )
 def test_mistakes(published, tmp_path, out, arguments, message):
@@ -221,7 +219,7 @@ def test_whatever_the_meta_is(nano, tmp_path, meta, suffix):
 def test_values_that_the_new_type_cannot_hold_are_an_error(nano, tmp_path):
     state = {k: v * 1e6 for k, v in GCViT(nano, window_size=4).state_dict().items()}
     torch.save(state, tmp_path / 'x.pth')
-    with pytest.raises(UserError, match=r'NaN or infinity, in .* as float16'):
+    with pytest.raises(UserError, match=r'NaN or infinity in .* as float16'):
         convert_weights(tmp_path / 'x.pth', tmp_path / 'y.pth', dtype='float16')
     assert not (tmp_path / 'y.pth').exists()
 
@@ -238,7 +236,7 @@ def test_no_secret_of_an_address_is_published(published, server, tmp_path, monke
 
 def test_a_file_of_another_network_is_an_error(tmp_path):
     torch.save({'a': torch.zeros(1)}, tmp_path / 'a.pth')
-    with pytest.raises(UserError, match='holds no whole GC ViT backbone'):
+    with pytest.raises(UserError, match='does not contain a complete GC ViT backbone'):
         convert_weights(tmp_path / 'a.pth', tmp_path / 'w.pth')
 
 

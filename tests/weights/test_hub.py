@@ -32,7 +32,7 @@ def test_files_of_a_repository_are_downloaded_once(hub, tmp_path, log):
     assert fetch('hf://owner/repo/sub/w.pth') == path
     downloads = [path for method, path, _ in asked if method == 'GET']
     assert downloads == [f'/owner/repo/resolve/{name}/sub/w.pth' for name in ('main', 'v1.0')]
-    assert any(f'at {constants.ENDPOINT}, kept in {tmp_path}/cache' in line for line in log)
+    assert any(f'at {constants.ENDPOINT}, cached in {tmp_path}/cache' in line for line in log)
 
 
 @pytest.mark.parametrize('kind', ['safetensors', 'bin', 'both'])
@@ -54,7 +54,7 @@ def test_timms_models(hub, nano, kind):
 
 @pytest.mark.parametrize('source', ['hf://owner/repo/w.pth', 'timm://gcvit_none.in1k'])
 def test_what_is_not_there(hub, source):
-    with pytest.raises(UserError, match=r'could not be downloaded .*404.* as checkpoint'):
+    with pytest.raises(UserError, match=r'could not be downloaded .*404.* set checkpoint to'):
         fetch(source)
 
 
@@ -67,9 +67,9 @@ def test_an_offline_machine_uses_what_it_has_and_says_what_is_missing(
     began = time.monotonic()
     assert fetch('hf://owner/repo/w.pth') == path
     url = 'http://127.0.0.1:1/owner/repo/resolve/main/other.pth'
-    with pytest.raises(UserError, match='no answer from there') as error:
+    with pytest.raises(UserError, match='offline, and not in the cache') as error:
         fetch('hf://owner/repo/other.pth')
-    assert f'get {url} on a machine that can, copy it here' in str(error.value)
+    assert f'download {url} on a machine with network access, copy it here' in str(error.value)
     with pytest.raises(UserError, match=r'gcvit_tiny\.in1k/resolve/main/model\.safetensors'):
         fetch('timm://gcvit_tiny.in1k')
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
@@ -96,7 +96,7 @@ def test_a_silent_hub_is_given_up(point_to_hub, monkeypatch):
     monkeypatch.setattr(sources, 'TIMEOUT', 0.3)
     with socket.create_server(('127.0.0.1', 0)) as server:
         point_to_hub(server.getsockname()[1])
-        with pytest.raises(UserError, match='no answer from there'):
+        with pytest.raises(UserError, match='offline, and not in the cache'):
             fetch('hf://owner/repo/w.pth')
 
 

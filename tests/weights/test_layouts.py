@@ -93,7 +93,7 @@ def test_names_of_nvidias_classifier(nano):
 def test_timm_has_no_names_for_detectors_nor_for_the_first_norms(nano):
     state = {f'backbone.{k}': v for k, v in network(nano).items()}
     found = Checkpoint.from_state({**state, 'neck.weight': torch.zeros(1)}, 'here')
-    with pytest.raises(UserError, match=r"timm's layout has no names for .* like neck\.weight"):
+    with pytest.raises(UserError, match=r'the timm layout supports only .* like neck\.weight'):
         found.in_layout('timm')
     found.others.clear()
     norms = [name for name in found.in_layout('timm') if 'norm.' in name]

@@ -64,6 +64,6 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
             return os.mkdir, (str(tmp_path / 'ran'),)
 
     torch.save({'state_dict': {}, 'message_hub': Trap()}, tmp_path / 'trap.pth')
-    with pytest.raises(UserError, match=r'it names \S+\.mkdir'):
+    with pytest.raises(UserError, match=r'it refers to \S+\.mkdir'):
         publish_model(tmp_path / 'trap.pth', tmp_path / 'out.pth')
     assert not (tmp_path / 'ran').exists()

@@ -138,7 +138,9 @@ def test_nothing_in_a_tar_of_the_first_format_runs(tmp_path, canary, member):
 @pytest.mark.parametrize('inside', [('archive', 'data.pkl'), ('a/b', 'data.pkl'), ('', 'data.pkl')])
 def test_the_name_of_a_file_makes_it_no_safer(tmp_path, canary, name, inside):
     crafted.zip_file(tmp_path / name, crafted.payloads(canary)['os.system'], *inside)
-    with pytest.raises(UserError, match=r'it names os\.system' if inside[0] == 'archive' else None):
+    with pytest.raises(
+        UserError, match=r'it refers to os\.system' if inside[0] == 'archive' else None
+    ):
         read_checkpoint(tmp_path / name)
 
 
@@ -158,7 +160,7 @@ def test_two_pickles_in_one_archive_do_not_hide_one(tmp_path, canary):
 @pytest.mark.filterwarnings('ignore:.*torch.jit')
 def test_programs_are_refused(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'program.pt')
-    with pytest.raises(UserError, match='is a TorchScript program, which is not run'):
+    with pytest.raises(UserError, match='is a TorchScript program, which is not executed'):
         read_checkpoint(tmp_path / 'program.pt')
 
 
@@ -170,7 +172,7 @@ def test_a_program_behind_a_harmless_table_of_contents_is_refused(tmp_path):
     path = tmp_path / 'two_faces.pth'
     path.write_bytes(crafted.with_another_table((tmp_path / 'program.pt').read_bytes()))
     assert zipfile.ZipFile(path).namelist() == ['archive/version']
-    with pytest.raises(UserError, match='is a TorchScript program, which is not run'):
+    with pytest.raises(UserError, match='is a TorchScript program, which is not executed'):
         read_checkpoint(path)
     torch.save({'a': torch.ones(1)}, tmp_path / 'weights.pth')
     path.write_bytes(crafted.with_another_table((tmp_path / 'weights.pth').read_bytes()))
@@ -183,7 +185,7 @@ def test_a_program_behind_a_harmless_table_of_contents_is_refused(tmp_path):
 def test_numpy_is_told_no_lies(tmp_path, kind):
     """A type with a field of objects at no place made NumPy take bytes of the file for pointers."""
     crafted.zip_file(tmp_path / 'w.pth', crafted.dict_of(meta=crafted.array_of_pointers(kind)))
-    with pytest.raises(UserError, match=f'NumPy type .{kind}. is not one of plain numbers'):
+    with pytest.raises(UserError, match=f'NumPy dtype .{kind}. is not a plain number type'):
         read_checkpoint(tmp_path / 'w.pth')
 
 
@@ -207,7 +209,7 @@ def test_names_and_the_way_out_are_told(trap):
     with pytest.raises(UserError) as error:
         read_checkpoint(trap)
     message = str(error.value)
-    assert 'it names os.mkdir. ' in message and 'weights_only=False' not in message
+    assert 'it refers to os.mkdir. ' in message and 'weights_only=False' not in message
     if reading.TORCH_TAKES_GLOBALS:
         assert 'torch.serialization.add_safe_globals' in message
 
@@ -215,7 +217,7 @@ def test_names_and_the_way_out_are_told(trap):
 def test_all_names_are_told(tmp_path):
     torch.save([OrderedDict, pytest.approx, os.getcwd, np.linalg.norm], tmp_path / 'w.pth')
     with pytest.raises(
-        UserError, match=r'it names \S+approx, numpy\.linalg\S*\.norm, posix\.getcwd\. '
+        UserError, match=r'it refers to \S+approx, numpy\.linalg\S*\.norm, posix\.getcwd\. '
     ):
         read_checkpoint(tmp_path / 'w.pth')
 
@@ -263,7 +265,7 @@ def test_every_way_into_the_package_is_safe(trap, source, server, hub, tmp_path,
         lambda: convert_weights(checkpoint, tmp_path / 'out.pth'),
     ]
     for way in ways:
-        with pytest.raises(UserError, match=r'it names os\.mkdir'):
+        with pytest.raises(UserError, match=r'it refers to os\.mkdir'):
             way()
     assert not list(tmp_path.glob('out*'))
 
@@ -381,7 +383,7 @@ def test_a_changed_byte_is_found_by_its_checksum(tmp_path):
     content[content.index(torch.ones(4).numpy().tobytes()) + 20_000] ^= 1
     path.write_bytes(content)
     assert not torch.equal(torch.load(path, weights_only=True)['a'], torch.ones(10_000))
-    with pytest.raises(UserError, match=r'is damaged: .* has another checksum'):
+    with pytest.raises(UserError, match=r'is damaged: checksum mismatch in '):
         read_checkpoint(path)
 
 

@@ -37,23 +37,23 @@ def test_paths_and_file_urls(tmp_path, monkeypatch):
     [
         ('/nowhere/w.pth', 'does not exist'),
         ('/', 'is a folder'),
-        ('s3://bucket/w.pth', 's3:// is not known'),
-        ('open-mmlab://resnet50', 'open-mmlab:// is not known'),
-        ('hf://owner/repo', r'give hf://OWNER/REPO/FILE or hf://OWNER/REPO@REVISION/FILE'),
+        ('s3://bucket/w.pth', 's3:// is not supported'),
+        ('open-mmlab://resnet50', 'open-mmlab:// is not supported'),
+        ('hf://owner/repo', r'use hf://OWNER/REPO/FILE or hf://OWNER/REPO@REVISION/FILE'),
         ('timm://', 'such as timm://gcvit_tiny.in1k'),
         ('timm://timm/gcvit_tiny', 'such as timm://gcvit_tiny.in1k'),
-        ('~nouser/w.pth', '~nouser/w.pth does not exist, as ~nouser is not a user.* give the path'),
-        ('/' + 'w' * 300, 'cannot be read .File name too long.: give the path'),
-        ('file://elsewhere/w.pth', "file://elsewhere/w.pth' .* the machine 'elsewhere'.* a path"),
-        ('file://~/w.pth', "it names the machine '~'"),
-        ('http://h/a%00b.pth', 'http://h/a%00b.pth.* control characters; give a URL such as'),
-        ('http://h/a b.pth', 'it has spaces or control characters; give a URL such as'),
-        ('http://[::1/a', 'http://.*its host or port cannot be read; give a URL such as'),
+        ('~nouser/w.pth', '~nouser/w.pth does not exist .~nouser is not a user.* specify the path'),
+        ('/' + 'w' * 300, 'cannot be read .File name too long.: specify the path'),
+        ('file://elsewhere/w.pth', "file://elsewhere/w.pth' .* the host 'elsewhere'.* a path"),
+        ('file://~/w.pth', "got the host '~'"),
+        ('http://h/a%00b.pth', 'http://h/a%00b.pth.* control characters; use a URL such as'),
+        ('http://h/a b.pth', 'it contains spaces or control characters; use a URL such as'),
+        ('http://[::1/a', 'http://.*its host or port is invalid; use a URL such as'),
         (
             'http://h:99999/a',
-            'http://h:99999/a.*its host or port cannot be read; give a URL such as',
+            'http://h:99999/a.*its host or port is invalid; use a URL such as',
         ),
-        ('http:///a', 'its host or port is missing; give a URL such as'),
+        ('http:///a', 'its host or port is missing; use a URL such as'),
     ],
 )
 def test_sources_that_cannot_be_had(source, reason):
@@ -71,7 +71,7 @@ def test_a_url_is_downloaded_once_and_said_so(server, tmp_path, monkeypatch, log
     assert asked == ['/weights.pth']
     assert (read_checkpoint(first)['a'] == 1).all()
     assert f'downloading {url} to {first}' in log
-    assert any('taken from' in message for message in log)
+    assert any('using the cached weights of' in message for message in log)
 
 
 def test_a_url_out_of_reach_says_where_to_put_the_file(server, tmp_path, monkeypatch):
@@ -81,14 +81,14 @@ def test_a_url_out_of_reach_says_where_to_put_the_file(server, tmp_path, monkeyp
     for url in (f'{address}/missing.pth', 'http://127.0.0.1:1/missing.pth'):
         with pytest.raises(UserError, match='could not be downloaded') as error:
             fetch(url)
-        assert f'put the file at {place} by hand' in str(error.value)
+        assert f'copy the file to {place} manually' in str(error.value)
     assert not place.exists()
 
 
 def test_a_download_that_is_cut_leaves_nothing_behind(server, tmp_path, monkeypatch):
     address, _, _ = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
-    with pytest.raises(UserError, match='2 of 1000 bytes came'):
+    with pytest.raises(UserError, match='received 2 of 1000 bytes'):
         fetch(f'{address}/cut.pth')
     assert not (tmp_path / 'hub' / 'checkpoints' / 'cut.pth').exists()
 
@@ -156,7 +156,7 @@ def test_the_second_of_two_urls_of_one_name_can_be_put_there_by_hand(tmp_path, m
     url = 'http://127.0.0.1:1/w.pth'
     with pytest.raises(UserError, match='could not be downloaded') as error:
         fetch(url)
-    place = Path(str(error.value).split('put the file at ')[1].split(' by hand')[0])
+    place = Path(str(error.value).split('copy the file to ')[1].split(' manually')[0])
     place.write_text('by hand')
     assert fetch(url) == place != first
 
@@ -189,7 +189,7 @@ def test_secrets_of_a_url_are_neither_shown_nor_written(server, tmp_path, monkey
     for signature in ('s3cr3t1', 's3cr3t2', 's3cr3t2'):
         path = fetch(f'{address}/w.pth?X-Amz-Signature={signature}#s3cr3t')
     assert any(f'downloading {address}/w.pth to' in message for message in log)
-    assert any(f'weights of {address}/w.pth are taken from {path}' in message for message in log)
+    assert any(f'using the cached weights of {address}/w.pth: {path}' in message for message in log)
     files = [path for path in (tmp_path / 'hub').rglob('*') if path.is_file()]
     shown = [*log, *capfd.readouterr(), *map(str, files), *(f.read_bytes() for f in files)]
     assert 's3cr3t' not in str(shown)
@@ -235,7 +235,9 @@ def test_a_digest_that_differs_shows_no_secrets(server, tmp_path, monkeypatch):
     address, folder, _ = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     (folder / 'w.pth').write_bytes(b'x')
-    with pytest.raises(UserError, match=f'from {address}/w.pth, has the SHA-256'):
+    with pytest.raises(
+        UserError, match=f'SHA-256 mismatch for .* .from {address}/w.pth.: expected'
+    ):
         fetch(f'{address}/w.pth?s3cr3t', sha256='0' * 64)
 
 

@@ -34,7 +34,7 @@ def test_last_map_is_timms(timm_model, batch, tmp_path, log):
     assert found.shape == wanted.shape
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-5
     # all but the norms of the first three maps, which a classifier does not have
-    (line,) = [message for message in log if 'tensors taken' in message]
-    assert '224 tensors taken, 0 of them resized' in line
-    assert '6 left at their initial value (norm0.weight' in line
-    assert '2 of the file dropped' in line
+    (line,) = [message for message in log if ': loaded ' in message]
+    assert 'loaded 224 tensors (0 resized' in line
+    assert '6 kept at initialization: norm0.weight' in line
+    assert '2 unexpected tensors ignored' in line

@@ -109,7 +109,7 @@ def test_two_networks_in_a_file_are_chosen_by_prefix(tmp_path, nano, source):
     model, _ = load(tmp_path, nano, state, prefix='ema')
     assert torch.equal(model.norm3.bias, source.norm3.bias + 1)
     student = {f'student.{k}': v for k, v in source.state_dict().items()}
-    with pytest.raises(UserError, match=r"choose one with prefix='student\.'"):
+    with pytest.raises(UserError, match=r"select one with prefix='student\.'"):
         load(tmp_path, nano, student)
     # names without any prefix are chosen by an empty one
     both = {**source.state_dict(), **student, **{f'ema.{k}': v for k, v in student.items()}}
@@ -156,7 +156,7 @@ def test_networks_of_other_kinds_are_matched_by_name():
     assert not found.dropped
     table = 'module.backbone.layers.0.attn.relative_position_bias_table'
     state[table] = torch.rand(81, 2)
-    with pytest.raises(UserError, match=r'1 tensor differs in size: backbone\.layers\.0'):
+    with pytest.raises(UserError, match=r'1 tensor has a mismatched shape: backbone\.layers\.0'):
         fit(Checkpoint.from_state(state, 'here'), shapes)
 
 

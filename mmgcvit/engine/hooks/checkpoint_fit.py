@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to the model that it is loaded into."""
+"""Check that a checkpoint matches the model that it is loaded into."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,15 +21,15 @@ from ...weights.sources import public_name
 
 @HOOKS.register_module()
 class CheckpointFitHook(Hook):
-    """Refuse a checkpoint of another network, which mmengine would load in part and go on.
+    """Reject checkpoints of a different network. mmengine would load them partially.
 
-    A resumed training and a test need every tensor of the model in its size. A training that begins
-    from ``load_from`` may differ in its heads, for example for other classes, but not in the rest,
-    and position biases are resized to its windows. A resumed training needs the state of its
-    optimizer and schedule, too.
+    Resuming and testing need every tensor of the model with a matching shape. Training that starts
+    from ``load_from`` may have different heads, for example for other classes. All other tensors
+    must match, and position biases are resized to the window sizes of the model. Resuming also
+    needs the state of the optimizer and of the schedule.
 
-    The tensors get the model's own names, whatever the layout of a GC ViT backbone in the file and
-    whatever wrappers the file and the model have.
+    The tensors are renamed to the names in the model. The file may have any layout of a GC ViT
+    backbone, and both the file and the model may have wrappers.
     """
 
     # before the hooks that copy the tensors, such as EMAHook
@@ -49,7 +49,7 @@ class CheckpointFitHook(Hook):
         )
         fitted = fit(found, _sizes(runner.model), resize=begins, heads_may_differ=begins)
         report(found, fitted)
-        # in place: the metadata and what is not a tensor stay
+        # only tensors are replaced; metadata and other entries are kept
         state = checkpoint.setdefault('state_dict', {})
         for name in [name for name, value in state.items() if isinstance(value, Tensor)]:
             del state[name]
@@ -57,24 +57,24 @@ class CheckpointFitHook(Hook):
 
 
 def _require_state(checkpoint: Mapping[str, Any], source: str, scheduled: bool) -> None:
-    """Refuse a checkpoint of weights alone, with which mmengine would restart the schedule."""
+    """Reject a checkpoint without training state. mmengine would restart the schedule."""
     needed = ['optimizer', 'message_hub', *(['param_schedulers'] if scheduled else [])]
     missing = [part for part in needed if part not in checkpoint]
     if missing:
         raise UserError(
-            f'{source} cannot be resumed from: it has no {", ".join(missing)}, which best_*.pth, '
-            'published files and those of CheckpointHook(save_optimizer=False) lack: resume from '
-            'an epoch_N.pth or iter_N.pth, or begin from the weights alone, without --resume and '
-            f'with --cfg-options load_from={source}'
+            f'cannot resume from {source}: it lacks {", ".join(missing)}. best_*.pth, published '
+            'files and files of CheckpointHook(save_optimizer=False) have no training state. Use '
+            'epoch_N.pth or iter_N.pth, or start from the weights, without --resume and with '
+            f'--cfg-options load_from={source}'
         )
 
 
 def _sizes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a model; a collective call if it is sharded."""
+    """Return the shape of every tensor in a model. For a sharded model, a collective call."""
     if not isinstance(model, FullyShardedDataParallel):
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         return shapes_of(model.state_dict())
-    # of all processes or, where the first one alone gathers whole tensors, of that one
+    # only the first process has the shapes if it alone gathers the full state dict
     sizes = all_gather_object(shapes_of(model.state_dict()))
     return sizes[get_rank()] or sizes[0]
