@@ -1,10 +1,10 @@
-"""Write the weights of a GC ViT file in the layout of another release.
+"""Convert a weights file of GC ViT to the layout of another release.
 
 python tools/convert_weights.py gcvit_1k_tiny.pth.tar gcvit_tiny.safetensors --window 24
 
 IN is a path, a URL, hf://OWNER/REPO/FILE or timm://MODEL, in the layout of NVIDIA, timm or mmgcvit:
-a backbone, a classifier, a detector or a segmentor. The ending of OUT determines its format.
-Nothing in IN is executed, and OUT is not overwritten. See docs/weights.md for layouts and sources.
+a backbone, a classifier, a detector or a segmentor. The suffix of OUT determines its format.
+No code in IN is executed, and OUT must not exist. See docs/weights.md for layouts and sources.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('source', metavar='IN', help='path or URL of a weights file')
-    parser.add_argument('out', metavar='OUT', help='the file to write: .safetensors, .pth or .pt')
+    parser.add_argument('out', metavar='OUT', help='output file (.safetensors, .pth or .pt)')
     parser.add_argument(
         '--to',
         choices=list(LAYOUTS)[::-1],
@@ -34,21 +34,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=int,
         nargs='+',
         metavar='W',
-        help='resize position biases to windows of W x W tokens; one W for all stages or one each',
+        help='resize position biases to windows of W x W tokens: one W, or one per stage',
     )
     parser.add_argument(
-        '--dtype', choices=list(DTYPES), help='type of the tensors (default: unchanged)'
+        '--dtype', choices=list(DTYPES), help='dtype of the tensors (default: unchanged)'
     )
     parser.add_argument(
-        '--backbone-only', action='store_true', help='leave out heads, necks and classifiers'
+        '--backbone-only',
+        action='store_true',
+        help='write only the backbone, without necks and heads',
     )
     parser.add_argument(
-        '--prefix', help="what the names of IN's backbone begin with, if several networks are in IN"
+        '--prefix',
+        help="prefix of the backbone's parameter names, if IN contains several networks",
     )
     parser.add_argument(
-        '--ema', action='store_true', help='take the weights averaged over the training'
+        '--ema', action='store_true', help='use the EMA weights (exponential moving average)'
     )
-    parser.add_argument('--sha256', help='digest that IN must have (64 hexadecimal digits)')
+    parser.add_argument('--sha256', help='expected SHA-256 of IN, 64 hexadecimal digits')
     args = vars(parser.parse_args(argv))
     conversion = convert_weights(args.pop('source'), args.pop('out'), **args)
     rows = [('tensors', 'number', 'parameters', 'result')]

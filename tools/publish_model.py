@@ -1,10 +1,10 @@
-"""Write the weights of a training's checkpoint to a file that any program can read.
+"""Write the weights of a training checkpoint to a file that any program can read.
 
 python tools/publish_model.py work_dirs/CONFIG_NAME/epoch_36.pth weights.pth
 
-writes weights-1a2b3c4d.pth, whose name ends in its own hash, and prints the name. Nothing in the
-checkpoint is executed. The new file has the weights and class names, a third of the checkpoint's
-size. A training cannot be resumed from it.
+writes weights-1a2b3c4d.pth, with the first digits of its hash in the name, and prints the name. No
+code in the checkpoint is executed. The new file contains the weights and class names, and its size
+is a third of the checkpoint's. It cannot be used to resume training.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('checkpoint', help='path or URL of a checkpoint')
-    parser.add_argument('out', help='the file to write; 8 digits of its hash are added to its name')
+    parser.add_argument('out', help='output file; 8 digits of its hash are added to the name')
     args = parser.parse_args(argv)
     print(publish_model(check_checkpoint(args.checkpoint), args.out))
 
