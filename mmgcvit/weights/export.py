@@ -251,8 +251,8 @@ def publish_model(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path
         checkpoint: Path or URL. No code in the file is executed.
         out: Output file. The first 8 digits of its SHA-256 are added to its name: ``weights.pth``
             becomes ``weights-1a2b3c4d.pth``. torch.hub checks downloads against these digits. The
-            file has the checkpoint's ``state_dict`` and ``meta``, from which mmdet and mmseg read
-            the class names.
+            file has the checkpoint's ``state_dict`` and ``meta``. mmdet and mmseg read the class
+            names from ``meta``.
 
     Returns:
         The file written.

@@ -205,7 +205,7 @@ def _require_backbone(checkpoint: Checkpoint, target: _Target) -> None:
     if checkpoint.layout is None:
         raise UserError(
             f'{source} does not contain a GC ViT backbone: it has names like '
-            f'{sample(checkpoint.others)}, but expected names like '
+            f'{sample(checkpoint.others)}, and the model has names like '
             f'{sample(target.names.values())}; use a file in the layout of NVIDIA, timm or '
             'mmgcvit, and set prefix if the backbone is part of a larger model'
         )

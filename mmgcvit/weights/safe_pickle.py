@@ -92,7 +92,7 @@ def _nothing(*_: Any) -> None:
 
 
 def _named(target: Callable, path: str) -> Callable:
-    """Return a class or function with the given path, by which torch.load finds it."""
+    """Return a class or function that torch.load identifies by the given path."""
     module, name = path.rsplit('.', 1)
     if isinstance(target, type):
         return type(name, (target,), {'__module__': module})
