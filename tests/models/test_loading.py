@@ -1,4 +1,4 @@
-"""Every way to load weights gives the same values and resizes tables to the model's windows."""
+"""All ways to load weights give the same values and resize tables to the model's windows."""
 
 import copy
 import hashlib
@@ -20,7 +20,7 @@ from mmgcvit.ops import resize_bias_table
 
 TABLE = 'relative_position_bias_table'
 WINDOWS, OTHER_WINDOWS = 4, (4, 6, 4, 3)
-# number of blocks in the stages with other window sizes
+# number of blocks in the stages with different window sizes
 RESIZED = 1 + 2
 
 
@@ -82,7 +82,7 @@ def assert_loaded(model, state):
 @WAYS
 @STRICT
 @pytest.mark.parametrize('place', ['alone', 'backbone', 'deeper', 'wrapped'])
-def test_tables_of_other_windows_are_resized(load, strict, place, state, tmp_path, log):
+def test_tables_for_different_window_sizes_are_resized(load, strict, place, state, tmp_path, log):
     model = backbone(2, OTHER_WINDOWS)
     if place == 'backbone':
         whole, prefix = Detector(model), 'backbone.'
@@ -107,14 +107,14 @@ def test_tables_of_other_windows_are_resized(load, strict, place, state, tmp_pat
 
 @WAYS
 @STRICT
-def test_tables_of_equal_windows_are_loaded_unchanged(load, strict, state, tmp_path, log):
+def test_tables_for_the_same_window_sizes_are_loaded_unchanged(load, strict, state, tmp_path, log):
     model = backbone(2, WINDOWS)
     load(model, OrderedDict(state), tmp_path / 'file.pth', strict)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
     assert not any('position bias tables' in line for line in log)
 
 
-def test_outputs_are_those_of_a_model_with_these_tables(state):
+def test_outputs_equal_those_of_a_model_with_these_tables(state):
     model, wanted = backbone(2, OTHER_WINDOWS).eval(), backbone(3, OTHER_WINDOWS).eval()
     model.load_state_dict(state)
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_tables_are_resized_to_the_windows_of_a_copy(duplicate, state):
     twin.load_state_dict(state)
     assert_loaded(twin, state)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
-    # the windows of the copy count, not those of the original
+    # tables are resized to the window sizes of the copy, not of the original
     attention = twin.stages[0].blocks[0].attn
     attention.relative_position_bias_table = nn.Parameter(torch.zeros(81, 1))
     twin.load_state_dict(state)
@@ -160,7 +160,7 @@ def test_tables_are_resized_to_the_windows_of_a_copy(duplicate, state):
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
-def test_tables_of_other_types_are_resized_and_cast(dtype, state):
+def test_tables_of_different_dtypes_are_resized_and_cast(dtype, state):
     model = backbone(2, OTHER_WINDOWS)
     model.load_state_dict({name: value.to(dtype) for name, value in state.items()})
     for name, value in model.state_dict().items():
@@ -209,7 +209,7 @@ def test_missing_and_unexpected_names_are_reported(state):
     assert (missing, unexpected) == ([f'{BLOCK}.{TABLE}'], [f'stages.7.{TABLE}'])
 
 
-def test_names_shapes_and_order_are_those_of_version_0_1():
+def test_names_shapes_and_order_equal_those_of_version_0_1():
     """Weights are matched by name, but optimizer states in checkpoints by parameter order."""
     lines = []
     with torch.device('meta'):

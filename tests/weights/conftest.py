@@ -1,4 +1,4 @@
-"""Servers on this machine that weights are downloaded from."""
+"""Local servers from which the tests download weights."""
 
 import functools
 import hashlib
@@ -12,12 +12,12 @@ from huggingface_hub import file_download as hub_download
 
 @pytest.fixture
 def server(tmp_path):
-    """A real web server on this machine: its address, folder and the paths asked for."""
-    asked = []
+    """A local web server. Yields its address, its folder and the list of requested paths."""
+    requested = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requested.append(self.path)
             if self.path == '/cut.pth':
                 self.do_HEAD()
                 self.wfile.write(b'PK')
@@ -39,13 +39,13 @@ def server(tmp_path):
     handler = functools.partial(Handler, directory=str(folder))
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f'http://127.0.0.1:{running.server_port}', folder, asked
+        yield f'http://127.0.0.1:{running.server_port}', folder, requested
         running.shutdown()
 
 
 @pytest.fixture
 def point_to_hub(tmp_path, monkeypatch):
-    """Do what the variables HF_ENDPOINT and HF_HOME do, which are read at import."""
+    """Set what HF_ENDPOINT and HF_HOME set, which huggingface_hub reads at import."""
 
     def point_to(port):
         address = f'http://127.0.0.1:{port}'
@@ -60,8 +60,8 @@ def point_to_hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hub(tmp_path, point_to_hub):
-    """A stand-in for the Hugging Face Hub: a folder of OWNER/REPO/REVISION/FILE, what was asked."""
-    folder, asked = tmp_path / 'hub', []
+    """A local Hugging Face Hub. Yields its folder of OWNER/REPO/REVISION/FILE and the requests."""
+    folder, requested = tmp_path / 'hub', []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = 'HTTP/1.1'
@@ -75,7 +75,7 @@ def hub(tmp_path, point_to_hub):
         def answer(self):
             path = folder / self.path.strip('/').replace('/resolve', '')
             if path.is_file():
-                asked.append((self.command, self.path, self.headers.get('Range')))
+                requested.append((self.command, self.path, self.headers.get('Range')))
                 content = path.read_bytes()
                 self.send_response(200)
                 self.send_header('ETag', f'"{hashlib.sha256(content).hexdigest()}"')
@@ -95,5 +95,5 @@ def hub(tmp_path, point_to_hub):
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         point_to_hub(server.server_port)
-        yield folder, asked
+        yield folder, requested
         server.shutdown()

@@ -1,4 +1,4 @@
-"""Files that run code when they are unpickled: each would make a folder, the canary."""
+"""Files that execute code when unpickled. Each would create a folder, the canary."""
 
 import io
 import pickle
@@ -42,21 +42,21 @@ def getattr_of(target, *names):
 
 
 def exec_of(function, *names):
-    """Reach exec from a function, or from a class by names in it, by getattr alone."""
+    """Reach exec from a function, or from an attribute of a class, with getattr only."""
     scope = getattr_of(function, *names, '__globals__', '__getitem__')
     return call(getattr_of(call(scope, text('__builtins__')), '__getitem__'), text('exec'))
 
 
 def encoded(content):
-    """Bytes, as Python writes them in this protocol."""
+    """Bytes, as Python stores them in this protocol."""
     return call(named('_codecs.encode'), text(content.decode('latin1')), text('latin1'))
 
 
 def calling_history(function, argument):
-    """A HistoryBuffer whose own state setter calls a function.
+    """A HistoryBuffer whose ``__setstate__`` calls a function.
 
-    It ends in ``self._statistics_methods.update(state['statistics_methods'])``, and attributes of
-    the instance come before those of the class.
+    The method ends with ``self._statistics_methods.update(state['statistics_methods'])``, and
+    instance attributes have precedence over class attributes.
     """
     methods = empty_instance(HISTORY) + dict_of(update=function) + b'b'
     hooked = dict_of(
@@ -67,7 +67,7 @@ def calling_history(function, argument):
 
 
 def zipped(body, folder='archive', name='data.pkl'):
-    """A file of torch.save's format whose pickle is these opcodes."""
+    """A file in torch.save's format whose pickle consists of these opcodes."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, 'w') as archive:
         archive.writestr(f'{folder}/{name}', b'\x80\x02' + body + b'.')
@@ -77,10 +77,10 @@ def zipped(body, folder='archive', name='data.pkl'):
 
 
 def with_another_table(content):
-    """Add a second table of contents, with one harmless entry, to a file of torch.save's format.
+    """Add a second table of contents, with one harmless entry, to a file in torch.save's format.
 
-    It has two ends of the kind for large archives. The record behind them leads to the first one,
-    which torch follows; Python's zipfile takes the one that stands before the record.
+    The result has two zip64 end records and one locator after them. torch follows the locator to
+    the first end record. Python's zipfile uses the end record directly before the locator.
     """
     end = content.rfind(b'PK\5\6')
     number, size, start = struct.unpack('<HII', content[end + 10 : end + 20])
@@ -113,7 +113,7 @@ def zip_file(path, *arguments):
 
 
 def payloads(canary):
-    """Opcodes, by what they try, that make a folder if nobody stops them."""
+    """Opcodes that create the canary folder unless they are rejected, by attack."""
     mkdir = call(named('os.mkdir'), text(canary))
     source = text(f'__import__("os").mkdir({str(canary)!r})')
     command = text(f'mkdir {canary}')
@@ -193,7 +193,7 @@ def payloads(canary):
 
 
 def array_of_pointers(kind):
-    """A NumPy array whose type has a field of objects, with bytes of the file for pointers."""
+    """A NumPy array whose dtype has an object field, with bytes of the file as pointers."""
     objects = call(named('numpy.dtype'), text('O8'))
     field = b'}' + text('a') + objects + b'K\x00\x86s'
     state = b'(K\x03' + text('|') + b'N' + text('a') + b'\x85' + field + b'K\x08K\x01K\x00t'
@@ -206,13 +206,13 @@ def array_of_pointers(kind):
 
 
 def doubled(times):
-    """A pair of one pair twice, of one pair twice...: few bytes whose text fills the memory."""
-    # each opcode is one that torch's reader knows, too
+    """A nested pair of identical pairs: a few bytes whose text fills the memory."""
+    # torch's reader also accepts all of these opcodes
     return b']' + b''.join(b'q' + bytes([i]) + b'h' + bytes([i]) + b'\x86' for i in range(times))
 
 
 def bombs():
-    """Opcodes that fill time or memory if they are obeyed."""
+    """Opcodes that take excessive time or memory if they are executed."""
     history = dict_of(_log_history=doubled(40), _count_history=doubled(40))
     return {
         'call of a long text': doubled(40) + b')R',
@@ -238,14 +238,14 @@ PLACES = {
 
 
 def legacy_file(path, body, position=3):
-    """Write a file of torch.save's old format: five pickles in a row, one of them these opcodes."""
+    """Write a file of torch.save's old format, with these opcodes as one of its five pickles."""
     file = io.BytesIO()
     torch.save({'a': torch.zeros(1)}, file, _use_new_zipfile_serialization=False)
     file.seek(0)
     pickles = []
     for _ in range(3):
         start = file.tell()
-        pickle.load(file)  # a magic number, the protocol, the machine: of our own making
+        pickle.load(file)  # magic number, protocol and machine, which are safe to unpickle
         pickles.append(file.getvalue()[start : file.tell()])
     pickles += [pickle.dumps({}, 2), pickle.dumps([], 2)]
     pickles[position] = b'\x80\x02' + body + b'.'

@@ -1,4 +1,4 @@
-"""tools/convert_weights.py: files in other layouts, with the same network in them."""
+"""tools/convert_weights.py writes the same network in other layouts."""
 
 import argparse
 import errno
@@ -33,7 +33,7 @@ def tool(load_tool, capsys):
 
 @pytest.fixture
 def published(nano, tmp_path):
-    """A file like NVIDIA's, of a network with random weights, and the network."""
+    """A file in NVIDIA's format of a network with random weights, and the network."""
     model = GCViT(nano, window_size=(4, 4, 6, 4), out_indices=(3,)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -83,7 +83,7 @@ def test_file_table_and_provenance(tool, published, tmp_path, nano):
 
 @pytest.mark.parametrize('suffix', ['.safetensors', '.pth', '.pt'])
 @pytest.mark.parametrize('layout', ['nvidia', 'timm', 'mmgcvit'])
-def test_there_and_back_is_the_same_file(published, tmp_path, layout, suffix):
+def test_round_trips_are_exact(published, tmp_path, layout, suffix):
     source, _ = published
     there, back = tmp_path / f'there{suffix}', tmp_path / f'back{suffix}'
     convert_weights(source, there, layout)
@@ -94,11 +94,11 @@ def test_there_and_back_is_the_same_file(published, tmp_path, layout, suffix):
     assert found['state_dict'].keys() == expected.keys()
     assert all(torch.equal(found['state_dict'][name], t) for name, t in expected.items())
     assert second['source'] == there.name and second['source_layout'] == layout
-    # of the first source
+    # the license of the first source
     assert 'CC BY-NC-SA 4.0' in second['licence']
 
 
-def test_a_file_for_torch_names_no_class(published, tmp_path):
+def test_pth_files_contain_only_plain_values(published, tmp_path):
     out = tmp_path / 'w.pth'
     convert_weights(published[0], out)
     content = torch.load(out, weights_only=True)
@@ -154,7 +154,7 @@ def test_options_of_the_command(tool, published, tmp_path):
     assert 'skipped: backbone only' in printed
 
 
-def test_timm_takes_the_file(tmp_path):
+def test_timm_loads_the_file(tmp_path):
     model = GCViT('xxtiny', window_size=(7, 7, 14, 7), query_downsamples=(3, 2, 0, 0)).eval()
     torch.save(to_nvidia(model.state_dict()), tmp_path / 'nvidia.pth')
     conversion = convert_weights(tmp_path / 'nvidia.pth', tmp_path / 'timm.safetensors', 'timm')
@@ -206,7 +206,7 @@ def loop():
     ],
     ids=str,
 )
-def test_whatever_the_meta_is(nano, tmp_path, meta, suffix):
+def test_unusual_metadata(nano, tmp_path, meta, suffix):
     state = GCViT(nano, window_size=4).state_dict()
     torch.save({'state_dict': state, 'meta': meta}, tmp_path / 'x.pth')
     out = convert_weights(tmp_path / 'x.pth', tmp_path / f'y{suffix}').out
@@ -216,7 +216,7 @@ def test_whatever_the_meta_is(nano, tmp_path, meta, suffix):
     torch.load(publish_model(tmp_path / 'x.pth', tmp_path / 'z.pth'), weights_only=True)
 
 
-def test_values_that_the_new_type_cannot_hold_are_an_error(nano, tmp_path):
+def test_values_out_of_range_of_the_dtype_are_an_error(nano, tmp_path):
     state = {k: v * 1e6 for k, v in GCViT(nano, window_size=4).state_dict().items()}
     torch.save(state, tmp_path / 'x.pth')
     with pytest.raises(UserError, match=r'NaN or infinity in .* as float16'):
@@ -224,7 +224,7 @@ def test_values_that_the_new_type_cannot_hold_are_an_error(nano, tmp_path):
     assert not (tmp_path / 'y.pth').exists()
 
 
-def test_no_secret_of_an_address_is_published(published, server, tmp_path, monkeypatch):
+def test_credentials_in_a_url_are_not_published(published, server, tmp_path, monkeypatch):
     address, folder, _ = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     (folder / 'w.pth').write_bytes(published[0].read_bytes())
@@ -234,7 +234,7 @@ def test_no_secret_of_an_address_is_published(published, server, tmp_path, monke
     assert b'SECRET' not in conversion.out.read_bytes()
 
 
-def test_a_file_of_another_network_is_an_error(tmp_path):
+def test_a_file_of_a_different_network_is_an_error(tmp_path):
     torch.save({'a': torch.zeros(1)}, tmp_path / 'a.pth')
     with pytest.raises(UserError, match='does not contain a complete GC ViT backbone'):
         convert_weights(tmp_path / 'a.pth', tmp_path / 'w.pth')
@@ -269,10 +269,10 @@ sides = st.integers(1, 9)
     suffix=st.sampled_from(['.safetensors', '.pth']),
     seed=st.integers(0, 99),
 )
-def test_outputs_are_those_of_the_source(
+def test_outputs_equal_those_of_the_source(
     tmp_path_factory, dim, depths, ratio, scale, windows, new, layout, suffix, seed
 ):
-    """Whatever the size, the windows before and those of the model that loads it."""
+    """For any size, with any window sizes of the source and of the model that loads it."""
     folder = tmp_path_factory.mktemp('property')
     arch = dict(embed_dims=4 * dim, depths=depths, num_heads=(1, 2, 2, 4), mlp_ratio=ratio)
     arch['layer_scale_init_value'] = scale

@@ -1,4 +1,4 @@
-"""Mutated files: a clear error, or what is in the file, never anything else."""
+"""Mutated files either cause a clear error or load exactly the tensors in the file."""
 
 import io
 import random
@@ -36,7 +36,7 @@ def written(state, form):
 
 
 def read_plainly(content, form):
-    """What the format's own reader says is in a file."""
+    """Read a file with the standard reader of its format."""
     if form == 'safetensors':
         return load_safetensors(content)
     return torch.load(io.BytesIO(content), weights_only=True)['state_dict']
@@ -44,7 +44,7 @@ def read_plainly(content, form):
 
 @pytest.fixture(scope='module')
 def files():
-    """A small network's file, by format and layout; the network's own state."""
+    """Files of a small network by format and layout, and the network's state dict."""
     torch.manual_seed(0)
     model = GCViT(ARCH, window_size=2, out_indices=(3,))
     state = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -58,7 +58,7 @@ def model():
 
 
 def load(model, path, content):
-    """Load a file; return whether it was, and make sure that it was not if that is an error."""
+    """Return whether a file was loaded. If not, check the error and that the model is unchanged."""
     path.write_bytes(content)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -81,7 +81,7 @@ def assert_holds(model, state):
 def changes(draw):
     """A function that changes a few bytes of a file."""
     kind = draw(st.sampled_from(['flip', 'set', 'cut', 'insert', 'remove', 'double', 'swap']))
-    # the ends are where most of a file's structure is
+    # most of a file's structure is at its ends
     place = draw(st.floats(0, 1) | st.floats(0, 0.02) | st.floats(0.98, 1))
     amount = draw(st.integers(1, 64))
     value = draw(st.integers(0, 255))
@@ -131,7 +131,7 @@ def test_changed_bytes(files, model, tmp_path, form, reader, monkeypatch):
         results.append(loaded)
         if not loaded:
             assert changed != whole
-        elif form == 'zip':  # whose checksums tell
+        elif form == 'zip':  # checksums detect every change of a tensor
             assert_holds(model, original)
         else:
             state = read_plainly(changed, form)
@@ -195,7 +195,7 @@ def test_changed_contents(files, model, tmp_path):
         if loaded:
             found = Checkpoint.from_state(state, 'the edited file').backbone
             for name, tensor in model.state_dict().items():
-                if tensor.shape != found[name].shape:  # that of another window
+                if tensor.shape != found[name].shape:  # a table for a different window size
                     assert name.endswith('bias_table')
                 else:
                     assert torch.equal(tensor, found[name].float())

@@ -1,4 +1,4 @@
-"""hf:// and timm://, through the real huggingface_hub and a stand-in for its server."""
+"""hf:// and timm://, with the real huggingface_hub and a local server."""
 
 import socket
 import sys
@@ -22,7 +22,7 @@ def put(folder, name, state, save=torch.save):
 
 
 def test_files_of_a_repository_are_downloaded_once(hub, tmp_path, log):
-    folder, asked = hub
+    folder, requested = hub
     put(folder, 'owner/repo/main/sub/w.pth', {'a': torch.ones(1)})
     put(folder, 'owner/repo/v1.0/sub/w.pth', {'a': torch.zeros(1)})
     path = fetch('hf://owner/repo/sub/w.pth')
@@ -30,13 +30,13 @@ def test_files_of_a_repository_are_downloaded_once(hub, tmp_path, log):
     assert read_checkpoint(path)['a'] == 1
     assert read_checkpoint(fetch('hf://owner/repo@v1.0/sub/w.pth'))['a'] == 0
     assert fetch('hf://owner/repo/sub/w.pth') == path
-    downloads = [path for method, path, _ in asked if method == 'GET']
+    downloads = [path for method, path, _ in requested if method == 'GET']
     assert downloads == [f'/owner/repo/resolve/{name}/sub/w.pth' for name in ('main', 'v1.0')]
     assert any(f'at {constants.ENDPOINT}, cached in {tmp_path}/cache' in line for line in log)
 
 
 @pytest.mark.parametrize('kind', ['safetensors', 'bin', 'both'])
-def test_timms_models(hub, nano, kind):
+def test_timm_models(hub, nano, kind):
     folder, _ = hub
     model = GCViT(nano, window_size=4, out_indices=(3,))
     state = {k: v.contiguous() for k, v in to_timm(model.state_dict()).items()}
@@ -53,14 +53,12 @@ def test_timms_models(hub, nano, kind):
 
 
 @pytest.mark.parametrize('source', ['hf://owner/repo/w.pth', 'timm://gcvit_none.in1k'])
-def test_what_is_not_there(hub, source):
+def test_missing_files(hub, source):
     with pytest.raises(UserError, match=r'could not be downloaded .*404.* set checkpoint to'):
         fetch(source)
 
 
-def test_an_offline_machine_uses_what_it_has_and_says_what_is_missing(
-    hub, point_to_hub, monkeypatch
-):
+def test_offline_machines_use_the_cache_and_report_missing_files(hub, point_to_hub, monkeypatch):
     put(hub[0], 'owner/repo/main/w.pth', {'a': torch.ones(1)})
     path = fetch('hf://owner/repo/w.pth')
     point_to_hub(1)
@@ -77,7 +75,7 @@ def test_an_offline_machine_uses_what_it_has_and_says_what_is_missing(
     assert time.monotonic() - began < 5
 
 
-def test_secrets_of_a_hub_and_of_where_it_sends_one_are_not_shown(hub, monkeypatch, log):
+def test_credentials_in_hub_urls_and_redirects_are_not_shown(hub, monkeypatch, log):
     signed = 'https://cdn/w.pth?X-Amz-Signature=s3cr3t'
 
     def fail(*args, **kwargs):
@@ -92,7 +90,7 @@ def test_secrets_of_a_hub_and_of_where_it_sends_one_are_not_shown(hub, monkeypat
     assert error.value.__suppress_context__
 
 
-def test_a_silent_hub_is_given_up(point_to_hub, monkeypatch):
+def test_a_silent_hub_times_out(point_to_hub, monkeypatch):
     monkeypatch.setattr(sources, 'TIMEOUT', 0.3)
     with socket.create_server(('127.0.0.1', 0)) as server:
         point_to_hub(server.getsockname()[1])

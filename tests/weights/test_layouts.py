@@ -1,4 +1,4 @@
-"""Names of other releases, there and back, for all sizes."""
+"""Round trips through the names of other releases, for all sizes."""
 
 import pytest
 import timm
@@ -13,7 +13,7 @@ from mmgcvit.weights.layouts import LAYOUTS, to_nvidia
 
 
 def network(arch, norms=(0, 1, 2, 3), **others):
-    """Small tensors with the names of a backbone, each with a value of its own, and of others."""
+    """Small tensors with a backbone's names and additional ones, each with a unique value."""
     with torch.device('meta'):
         shapes = GCViT(arch, window_size=(7, 7, 14, 7)).state_dict()
     left_out = tuple(f'norm{i}.' for i in range(4) if i not in norms)
@@ -34,7 +34,7 @@ def assert_same(found, expected):
 
 
 def through(state, layout):
-    """Rename a file's tensors into a layout, and those back into this package's."""
+    """Convert a state dict to a layout and back to this package's layout."""
     renamed = Checkpoint.from_state(state, 'here').in_layout(layout)
     found = Checkpoint.from_state(renamed, 'there')
     assert found.layout == layout and not found.unused
@@ -57,7 +57,7 @@ def test_round_trips_are_the_identity(arch, layout):
     prefixed = {k if k.startswith('head.') else f'backbone.{k}': v for k, v in classifier.items()}
     assert_same(through(prefixed, layout)[1], prefixed)
     if layout == 'timm':
-        return  # it has one norm, and no detectors
+        return  # the layout has only one norm and does not support detectors
     assert_same(through(network(arch), layout)[1], network(arch))
     detector = {f'backbone.{k}': v for k, v in network(arch).items()} | network(arch, **DETECTOR)
     detector = {k: v for k, v in detector.items() if k.startswith(('backbone.', *DETECTOR))}
@@ -67,7 +67,7 @@ def test_round_trips_are_the_identity(arch, layout):
 
 
 @pytest.mark.parametrize('arch', ['xxtiny', 'xtiny', 'tiny', 'small', 'base'])
-def test_names_and_shapes_are_timms(arch):
+def test_names_and_shapes_equal_those_of_timm(arch):
     with torch.device('meta'):
         theirs = timm.create_model(f'gcvit_{arch}', num_classes=10).state_dict()
     classifier = network(arch, norms=(3,), **CLASSIFIER)
@@ -90,7 +90,7 @@ def test_names_of_nvidias_classifier(nano):
     } < names.keys()
 
 
-def test_timm_has_no_names_for_detectors_nor_for_the_first_norms(nano):
+def test_timm_layout_supports_neither_detectors_nor_the_first_norms(nano):
     state = {f'backbone.{k}': v for k, v in network(nano).items()}
     found = Checkpoint.from_state({**state, 'neck.weight': torch.zeros(1)}, 'here')
     with pytest.raises(UserError, match=r'the timm layout supports only .* like neck\.weight'):
@@ -100,7 +100,7 @@ def test_timm_has_no_names_for_detectors_nor_for_the_first_norms(nano):
     assert norms == ['stages.3.norm.weight', 'stages.3.norm.bias']
 
 
-def test_two_tensors_of_one_name_are_an_error(nano):
+def test_two_tensors_with_the_same_name_are_an_error(nano):
     state = to_nvidia(network(nano))
     state['norm.weight'] = state['norm3.weight']
     with pytest.raises(UserError, match=r'two tensors for norm3\.weight, one of them norm'):

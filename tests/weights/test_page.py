@@ -1,4 +1,4 @@
-"""docs/weights.md: each row of its tables, run."""
+"""Each row of the tables in docs/weights.md is run."""
 
 import itertools
 import re
@@ -33,7 +33,7 @@ _numbers = itertools.count()
 
 
 def table(marker):
-    """Rows of a table of the page, by column."""
+    """Rows of a table on the page, as dicts by column."""
     block = PAGE.read_text().split(f'<!-- {marker}: ')[1].split('\n\n')[0]
     lines = [[c.strip() for c in line.strip('|').split('|')] for line in block.splitlines()[1:]]
     return [dict(zip(lines[0], row, strict=True)) for row in lines[2:]]
@@ -41,7 +41,7 @@ def table(marker):
 
 @MODELS.register_module(force=True)
 class PageDetector(BaseModel):
-    """A detector as far as names go: a GC ViT backbone, a neck and a head."""
+    """A model with the names of a detector: a GC ViT backbone, a neck and a head."""
 
     def __init__(self, window_size=4, compiled=False):
         super().__init__()
@@ -52,7 +52,7 @@ class PageDetector(BaseModel):
 
     def init_weights(self):
         super().init_weights()
-        if self.compiled:  # not before: mmengine cannot initialize what is compiled
+        if self.compiled:  # after initialization: mmengine cannot initialize compiled modules
             self.backbone = torch.compile(self.backbone, backend='eager')
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
@@ -61,7 +61,7 @@ class PageDetector(BaseModel):
 
 
 def runner(folder, **settings):
-    """A training of that detector on one image."""
+    """A Runner that trains that detector on one image."""
     loader = dict(
         batch_size=1,
         num_workers=0,
@@ -86,7 +86,7 @@ def runner(folder, **settings):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A checkpoint of a training, and the tensors in it."""
+    """A training checkpoint, and the tensors in it."""
     folder = tmp_path_factory.mktemp('trained')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
@@ -96,7 +96,7 @@ def trained(tmp_path_factory):
 
 
 class Files:
-    """Writes the files of the tables' rows."""
+    """Writes the files in the rows of the tables."""
 
     def __init__(self, trained, folder):
         self.checkpoint, self.state = trained
@@ -168,7 +168,7 @@ def files(trained, tmp_path):
 
 @pytest.fixture
 def put(server, hub):
-    """Make a file available from a source, and return its address."""
+    """Make a file available from a source, and return its path or URL."""
     address, served, _ = server
     folder, _ = hub
 
@@ -209,7 +209,7 @@ def test_layout_from_each_source(row, files, put, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('use', ['`load_from`', '`tools/test.py`', '`--resume`'])
 @pytest.mark.parametrize('row', table('load_from'), ids=lambda row: row['file'])
-def test_whole_network(row, use, files, tmp_path, monkeypatch):
+def test_complete_model(row, use, files, tmp_path, monkeypatch):
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     path = files.write(row['file'])
     settings = dict(load_from=str(path))
@@ -230,7 +230,7 @@ def test_whole_network(row, use, files, tmp_path, monkeypatch):
         load()
 
 
-def test_other_windows_are_for_trainings_that_begin(trained, tmp_path, monkeypatch, log):
+def test_window_sizes_may_differ_only_with_load_from(trained, tmp_path, monkeypatch, log):
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     settings = dict(load_from=str(trained[0]), model=dict(type='PageDetector', window_size=6))
     new = runner(tmp_path / 'begun', **settings, train_cfg=dict(by_epoch=False, max_iters=0))
@@ -244,7 +244,7 @@ def test_other_windows_are_for_trainings_that_begin(trained, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize('window', [4, 6])
-def test_averages_begin_from_the_file_too(files, tmp_path, monkeypatch, window):
+def test_ema_starts_from_the_file(files, tmp_path, monkeypatch, window):
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     begun = runner(
         tmp_path / 'begun',
@@ -275,7 +275,7 @@ def test_nan_is_an_error_wherever_it_is(files, tmp_path, monkeypatch, name, use)
 
 
 class Broken:
-    """Writes the files of the table of broken ones; returns the model's arguments."""
+    """Writes the files in the table of broken files, and returns arguments of the model."""
 
     def __init__(self, files, canary):
         self.files, self.path = files, files.folder / 'file.pth'
@@ -325,7 +325,7 @@ class Broken:
 
 @pytest.mark.filterwarnings('ignore:.*torch.jit')
 @pytest.mark.parametrize('row', table('broken'), ids=lambda row: row['file'])
-def test_what_a_broken_file_gets(row, files, tmp_path):
+def test_error_for_broken_file(row, files, tmp_path):
     broken = Broken(files, tmp_path / 'ran')
     settings = broken.write(row['file'])
     model = dict(arch=ARCH, window_size=4)
@@ -340,7 +340,7 @@ def test_what_a_broken_file_gets(row, files, tmp_path):
 
 @pytest.mark.parametrize('use', ['train', 'test'])
 @pytest.mark.parametrize('compiled', [True, False])
-def test_whole_networks_in_wrappers(files, tmp_path, monkeypatch, log, use, compiled):
+def test_complete_models_in_wrappers(files, tmp_path, monkeypatch, log, use, compiled):
     """A Lightning module of NVIDIA's detector, for a model whose backbone is compiled or not."""
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     content = torch.load(files.nvidia_detector())

@@ -1,4 +1,4 @@
-"""What of a file becomes the backbone's weights, and what the log says of it."""
+"""Pretrained weights of the backbone: loaded values, errors and log messages."""
 
 import argparse
 import hashlib
@@ -22,7 +22,7 @@ from mmgcvit.weights.layouts import to_nvidia, to_timm
 
 @pytest.fixture
 def source(nano):
-    """A detection backbone with windows of 4 tokens whose weights are all their own."""
+    """A detection backbone with windows of 4 x 4 tokens and random values in every weight."""
     model = GCViT(nano, window_size=4).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -63,7 +63,7 @@ def test_layouts_prefixes_and_wrappings(nano, source, save, prefix, key, rename)
     assert same_outputs(load(save(state if key is None else {key: state}), nano), source)
 
 
-def test_classifier_file_with_all_that_nvidia_puts_beside_the_weights(nano, source, save, log):
+def test_nvidia_classifier_with_all_its_other_entries(nano, source, save, log):
     state = to_nvidia(source.state_dict())
     for i in range(3):
         del state[f'norm{i}.weight'], state[f'norm{i}.bias']
@@ -93,7 +93,7 @@ def test_classifier_file_with_all_that_nvidia_puts_beside_the_weights(nano, sour
     assert path in line
 
 
-def test_tables_are_resized_to_the_models_windows(nano, source, save, log):
+def test_tables_are_resized_to_the_window_sizes_of_the_model(nano, source, save, log):
     model = load(save(to_nvidia(source.state_dict())), nano, window_size=(4, 4, 6, 4))
     own, state = source.state_dict(), model.state_dict()
     for name, value in state.items():
@@ -106,13 +106,13 @@ def test_tables_are_resized_to_the_models_windows(nano, source, save, log):
     assert any('(3 resized' in message for message in log)
 
 
-def test_a_table_of_the_right_size_is_taken_as_it_is():
+def test_a_table_of_the_right_size_is_unchanged():
     table = torch.randn(49, 2)
     assert resize_bias_table(table, 49) is table
 
 
 @pytest.mark.parametrize('shape', [(50, 2), (48, 2), (36, 2), (49,), (7, 7, 2)])
-def test_a_table_of_no_square_window_is_an_error(nano, source, save, shape):
+def test_a_table_for_a_window_that_is_not_square_is_an_error(nano, source, save, shape):
     with pytest.raises(ValueError, match='cannot be resized'):
         resize_bias_table(torch.zeros(shape), 81)
     state = source.state_dict()
@@ -121,7 +121,7 @@ def test_a_table_of_no_square_window_is_an_error(nano, source, save, shape):
     assert_refused_unchanged(message, save(state), nano)
 
 
-def test_fewer_stages_take_their_part(nano, source, save, log):
+def test_fewer_stages_load_only_their_tensors(nano, source, save, log):
     model = load(save(to_nvidia(source.state_dict())), nano, out_indices=(0, 1))
     own = source.state_dict()
     assert all(torch.equal(own[k], v) for k, v in model.state_dict().items())
@@ -129,7 +129,7 @@ def test_fewer_stages_take_their_part(nano, source, save, log):
     assert any(f'{dropped} unexpected tensors ignored' in message for message in log)
 
 
-def test_prefix_chooses_a_part_of_a_larger_model(nano, source, save):
+def test_prefix_selects_a_part_of_a_larger_model(nano, source, save):
     state = {f'teacher.{k}': v for k, v in source.state_dict().items()}
     state |= {f'student.{k}': v + 1 for k, v in source.state_dict().items()}
     path = save(state)
@@ -140,7 +140,7 @@ def test_prefix_chooses_a_part_of_a_larger_model(nano, source, save):
 
 
 def assert_refused_unchanged(message, path, arch, **arguments):
-    """A file is refused with a message, and the model keeps its values."""
+    """Check that loading fails with a message, and that the model is unchanged."""
     init_cfg = dict(type='Pretrained', checkpoint=path, **arguments)
     model = GCViT(arch, window_size=4, init_cfg=init_cfg)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -167,7 +167,7 @@ def test_one_missing_tensor_is_an_error_that_names_it(nano, source, save, missin
     assert_refused_unchanged(message, save(state), nano)
 
 
-def test_weights_of_another_network_are_an_error(nano, save):
+def test_weights_of_a_different_network_are_an_error(nano, save):
     state = {'conv1.weight': torch.zeros(64, 3, 7, 7)}
     assert_refused_unchanged(
         r'does not contain a GC ViT backbone: it has names like conv1\.weight', save(state), nano
@@ -185,14 +185,14 @@ def test_weights_of_another_network_are_an_error(nano, save):
         (dict(layer_scale_init_value=None), 'with layer scale', 'no layer scale'),
     ],
 )
-def test_another_size_is_an_error_that_tells_both(nano, source, save, change, found, wanted):
+def test_a_different_size_is_an_error_that_shows_both(nano, source, save, change, found, wanted):
     path = save(to_nvidia(source.state_dict()))
     message = f'the file is GC ViT of a custom size .*{found}.*, the model is .*{wanted}'
     assert_refused_unchanged(message, path, {**nano, **change})
 
 
 @pytest.mark.parametrize('arch', ARCHS)
-def test_published_sizes_are_told_by_name(arch):
+def test_published_sizes_are_recognized(arch):
     with torch.device('meta'):
         state = GCViT(arch, window_size=(7, 7, 14, 7)).state_dict()
     sizes = Size.of(shapes_of(state))
@@ -214,7 +214,7 @@ def test_flat_squeeze_excitation_of_timm_is_an_error(nano, source, save):
     assert_refused_unchanged(r'se\.fc1\.weight has shape \(3,\)', save(state), nano)
 
 
-def test_values_that_the_models_type_cannot_hold_are_an_error(nano, source, save):
+def test_values_out_of_range_of_the_models_dtype_are_an_error(nano, source, save):
     state = {k: v * 1e6 for k, v in source.state_dict().items()}
     model = GCViT(nano, window_size=4).half()
     with pytest.raises(UserError, match=r'NaN or infinity in .* as torch\.float16'):
@@ -227,7 +227,7 @@ def test_too_few_stages_are_an_error(nano, source, save):
     assert_refused_unchanged('contains only part of .* with out_indices', save(state), nano)
 
 
-def test_other_input_channels_are_an_error_that_names_the_argument(nano, source, save):
+def test_different_input_channels_are_an_error_that_names_the_argument(nano, source, save):
     state = source.state_dict()
     state['stem.conv.weight'] = torch.zeros(8, 4, 3, 3)
     message = 'set adapt_input=True in the init_cfg .* or set in_channels'
@@ -250,34 +250,34 @@ def test_the_stem_is_adapted_to_the_input_channels_as_timm_does(
     assert (adapted in line) == (channels != 3)
 
 
-def test_adapted_and_other_input_channels_give_the_same_for_grey_images(nano, source, save):
+def test_adapted_input_channels_give_the_same_outputs_for_gray_images(nano, source, save):
     path = save(source.state_dict())
-    grey = torch.randn(1, 1, 45, 70)
+    gray = torch.randn(1, 1, 45, 70)
     with torch.no_grad():
-        wanted = source(grey.expand(-1, 3, -1, -1))
+        wanted = source(gray.expand(-1, 3, -1, -1))
         for channels in (1, 6):
             model = load(path, nano, init=dict(adapt_input=True), in_channels=channels)
-            found = model(grey.expand(-1, channels, -1, -1))
+            found = model(gray.expand(-1, channels, -1, -1))
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def licences(log):
+def licenses(log):
     return [line for line in log if 'CC BY-NC-SA 4.0' in line]
 
 
-def test_the_licence_of_nvidias_weights_is_said_once(nano, source, save, log, tmp_path):
+def test_the_license_of_nvidias_weights_is_logged_once(nano, source, save, log, tmp_path):
     path = save(to_nvidia(source.state_dict()))
     load(path, nano)
-    (line,) = licences(log)
+    (line,) = licenses(log)
     assert path in line and 'and models fine-tuned from them' in line
-    # it goes with them into another layout
+    # conversion to another layout copies the license
     out = convert_weights(path, tmp_path / 'own.safetensors').out
     log.clear()
     load(str(out), nano)
-    assert len(licences(log)) == 1
+    assert len(licenses(log)) == 1
     log.clear()
     load(save(source.state_dict()), nano)
-    assert not licences(log)
+    assert not licenses(log)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_the_licence_of_nvidias_weights_is_said_once(nano, source, save, log, tm
         ),
     ],
 )
-def test_tensors_that_are_no_weights_are_errors(nano, source, save, name, change, message):
+def test_tensors_that_are_not_weights_are_errors(nano, source, save, name, change, message):
     state = source.state_dict()
     state[name] = change(state[name])
     assert_refused_unchanged(message, save(state), nano)
@@ -322,7 +322,7 @@ def test_from_24_token_windows_back_to_imagenets(nano, save):
 
 
 @pytest.mark.parametrize('key', ['state_dict_ema', 'model_ema'])
-def test_averaged_weights_are_taken_on_request(nano, source, save, log, key):
+def test_ema_weights_are_loaded_on_request(nano, source, save, log, key):
     averaged = {f'module.{k}': v + 1 for k, v in to_nvidia(source.state_dict()).items()}
     path = save({'state_dict': to_nvidia(source.state_dict()), key: averaged})
     assert same_outputs(load(path, nano), source)
@@ -331,13 +331,13 @@ def test_averaged_weights_are_taken_on_request(nano, source, save, log, key):
     assert all(torch.equal(found[k], v + 1) for k, v in source.state_dict().items())
 
 
-def test_averaged_weights_that_are_not_there_are_an_error(nano, source, save):
+def test_missing_ema_weights_are_an_error(nano, source, save):
     state = source.state_dict()
     for content in ({'state_dict': state}, {'ema_state_dict': state}):
         assert_refused_unchanged('has no EMA weights', save(content), nano, ema=True)
     alone = save({'state_dict_ema': state})
     assert_refused_unchanged('contains only EMA weights: set ema=True', alone, nano)
-    # where mmengine puts them
+    # mmengine stores EMA weights as state_dict
     hooked = save({'state_dict': state, 'ema_state_dict': {'module.a': torch.zeros(1)}})
     assert same_outputs(load(hooked, nano, init=dict(ema=True)), source)
 
@@ -361,18 +361,18 @@ def test_a_file_without_tensors_is_an_error(nano, save, content):
 @pytest.mark.parametrize(
     'init', [{'prefixx': 'a'}, {'map_location': 'cuda'}, {'ema': 'yes'}, {'adapt_input': 1}]
 )
-def test_what_init_cfg_does_not_know_is_named(nano, save, init):
+def test_unknown_keys_and_values_of_init_cfg_are_errors(nano, save, init):
     with pytest.raises(ValueError, match=next(iter(init))):
         load('nowhere.pth', nano, init=init)
 
 
-def test_init_weights_of_another_kind_is_mmengines(nano):
+def test_other_types_of_init_cfg_are_left_to_mmengine(nano):
     model = GCViT(nano, window_size=4, init_cfg=dict(type='Constant', layer='Linear', val=0.25))
     model.init_weights()
     assert (model.stages[0].blocks[0].mlp.fc1.weight == 0.25).all()
 
 
-def test_pretrained_comes_after_other_kinds_and_is_read_once(nano, source, save):
+def test_pretrained_comes_after_other_types_and_is_read_once(nano, source, save):
     path = save(source.state_dict())
     constant = dict(type='Constant', layer='Linear', val=0.25)
     pretrained = dict(type='Pretrained', checkpoint=path)
@@ -392,7 +392,7 @@ def test_half_precision_files_are_cast(nano, source, save):
     assert torch.equal(model.norm3.weight, source.norm3.weight.bfloat16().float())
 
 
-def test_other_types_of_attention_are_named(nano):
+def test_different_attention_types_are_an_error_that_names_the_argument(nano):
     source, model = GCViT(nano), GCViT(nano, attention_types=('local',))
     with pytest.raises(
         UserError, match='set attention_types to those that the file was trained with'

@@ -1,4 +1,4 @@
-"""Checkpoints of trainings, made into files of plain values to give away."""
+"""Publishing training checkpoints as files of plain values."""
 
 import hashlib
 import os
@@ -51,7 +51,7 @@ def test_tool_writes_it(checkpoint, tmp_path, load_tool, capsys):
     assert 'state_dict' in torch.load(written, weights_only=True)
 
 
-def test_files_that_are_no_checkpoints_are_refused(tmp_path):
+def test_files_that_are_not_checkpoints_are_rejected(tmp_path):
     torch.save({'weight': torch.zeros(1)}, tmp_path / 'other.pth')
     with pytest.raises(UserError, match=r'other\.pth has no state_dict'):
         publish_model(tmp_path / 'other.pth', tmp_path / 'out.pth')

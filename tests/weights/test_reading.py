@@ -1,4 +1,4 @@
-"""What is read from files, by torch's reader and by ours for older torch; nothing in them runs."""
+"""Reading files with torch's reader and with ours for older torch. No code in them runs."""
 
 import argparse
 import contextlib
@@ -33,7 +33,7 @@ from mmgcvit.weights import (
 
 @pytest.fixture(params=['torch', 'restricted'])
 def reader(request, monkeypatch):
-    """Both ways to read pickles: torch's from 2.5 on, and ours, which older versions need."""
+    """Both readers of pickles: torch's since 2.5, and ours for older versions."""
     if request.param == 'restricted':
         monkeypatch.setattr(reading, 'TORCH_TAKES_GLOBALS', False)
     elif not reading.TORCH_TAKES_GLOBALS:
@@ -43,7 +43,7 @@ def reader(request, monkeypatch):
 
 @pytest.fixture
 def canary(tmp_path):
-    """A folder that nothing may make."""
+    """A folder that no test file may create."""
     path = tmp_path / 'ran'
     yield path
     assert not path.exists()
@@ -51,20 +51,20 @@ def canary(tmp_path):
 
 @pytest.fixture
 def extension():
-    """A name that pickles may abbreviate."""
+    """A global that pickles can refer to by an extension code."""
     copyreg.add_extension('os', 'mkdir', 0xF0)
     yield
     copyreg.remove_extension('os', 'mkdir', 0xF0)
 
 
 NAMES = list(crafted.payloads('x'))
-# what is inert, so that the file is read
-# what pickle itself refuses or what is harmless there, and might not be elsewhere
+# payloads that pickle itself rejects or runs without effect, which other readers might not
 HARMLESS = {
     *('copyreg', 'torch.hub', 'torch.jit', 'numpy.load', 'attributes of a function'),
     *('new object of a function', 'new object with keywords', 'name with dots'),
     *('persistent id', 'persistent module', 'statistics of all history buffers'),
 }
+# payloads with no effect, so that the file can be read
 INERT = {'statistics of all history buffers'}
 
 
@@ -81,7 +81,7 @@ def unpickle_all(canary, report):
 
 @pytest.mark.usefixtures('extension')
 def test_most_of_the_crafted_files_run_with_pickle_itself(canary, tmp_path):
-    # in a process of their own: some change classes
+    # in a separate process, because some payloads modify classes
     process = multiprocessing.get_context('fork').Process(
         target=unpickle_all, args=(canary, tmp_path / 'ran.txt')
     )
@@ -112,7 +112,7 @@ def test_nothing_runs(tmp_path, canary, name, place):
 @pytest.mark.usefixtures('reader')
 @pytest.mark.parametrize('position', range(5))
 def test_no_pickle_of_the_old_format_runs(tmp_path, canary, position):
-    """Magic number, protocol, machine, content, keys of the tensors' memory."""
+    """The pickles are magic number, protocol, machine, content and storage keys."""
     crafted.legacy_file(tmp_path / 'old.pth', crafted.payloads(canary)['os.mkdir'], position)
     with pytest.raises(UserError, match=r'old\.pth'):
         read_checkpoint(tmp_path / 'old.pth')
@@ -136,7 +136,7 @@ def test_nothing_in_a_tar_of_the_first_format_runs(tmp_path, canary, member):
 @pytest.mark.usefixtures('reader')
 @pytest.mark.parametrize('name', ['w.safetensors', 'w.txt', 'w', 'w.pth.tar', 'w.zip'])
 @pytest.mark.parametrize('inside', [('archive', 'data.pkl'), ('a/b', 'data.pkl'), ('', 'data.pkl')])
-def test_the_name_of_a_file_makes_it_no_safer(tmp_path, canary, name, inside):
+def test_the_file_name_does_not_affect_safety(tmp_path, canary, name, inside):
     crafted.zip_file(tmp_path / name, crafted.payloads(canary)['os.system'], *inside)
     with pytest.raises(
         UserError, match=r'it refers to os\.system' if inside[0] == 'archive' else None
@@ -158,7 +158,7 @@ def test_two_pickles_in_one_archive_do_not_hide_one(tmp_path, canary):
 
 @pytest.mark.usefixtures('reader')
 @pytest.mark.filterwarnings('ignore:.*torch.jit')
-def test_programs_are_refused(tmp_path):
+def test_torchscript_programs_are_rejected(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'program.pt')
     with pytest.raises(UserError, match='is a TorchScript program, which is not executed'):
         read_checkpoint(tmp_path / 'program.pt')
@@ -166,8 +166,8 @@ def test_programs_are_refused(tmp_path):
 
 @pytest.mark.usefixtures('reader')
 @pytest.mark.filterwarnings('ignore:.*torch.jit')
-def test_a_program_behind_a_harmless_table_of_contents_is_refused(tmp_path):
-    """Python's zipfile reads the one, torch the other."""
+def test_a_program_behind_a_harmless_table_of_contents_is_rejected(tmp_path):
+    """Python's zipfile reads one table of contents, torch the other."""
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / 'program.pt')
     path = tmp_path / 'two_faces.pth'
     path.write_bytes(crafted.with_another_table((tmp_path / 'program.pt').read_bytes()))
@@ -182,8 +182,8 @@ def test_a_program_behind_a_harmless_table_of_contents_is_refused(tmp_path):
 
 @pytest.mark.usefixtures('reader')
 @pytest.mark.parametrize('kind', ['V8', 'O8', 'M8', 'f4000000'])
-def test_numpy_is_told_no_lies(tmp_path, kind):
-    """A type with a field of objects at no place made NumPy take bytes of the file for pointers."""
+def test_crafted_numpy_dtypes_are_rejected(tmp_path, kind):
+    """A dtype with a hidden object field made NumPy interpret bytes of the file as pointers."""
     crafted.zip_file(tmp_path / 'w.pth', crafted.dict_of(meta=crafted.array_of_pointers(kind)))
     with pytest.raises(UserError, match=f'NumPy dtype .{kind}. is not a plain number type'):
         read_checkpoint(tmp_path / 'w.pth')
@@ -191,7 +191,7 @@ def test_numpy_is_told_no_lies(tmp_path, kind):
 
 @pytest.mark.usefixtures('reader')
 @pytest.mark.parametrize('name', crafted.bombs())
-def test_small_files_take_no_time_and_memory(tmp_path, name):
+def test_small_files_need_little_time_and_memory(tmp_path, name):
     crafted.zip_file(tmp_path / 'w.pth', crafted.bombs()[name])
     began = time.process_time()
     with pytest.raises(UserError) as error:
@@ -205,7 +205,7 @@ def trap(tmp_path, canary):
     return tmp_path / 'trap.pth'
 
 
-def test_names_and_the_way_out_are_told(trap):
+def test_errors_show_names_and_a_remedy(trap):
     with pytest.raises(UserError) as error:
         read_checkpoint(trap)
     message = str(error.value)
@@ -214,7 +214,7 @@ def test_names_and_the_way_out_are_told(trap):
         assert 'torch.serialization.add_safe_globals' in message
 
 
-def test_all_names_are_told(tmp_path):
+def test_errors_show_all_names(tmp_path):
     torch.save([OrderedDict, pytest.approx, os.getcwd, np.linalg.norm], tmp_path / 'w.pth')
     with pytest.raises(
         UserError, match=r'it refers to \S+approx, numpy\.linalg\S*\.norm, posix\.getcwd\. '
@@ -228,7 +228,7 @@ class Own:
 
 
 @pytest.mark.skipif(not reading.TORCH_TAKES_GLOBALS, reason='torch before 2.5')
-def test_classes_that_the_program_names_to_torch_are_read(tmp_path):
+def test_classes_passed_to_add_safe_globals_are_read(tmp_path):
     torch.save({'own': Own()}, tmp_path / 'own.pth')
     with pytest.raises(UserError, match=r'test_reading\.Own'):
         read_checkpoint(tmp_path / 'own.pth')
@@ -272,7 +272,7 @@ def test_every_way_into_the_package_is_safe(trap, source, server, hub, tmp_path,
 
 @pytest.mark.usefixtures('reader')
 @pytest.mark.parametrize('old_format', [False, True])
-def test_what_trainings_save_comes_back(tmp_path, old_format):
+def test_training_checkpoints_are_read_completely(tmp_path, old_format):
     history = HistoryBuffer()
     for value in (4.0, 2.0, 6.0):
         history.update(value)
@@ -281,7 +281,7 @@ def test_what_trainings_save_comes_back(tmp_path, old_format):
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     shared = (1, [2.0, None])
-    # as sharded models have them
+    # sharded models have such tensors
     noted = torch.rand(2)
     noted.note = 'an attribute'
     content = {
@@ -316,12 +316,12 @@ def test_what_trainings_save_comes_back(tmp_path, old_format):
     assert found['plain'] == content['plain']
     assert torch.equal(found['noted'], noted)
     assert found['param_schedulers'] == content['param_schedulers']
-    # a stand-in, not the class itself
+    # args is a stand-in, not an argparse.Namespace
     assert vars(found['args']) == vars(content['args'])
     assert not isinstance(found['args'], argparse.Namespace)
 
 
-def test_values_in_many_places_or_in_themselves(tmp_path):
+def test_shared_and_recursive_values(tmp_path):
     nested = [1]
     for _ in range(100):
         nested = [nested, nested]
@@ -354,7 +354,7 @@ def test_safetensors(tmp_path):
     ],
 )
 @pytest.mark.usefixtures('reader')
-def test_broken_files_are_errors_of_ours(tmp_path, content, message):
+def test_broken_files_raise_user_errors(tmp_path, content, message):
     (tmp_path / 'broken.pth').write_bytes(content)
     with pytest.raises(UserError, match=rf'broken\.pth ({message})'):
         read_checkpoint(tmp_path / 'broken.pth')
@@ -363,7 +363,7 @@ def test_broken_files_are_errors_of_ours(tmp_path, content, message):
 @pytest.mark.usefixtures('reader')
 @pytest.mark.parametrize('format', ['zip', 'old', 'safetensors'])
 @pytest.mark.parametrize('part', [0.02, 0.5, 0.999])
-def test_files_cut_short_are_errors_of_ours(tmp_path, format, part):
+def test_truncated_files_raise_user_errors(tmp_path, format, part):
     path = tmp_path / 'cut.pth'
     state = {'a': torch.zeros(10_000)}
     if format == 'safetensors':
@@ -376,7 +376,7 @@ def test_files_cut_short_are_errors_of_ours(tmp_path, format, part):
         read_checkpoint(path)
 
 
-def test_a_changed_byte_is_found_by_its_checksum(tmp_path):
+def test_checksums_detect_a_changed_byte(tmp_path):
     path = tmp_path / 'w.pth'
     torch.save({'a': torch.ones(10_000)}, path)
     content = bytearray(path.read_bytes())
@@ -387,7 +387,7 @@ def test_a_changed_byte_is_found_by_its_checksum(tmp_path):
         read_checkpoint(path)
 
 
-def test_compressed_archives_are_refused(tmp_path):
+def test_compressed_archives_are_rejected(tmp_path):
     with zipfile.ZipFile(tmp_path / 'w.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('w.pth', b'0' * 10_000)
     with pytest.raises(UserError, match='compressed zip archive'):

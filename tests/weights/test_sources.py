@@ -1,4 +1,4 @@
-"""Files from paths and URLs; nothing in them runs."""
+"""Files from paths and URLs."""
 
 import contextlib
 import hashlib
@@ -56,25 +56,27 @@ def test_paths_and_file_urls(tmp_path, monkeypatch):
         ('http:///a', 'its host or port is missing; use a URL such as'),
     ],
 )
-def test_sources_that_cannot_be_had(source, reason):
+def test_unavailable_sources(source, reason):
     with pytest.raises(UserError, match=reason):
         fetch(source)
 
 
-def test_a_url_is_downloaded_once_and_said_so(server, tmp_path, monkeypatch, log):
-    address, folder, asked = server
+def test_a_url_is_downloaded_once_and_logged(server, tmp_path, monkeypatch, log):
+    address, folder, requested = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     torch.save({'a': torch.ones(3)}, folder / 'weights.pth')
     url = f'{address}/weights.pth'
     first, second = fetch(url), fetch(url)
     assert first == second == tmp_path / 'hub' / 'checkpoints' / 'weights.pth'
-    assert asked == ['/weights.pth']
+    assert requested == ['/weights.pth']
     assert (read_checkpoint(first)['a'] == 1).all()
     assert f'downloading {url} to {first}' in log
     assert any('using the cached weights of' in message for message in log)
 
 
-def test_a_url_out_of_reach_says_where_to_put_the_file(server, tmp_path, monkeypatch):
+def test_the_error_for_an_unreachable_url_shows_where_to_copy_the_file(
+    server, tmp_path, monkeypatch
+):
     address, _, _ = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     place = tmp_path / 'hub' / 'checkpoints' / 'missing.pth'
@@ -85,7 +87,7 @@ def test_a_url_out_of_reach_says_where_to_put_the_file(server, tmp_path, monkeyp
     assert not place.exists()
 
 
-def test_a_download_that_is_cut_leaves_nothing_behind(server, tmp_path, monkeypatch):
+def test_a_truncated_download_leaves_no_file(server, tmp_path, monkeypatch):
     address, _, _ = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     with pytest.raises(UserError, match='received 2 of 1000 bytes'):
@@ -93,23 +95,23 @@ def test_a_download_that_is_cut_leaves_nothing_behind(server, tmp_path, monkeypa
     assert not (tmp_path / 'hub' / 'checkpoints' / 'cut.pth').exists()
 
 
-def test_two_urls_of_one_name_are_two_files(server, tmp_path, monkeypatch):
-    address, folder, asked = server
+def test_two_urls_with_the_same_file_name_are_two_files(server, tmp_path, monkeypatch):
+    address, folder, requested = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     for name in ('a', 'b'):
         (folder / name).mkdir()
         torch.save({'of': name}, folder / name / 'weights.pth')
     urls = [f'{address}/{name}/weights.pth' for name in ('a', 'b', 'a', 'b')]
     assert [read_checkpoint(fetch(url))['of'] for url in urls] == ['a', 'b', 'a', 'b']
-    assert asked == ['/a/weights.pth', '/b/weights.pth']
-    # one that was put there by hand, as the errors tell
+    assert requested == ['/a/weights.pth', '/b/weights.pth']
+    # a file that was copied there manually, as the error message suggests
     by_hand = tmp_path / 'hub' / 'checkpoints' / 'by_hand.pth'
     torch.save({'of': 'hand'}, by_hand)
     assert fetch(f'{address}/by_hand.pth') == by_hand
 
 
 def put_in_cache(folder, monkeypatch, served):
-    """Have a download write what is served at its URL."""
+    """Make downloads write the text that is served at their URL."""
     monkeypatch.setattr(torch.hub, '_hub_dir', str(folder))
     monkeypatch.setattr(sources, '_content_length', lambda url: None)
 
@@ -120,7 +122,7 @@ def put_in_cache(folder, monkeypatch, served):
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
 
 
-def test_no_name_that_a_url_chooses_makes_its_file_that_of_another_url(tmp_path, monkeypatch):
+def test_no_file_name_in_a_url_can_replace_the_file_of_another_url(tmp_path, monkeypatch):
     good = 'https://good/gcvit.pth'
     digest = hashlib.sha256(good.encode()).hexdigest()
     names = [
@@ -147,7 +149,7 @@ def test_no_name_that_a_url_chooses_makes_its_file_that_of_another_url(tmp_path,
     assert fetch(good) == place
 
 
-def test_the_second_of_two_urls_of_one_name_can_be_put_there_by_hand(tmp_path, monkeypatch):
+def test_the_file_of_the_second_of_two_such_urls_can_be_copied_manually(tmp_path, monkeypatch):
     put_in_cache(tmp_path, monkeypatch, {'https://a/w.pth': 'a'})
     first = fetch('https://a/w.pth')
     assert first == tmp_path / 'checkpoints' / 'w.pth'
@@ -178,11 +180,13 @@ def test_the_second_of_two_urls_of_one_name_can_be_put_there_by_hand(tmp_path, m
         ('s3://key:s3cr3t@bucket/w.pth', 's3://bucket/w.pth'),
     ],
 )
-def test_what_is_shown_of_a_source(source, shown):
+def test_display_of_sources(source, shown):
     assert public_name(source) == shown
 
 
-def test_secrets_of_a_url_are_neither_shown_nor_written(server, tmp_path, monkeypatch, log, capfd):
+def test_credentials_in_a_url_are_neither_shown_nor_written(
+    server, tmp_path, monkeypatch, log, capfd
+):
     address, folder, _ = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     torch.save({}, folder / 'w.pth')
@@ -212,7 +216,7 @@ def test_secrets_of_a_url_are_neither_shown_nor_written(server, tmp_path, monkey
         'timm://gcvit_tiny?token=s3cr3t',
     ],
 )
-def test_secrets_are_not_in_errors_and_their_tracebacks(source, server, tmp_path, monkeypatch):
+def test_credentials_are_not_in_errors_and_their_tracebacks(source, server, tmp_path, monkeypatch):
     address, _, _ = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     if 'moved' in source:
@@ -225,13 +229,13 @@ def test_secrets_are_not_in_errors_and_their_tracebacks(source, server, tmp_path
         monkeypatch.setattr(sources, '_content_length', refuse)
     with pytest.raises(UserError) as error:
         fetch(source.format(address=address, host=address.removeprefix('http://')))
-    # without the lines of this test's own source
+    # without source lines, because those of this test contain the secret
     lines = traceback.TracebackException.from_exception(error.value, lookup_lines=False)
     causes = [lines.__cause__, None if lines.__suppress_context__ else lines.__context__]
     assert 's3cr3t' not in f'{error.value} {[str(cause) for cause in causes if cause]}'
 
 
-def test_a_digest_that_differs_shows_no_secrets(server, tmp_path, monkeypatch):
+def test_a_digest_mismatch_does_not_show_credentials(server, tmp_path, monkeypatch):
     address, folder, _ = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     (folder / 'w.pth').write_bytes(b'x')
@@ -241,7 +245,7 @@ def test_a_digest_that_differs_shows_no_secrets(server, tmp_path, monkeypatch):
         fetch(f'{address}/w.pth?s3cr3t', sha256='0' * 64)
 
 
-def test_a_page_in_place_of_a_file_is_not_kept(server, tmp_path, monkeypatch):
+def test_a_web_page_instead_of_a_file_is_not_cached(server, tmp_path, monkeypatch):
     address, folder, _ = server
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     (folder / 'moved.pth').write_text('<!DOCTYPE html><p>This model has moved.')
@@ -256,15 +260,15 @@ def test_a_page_in_place_of_a_file_is_not_kept(server, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     'answer', [b'', b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this']
 )
-def test_a_server_that_falls_silent_is_given_up(answer, tmp_path, monkeypatch):
-    """It answers nothing at all, or a HEAD request and the beginning of the file."""
+def test_a_silent_server_times_out(answer, tmp_path, monkeypatch):
+    """The server sends nothing, or only the response to HEAD and the beginning of the file."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     monkeypatch.setattr(sources, 'TIMEOUT', 0.3)
     with socket.create_server(('127.0.0.1', 0)) as server:
         connections = []
 
         def serve():
-            with contextlib.suppress(OSError):  # when the test is over
+            with contextlib.suppress(OSError):  # the socket is closed at the end of the test
                 while True:
                     connection, _ = server.accept()
                     connections.append(connection)
@@ -289,7 +293,7 @@ def test_the_text_of_a_config_is_dropped(tmp_path, monkeypatch):
 
 
 def test_downloads_work_without_fcntl(tmp_path):
-    """As on Windows, which has no such module."""
+    """Windows does not have this module."""
     code = (
         'import sys\n'
         'sys.modules["fcntl"] = None\n'

@@ -1,4 +1,4 @@
-"""timm's GC ViT, an implementation of others, with the same weights."""
+"""timm's independent implementation of GC ViT, with the same weights."""
 
 import pytest
 import timm
@@ -18,7 +18,7 @@ def timm_model():
 
 
 @pytest.mark.parametrize('batch', [1, 2])
-def test_last_map_is_timms(timm_model, batch, tmp_path, log):
+def test_last_feature_map_equals_timms(timm_model, batch, tmp_path, log):
     torch.save(timm_model.state_dict(), tmp_path / 'timm.pth')
     model = GCViT(
         'xxtiny',
@@ -33,7 +33,7 @@ def test_last_map_is_timms(timm_model, batch, tmp_path, log):
         found = model(images)[-1]
     assert found.shape == wanted.shape
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-5
-    # all but the norms of the first three maps, which a classifier does not have
+    # a classifier does not have the norms of the first three feature maps
     (line,) = [message for message in log if ': loaded ' in message]
     assert 'loaded 224 tensors (0 resized' in line
     assert '6 kept at initialization: norm0.weight' in line

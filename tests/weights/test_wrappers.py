@@ -1,4 +1,4 @@
-"""Names that wrappers add: torch.compile, FSDP, averaged models, Lightning, in any order."""
+"""Prefixes of wrappers in any order: torch.compile, FSDP, AveragedModel, Lightning."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_prefixes_in_any_order(tmp_path, nano, source, prefix, layout):
     model, fitted = load(tmp_path, nano, {**state, 'loss.weight': torch.rand(3)})
     found, wanted = model.state_dict(), source.state_dict()
     assert all(torch.equal(found[name], wanted[name]) for name in fitted.taken)
-    # timm has no names for the norms of the first three outputs
+    # the timm layout does not have the norms of the first three outputs
     assert len(fitted.initial) == (6 if layout == 'timm' else 0)
     assert 'loss.weight' in fitted.dropped
 
@@ -83,11 +83,11 @@ class Lightning(nn.Module):
 @pytest.mark.parametrize(
     'wrap', [torch.compile, AveragedModel, ModelEmaV2, Lightning, nn.DataParallel]
 )
-def test_what_real_wrappers_save(tmp_path, nano, source, wrap):
+def test_state_dicts_of_real_wrappers(tmp_path, nano, source, wrap):
     assert_same(load(tmp_path, nano, wrap(source).state_dict())[0], source)
 
 
-def test_a_compiled_averaged_classifier_is_converted_as_one(tmp_path, nano):
+def test_a_compiled_averaged_classifier_is_converted_as_a_classifier(tmp_path, nano):
     classifier = nn.Module()
     classifier.backbone = GCViT(nano, window_size=3, out_indices=(3,))
     classifier.head = nn.ModuleDict({'fc': nn.Linear(64, 5)})
@@ -100,7 +100,7 @@ def test_a_compiled_averaged_classifier_is_converted_as_one(tmp_path, nano):
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
-def test_two_networks_in_a_file_are_chosen_by_prefix(tmp_path, nano, source):
+def test_prefix_selects_one_of_two_networks_in_a_file(tmp_path, nano, source):
     state = {f'model.{k}': v for k, v in source.state_dict().items()}
     state |= {f'ema.module.{k}': v + 1 for k, v in source.state_dict().items()}
     with pytest.raises(UserError, match=r"prefix='model\.' or prefix='ema\.module\.'"):
@@ -111,12 +111,12 @@ def test_two_networks_in_a_file_are_chosen_by_prefix(tmp_path, nano, source):
     student = {f'student.{k}': v for k, v in source.state_dict().items()}
     with pytest.raises(UserError, match=r"select one with prefix='student\.'"):
         load(tmp_path, nano, student)
-    # names without any prefix are chosen by an empty one
+    # an empty prefix selects the names without one
     both = {**source.state_dict(), **student, **{f'ema.{k}': v for k, v in student.items()}}
     assert_same(load(tmp_path, nano, both, prefix='')[0], source)
 
 
-def test_two_tensors_of_one_name_are_an_error(tmp_path, nano, source):
+def test_two_tensors_with_the_same_name_are_an_error(tmp_path, nano, source):
     state = source.state_dict()
     state['stem._orig_mod.conv.bias'] = state['stem.conv.bias']
     message = r'two tensors for stem\.conv\.bias, one of them stem\._orig_mod\.conv\.bias'
@@ -143,8 +143,8 @@ def test_models_that_are_wrapped_in_memory(tmp_path, nano, source):
     assert_same(model, source)
 
 
-def test_networks_of_other_kinds_are_matched_by_name():
-    """Swin has some of NVIDIA's names, and tables of its own."""
+def test_other_architectures_are_matched_by_name():
+    """Swin shares some names with NVIDIA's layout, and has position bias tables, too."""
     shapes = {
         'backbone.patch_embed.proj.weight': (8, 3, 4, 4),
         'backbone.layers.0.attn.relative_position_bias_table': (49, 2),

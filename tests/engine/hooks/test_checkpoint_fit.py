@@ -1,4 +1,4 @@
-"""Checkpoints of another network are refused, other heads to begin from are not."""
+"""Checkpoints of a different network are rejected. Only load_from accepts different heads."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_resuming_needs_the_same_heads_too(checkpoint, tmp_path):
         toy_runner(tmp_path / 'resumed', resume=True, **settings).train()
 
 
-def test_a_training_may_begin_from_other_heads_and_says_so(checkpoint, tmp_path, log):
+def test_load_from_accepts_different_heads_and_logs_them(checkpoint, tmp_path, log):
     runner = toy_runner(
         tmp_path / 'begun', iterations=0, model=dict(classes=7), load_from=checkpoint
     )
@@ -45,13 +45,13 @@ def test_a_training_may_begin_from_other_heads_and_says_so(checkpoint, tmp_path,
     assert kept in line
 
 
-def test_a_training_may_not_begin_from_another_backbone(checkpoint, tmp_path):
+def test_load_from_rejects_a_different_backbone(checkpoint, tmp_path):
     runner = toy_runner(tmp_path / 'begun', model=dict(width=5), load_from=checkpoint)
     with pytest.raises(UserError, match=r'2 tensors have mismatched shapes: backbone\.weight'):
         runner.train()
 
 
-def test_a_file_of_something_else_is_refused(tmp_path):
+def test_a_file_of_a_different_network_is_rejected(tmp_path):
     path = tmp_path / 'else.pth'
     torch.save({'layer.weight': torch.ones(2)}, path)
     runner = toy_runner(tmp_path / 'begun', load_from=str(path))
@@ -60,7 +60,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize('part', ['optimizer', 'param_schedulers', 'message_hub'])
-def test_resuming_needs_the_whole_state_of_a_training(tmp_path, part):
+def test_resuming_needs_the_complete_training_state(tmp_path, part):
     schedule = dict(param_scheduler=dict(type='LinearLR', start_factor=0.5, by_epoch=False))
     toy_runner(tmp_path, iterations=2, **schedule).train()
     saved = torch.load(tmp_path / 'iter_2.pth', weights_only=False)
@@ -94,7 +94,7 @@ def test_testing_needs_a_checkpoint_of_the_same_size(checkpoint, tmp_path):
 
 @MODELS.register_module(force=True)
 class CompiledModel(ToyModel):
-    """Its backbone is compiled once mmengine has initialized it."""
+    """A model whose backbone is compiled after mmengine has initialized it."""
 
     def init_weights(self):
         super().init_weights()
@@ -104,7 +104,7 @@ class CompiledModel(ToyModel):
 @pytest.mark.parametrize(
     ('saved', 'new'), [('CompiledModel', 'ToyModel'), ('ToyModel', 'CompiledModel')]
 )
-def test_a_compiled_training_goes_on_uncompiled_and_the_reverse(tmp_path, saved, new):
+def test_compiled_training_can_be_resumed_uncompiled_and_vice_versa(tmp_path, saved, new):
     first = toy_runner(tmp_path / 'first', iterations=2, model=dict(type=saved))
     first.train()
     path = str(tmp_path / 'first/iter_2.pth')
@@ -123,7 +123,7 @@ def test_a_compiled_training_goes_on_uncompiled_and_the_reverse(tmp_path, saved,
 
 @pytest.mark.parametrize('prefix', ['module.', 'model.', '_orig_mod.', 'net.module._orig_mod.'])
 @pytest.mark.parametrize('key', ['state_dict', 'model', None])
-def test_a_training_begins_from_what_other_programs_save(checkpoint, tmp_path, prefix, key):
+def test_load_from_accepts_checkpoints_of_other_programs(checkpoint, tmp_path, prefix, key):
     saved = torch.load(checkpoint, weights_only=False)['state_dict']
     state = {prefix + name: tensor for name, tensor in saved.items()}
     state['loss.weight'] = torch.rand(2)
@@ -138,7 +138,7 @@ def test_a_training_begins_from_what_other_programs_save(checkpoint, tmp_path, p
     assert all(torch.equal(t, saved[name]) for name, t in begun.model.state_dict().items())
 
 
-def test_two_tensors_of_one_name_are_an_error(checkpoint, tmp_path):
+def test_two_tensors_with_the_same_name_are_an_error(checkpoint, tmp_path):
     state = torch.load(checkpoint, weights_only=False)['state_dict']
     state |= {f'ema.{name}': tensor for name, tensor in state.items()}
     torch.save(state, tmp_path / 'both.pth')
