@@ -570,35 +570,6 @@ def _check_images(images: Tensor, in_channels: int) -> Tensor:
     return images
 
 
-def resize_bias_tables(
-    state: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Tensor]:
-    """Resize position bias tables to the windows of the model that they are loaded into.
-
-    Args:
-        state: Names and tensors of the file.
-        shapes: Names and shapes of the model's tensors.
-
-    Returns:
-        The tables of windows of another size, resized. A table of another number of heads is not
-        among them.
-
-    Raises:
-        ValueError: If a table does not belong to square windows.
-    """
-    resized = {}
-    for name, shape in shapes.items():
-        table = state.get(name)
-        if not name.endswith('.relative_position_bias_table') or not isinstance(table, Tensor):
-            continue
-        if table.shape[1:] == shape[1:] and len(table) != shape[0]:
-            try:
-                resized[name] = ops.resize_bias_table(table, shape[0])
-            except ValueError as error:
-                raise ValueError(f'{name}: {error}') from error
-    return resized
-
-
 def _resize_bias_tables_on_load(
     model: GCViT, state: dict[str, Tensor], prefix: str, *args: object
 ) -> None:
@@ -613,7 +584,7 @@ def _resize_bias_tables_on_load(
             name = f'{prefix}stages.{i}.blocks.{j}.attn.relative_position_bias_table'
             shape = tuple(block.attn.relative_position_bias_table.shape)
             with contextlib.suppress(ValueError):
-                resized |= resize_bias_tables(state, {name: shape})
+                resized |= ops.resize_bias_tables(state, {name: shape})
     state.update(resized)
     if resized:
         print_log(

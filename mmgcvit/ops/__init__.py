@@ -7,7 +7,7 @@ Only this package depends on devices, autograd and graph modes. Its public API i
 from .attention import attention_probabilities, window_attention
 from .graph_mode import fx_leaf
 from .memory_format import prepare_images, prepare_parameters
-from .position_bias import resize_bias_table
+from .position_bias import resize_bias_table, resize_bias_tables
 from .recomputation import POLICIES as RECOMPUTE_POLICIES
 from .recomputation import recompute
 from .windows import Region, Windows, project_padding, window_layout
@@ -23,6 +23,7 @@ __all__ = [
     'project_padding',
     'recompute',
     'resize_bias_table',
+    'resize_bias_tables',
     'window_attention',
     'window_layout',
 ]

@@ -5,7 +5,7 @@ extra key that represents the padding.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -145,6 +145,35 @@ def resize_bias_table(table: Tensor, num_offsets: int) -> Tensor:
     grid = table.t().unflatten(1, (size, size))[None].float()
     grid = F.interpolate(grid, (wanted, wanted), mode='bicubic', align_corners=False)
     return grid[0].flatten(1).t().to(table.dtype)
+
+
+def resize_bias_tables(
+    state: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Resize the position bias tables of a state dict to the window sizes of a model.
+
+    Args:
+        state: State dict with the tables; other entries are ignored.
+        shapes: Names and shapes of the model's tensors.
+
+    Returns:
+        The resized tables by name. Tables that already fit or have a different number of heads are
+        not included.
+
+    Raises:
+        ValueError: If a table does not belong to square windows.
+    """
+    resized = {}
+    for name, shape in shapes.items():
+        table = state.get(name)
+        if not name.endswith('.relative_position_bias_table') or not isinstance(table, Tensor):
+            continue
+        if table.shape[1:] == shape[1:] and len(table) != shape[0]:
+            try:
+                resized[name] = resize_bias_table(table, shape[0])
+            except ValueError as error:
+                raise ValueError(f'{name}: {error}') from error
+    return resized
 
 
 def _offsets_within(table: Tensor, windows: Windows, region: Region) -> Tensor:

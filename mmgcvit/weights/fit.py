@@ -11,8 +11,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .. import ops
 from ..errors import UserError
-from ..models.gcvit import resize_bias_tables
 from .checkpoint import (
     EMA_KEYS,
     Checkpoint,
@@ -146,7 +146,7 @@ def fit(
     offered = _offered(checkpoint, target)
     _require_backbone(checkpoint, target)
     try:
-        resized = resize_bias_tables(offered, target.of_gcvit) if resize else {}
+        resized = ops.resize_bias_tables(offered, target.of_gcvit) if resize else {}
     except ValueError as error:
         raise UserError(f'{checkpoint.source}: {error}') from error
     adapted = {}
