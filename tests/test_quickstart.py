@@ -1,5 +1,6 @@
 """The quickstart's training, shrunk: it learns, survives an interruption and says what it did."""
 
+import errno
 import functools
 import json
 import os
@@ -16,6 +17,7 @@ import torch
 
 from mmgcvit.datasets import draw_shapes
 from mmgcvit.engine.brief_runner import BriefRunner
+from mmgcvit.errors import UserError
 from mmgcvit.visualization import read_training_log
 
 ROOT = Path(__file__).parents[1]
@@ -159,7 +161,7 @@ def test_warnings_reach_the_screen_and_other_metrics_are_shown_by_name(tmp_path,
     assert capsys.readouterr().out.splitlines() == [
         'validation  mIoU: 41.250  aAcc: 80.000',
         'validation  box AP 0.400, AP50 0.500; mask AP 0.600, AP50 0.700',
-        'validation  nothing found yet',
+        'validation  no detections yet',
     ]
     (log,) = tmp_path.glob('*/*.log')
     assert 'a detail' in log.read_text() and 'take care' in log.read_text()
@@ -170,6 +172,40 @@ def test_a_config_that_does_not_exist_is_one_line_and_exit_code_1():
     assert found.returncode == 1
     assert found.stderr.startswith('error: the config configs/detection/nothing.py does not exist')
     assert 'Traceback' not in found.stderr
+
+
+@pytest.mark.parametrize('damage', ['lacks', 'was drawn with'])
+def test_quickstart_recommends_fresh_for_a_dataset_that_it_replaces(
+    damage, load_tool, monkeypatch, tmp_path
+):
+    tool = load_tool('quickstart')
+    monkeypatch.setattr(tool, 'DATA', tmp_path / 'shapes')
+    monkeypatch.setattr(tool, 'draw_shapes', functools.partial(draw_shapes, num_train=2, num_val=1))
+    draw_shapes(tool.DATA, 1 if damage == 'was drawn with' else 2, 1, progress=False)
+    if damage == 'lacks':
+        next(tool.DATA.glob('coco/train2017/*.jpg')).unlink()
+    with pytest.raises(UserError, match=damage) as error:
+        tool.draw_data(fresh=False)
+    assert str(error.value).endswith('; run tools/quickstart.sh --fresh to replace it')
+    assert '--overwrite' not in str(error.value)
+    tool.draw_data(fresh=True)
+    tool.draw_data(fresh=False)
+
+
+@pytest.mark.parametrize('reason', ['not a shapes dataset', 'No space left on device'])
+def test_quickstart_recommends_fresh_for_no_other_error(reason, load_tool, monkeypatch, tmp_path):
+    tool = load_tool('quickstart')
+    monkeypatch.setattr(tool, 'DATA', tmp_path)
+    if reason.startswith('No space'):
+
+        def fail(*arguments, **settings):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(tool, 'draw_shapes', fail)
+    (tmp_path / 'photo.jpg').write_text('mine')
+    with pytest.raises(UserError, match=reason) as error:
+        tool.draw_data(fresh=False)
+    assert 'fresh' not in str(error.value)
 
 
 @pytest.mark.slow
@@ -209,7 +245,7 @@ def test_second_quickstart_reuses_what_is_done_and_fresh_starts_over(tmp_path):
         assert str(Path('work_dirs/quickstart') / name) in first.stdout
 
     second = again()
-    assert second.count('done before') == 2
+    assert second.count('already done, using') == 2
     assert 'Epoch(' not in second
     assert second.split('AP75')[1] == first.stdout.split('AP75')[1]
 

@@ -1,7 +1,7 @@
 """Draw shapes, train a small GC ViT Mask R-CNN on them, evaluate it and plot the results.
 
-tools/quickstart.sh calls this script after it has set up the environment. Steps that are complete
-are skipped; --fresh starts over.
+tools/quickstart.sh calls this script after setting up the environment. Completed steps are skipped;
+--fresh starts over.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmengine.fileio import load
 
-from mmgcvit.datasets import draw_shapes
+from mmgcvit.datasets import DatasetMismatchError, draw_shapes
 from mmgcvit.engine import build_runner, find_checkpoint, load_config, run_tool
 from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
@@ -37,21 +37,25 @@ def main() -> None:
 
     heading(1, f'data: drawn shapes in the layouts of COCO and ADE20K, {DATA}')
     draw_data(fresh=args.fresh)
-    heading(2, f'training: {CONFIG}, a few minutes; "eta" is the time left')
+    heading(2, f'training: {CONFIG}, a few minutes; "eta" is the remaining time')
     checkpoint = train()
     heading(3, 'evaluation on the validation images with COCO metrics')
     metrics = evaluate(checkpoint)
-    heading(4, 'pictures')
+    heading(4, 'plots')
     plot_training_curves([WORK_DIR], WORK_DIR / 'curves.png')
     report(checkpoint, metrics)
 
 
 def draw_data(fresh: bool) -> None:
-    """Draw the dataset; ``fresh`` replaces an old or damaged one."""
+    """Draw the dataset. ``fresh`` replaces an incomplete one or one with different settings."""
     try:
         draw_shapes(DATA, overwrite=fresh)
-    except (ValueError, OSError) as error:
-        raise UserError(f'{error}; tools/quickstart.sh --fresh does so') from error
+    except DatasetMismatchError as error:
+        raise UserError(
+            f'{error.problem}; run tools/quickstart.sh --fresh to replace it'
+        ) from error
+    except OSError as error:
+        raise UserError(str(error)) from error
 
 
 def heading(step: int, text: str) -> None:
@@ -59,42 +63,42 @@ def heading(step: int, text: str) -> None:
 
 
 def final_checkpoint() -> Path:
-    """Return the path of the last epoch's checkpoint, which need not exist yet."""
+    """Return the path of the last epoch's checkpoint, which may not exist yet."""
     return WORK_DIR / f'epoch_{load_config(CONFIG).train_cfg.max_epochs}.pth'
 
 
 def train() -> Path:
-    """Train with tools/train.py, unless that is complete, and return the last checkpoint."""
+    """Train with tools/train.py unless training is complete. Return the last checkpoint."""
     checkpoint = final_checkpoint()
     latest = find_checkpoint(WORK_DIR)
     if latest and latest.name == checkpoint.name:
-        print(f'done before: {checkpoint} is used (--fresh starts over)')
+        print(f'already done, using {checkpoint} (--fresh starts over)')
         return checkpoint
     if latest:
-        print(f'a training was interrupted: going on from {latest} (--fresh starts over)')
+        print(f'training was interrupted, resuming from {latest} (--fresh starts over)')
     command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', WORK_DIR, '--resume']
     command += ['--cfg-options', f'runner_type={RUNNER}']
     training = subprocess.Popen([str(part) for part in command])
     try:
         code = training.wait()
     except KeyboardInterrupt:
-        # the terminal has interrupted the training too: let it end, as it may write a checkpoint
+        # the terminal also interrupts the training process: wait, since it may write a checkpoint
         training.wait()
         raise
     if code:
         raise UserError(
-            f'training ended with exit code {code}: the reason is above; '
-            'run this again to go on from the last checkpoint, or with --fresh to start over'
+            f'training failed with exit code {code}, see the output above: run this again to '
+            'continue from the last checkpoint, or with --fresh to start over'
         )
     return checkpoint
 
 
 def evaluate(checkpoint: Path) -> dict[str, float]:
-    """Return the checkpoint's metrics and draw its predictions, unless that is complete."""
+    """Evaluate the checkpoint and draw its predictions unless this is done. Return metrics."""
     metrics_file, pictures = WORK_DIR / 'metrics.json', WORK_DIR / 'predictions.png'
     made = checkpoint.stat().st_mtime
     if all(f.exists() and f.stat().st_mtime > made for f in (metrics_file, pictures)):
-        print(f'done before: {metrics_file} and {pictures} are used')
+        print(f'already done, using {metrics_file} and {pictures}')
         return load(metrics_file)
     options = {'load_from': str(checkpoint), 'runner_type': RUNNER}
     cfg = load_config(CONFIG, WORK_DIR / 'evaluation', options)
@@ -109,7 +113,7 @@ def report(checkpoint: Path, metrics: dict[str, float]) -> None:
     """Print the final table and the next steps."""
     print('\n            AP    AP50    AP75')
     for name, key in (('box', 'bbox'), ('mask', 'segm')):
-        # without any detection there is no metric
+        # there are no metrics without detections
         values = [metrics.get(f'coco/{key}_mAP{suffix}', 0.0) for suffix in ('', '_50', '_75')]
         print(f'{name:6}' + ''.join(f'{value:8.3f}' for value in values))
     print(
@@ -119,8 +123,8 @@ metrics      {WORK_DIR / 'metrics.json'}
 curves       {WORK_DIR / 'curves.png'}
 predictions  {WORK_DIR / 'predictions.png'}  (ground truth left, prediction right)
 
-Next: open the two pictures; read {CONFIG}, which is all that the model is;
-then "Use it in your own project" in README.md."""
+Next: open the two images; see {CONFIG}, the complete config;
+then read "Use it in your own project" in README.md."""
     )
 
 

@@ -1,5 +1,5 @@
 """Synthetic datasets."""
 
-from .shapes import Settings, draw_shapes
+from .shapes import DatasetMismatchError, Settings, draw_shapes
 
-__all__ = ['Settings', 'draw_shapes']
+__all__ = ['DatasetMismatchError', 'Settings', 'draw_shapes']

@@ -17,7 +17,7 @@ SIZE_RANGE = (200, 480)  # height and width of images in pixels, inclusive
 MAX_SHAPES = 4
 MIN_VISIBLE_SIZE = 40  # height and width of the box around a shape's largest visible part
 MIN_VISIBLE_FRACTION = 0.65  # of a shape's area, including its area outside of the image
-MIN_PART_AREA = 48  # pixels; smaller visible parts are painted but not annotated in COCO
+MIN_PART_AREA = 48  # pixels; smaller visible parts are drawn but not annotated in COCO
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def draw_scene(seed: int, part: int, index: int) -> Scene:
         height, width = rng.integers(SIZE_RANGE[0], SIZE_RANGE[1] + 1, 2).tolist()
     shapes, visible = _place(rng, height, width)
 
-    # The background is dull; shapes are vivid with less texture. So the smallest detector learns
-    # to distinguish them within minutes. The hue does not depend on the class.
+    # The background is dull; shapes are vivid with less texture. This lets the smallest
+    # detector learn to distinguish them within minutes. The hue does not depend on the class.
     canvas = _fill(rng, height, width, rng.uniform(60, 190) + rng.uniform(-12, 12, 3))
     hues: list[float] = []
     for shape in shapes:
@@ -113,7 +113,7 @@ def draw_scene(seed: int, part: int, index: int) -> Scene:
 def _place(
     rng: np.random.Generator, height: int, width: int
 ) -> tuple[list[Shape], list[np.ndarray]]:
-    """Place shapes and return them from back to front with their masks; all are well visible."""
+    """Place shapes. Return them from back to front with their masks. All are well visible."""
     num_shapes = int(rng.integers(1, MAX_SHAPES + 1))
     shapes: list[Shape] = []
     visible: list[np.ndarray] = []

@@ -59,6 +59,20 @@ class Settings:
                 raise ValueError(f'{name} must be an integer of at least {least}, got {value!r}')
 
 
+class DatasetMismatchError(FileExistsError):
+    """A shapes dataset is incomplete or has different settings, and ``overwrite`` is False.
+
+    Args:
+        problem: Description without the remedy.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f'{problem}; choose a different folder, or overwrite=True (--overwrite) to replace it'
+        )
+        self.problem = problem
+
+
 @dataclass(frozen=True)
 class Split:
     """Names of a split in the two layouts."""
@@ -109,8 +123,8 @@ def draw_shapes(
         num_train: Number of training images.
         num_val: Number of validation images.
         seed: Seed, at least 0.
-        overwrite: Whether to replace an existing dataset that has other settings or is incomplete.
-            A folder that this function did not create is never replaced.
+        overwrite: Whether to replace a dataset that is incomplete or has different settings. A
+            folder that this function did not create is never replaced.
         progress: Whether to print messages, and a progress bar on a terminal.
 
     Returns:
@@ -118,8 +132,9 @@ def draw_shapes(
 
     Raises:
         ValueError: If a number is out of range.
-        FileExistsError: If ``root`` is not such a dataset, or if the existing dataset has other
-            settings or is incomplete and ``overwrite`` is False.
+        DatasetMismatchError: If the existing dataset is incomplete or has different settings, and
+            ``overwrite`` is False.
+        FileExistsError: If ``root`` exists and is not a shapes dataset.
     """
     settings = Settings(num_train, num_val, seed)
     root = Path(root).expanduser().resolve()
@@ -183,7 +198,7 @@ def _is_drawn(root: Path, settings: Settings, overwrite: bool) -> bool:
     """Whether ``root`` is a complete dataset with these settings.
 
     Raises:
-        FileExistsError: If it is not, and must not be replaced.
+        FileExistsError: If it is not, and must not be replaced; see :func:`draw_shapes`.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
@@ -192,7 +207,7 @@ def _is_drawn(root: Path, settings: Settings, overwrite: bool) -> bool:
     except (OSError, ValueError, TypeError):
         raise FileExistsError(
             f'{root} exists and is not a shapes dataset (it does not contain a valid {STAMP}); '
-            'give a new folder, or move this one away'
+            'choose a different folder, or move this one away'
         ) from None
     splits = ((TRAIN, settings.num_train), (VAL, settings.num_val))
     files = [split.annotations(root) for split, _ in splits]
@@ -207,10 +222,7 @@ def _is_drawn(root: Path, settings: Settings, overwrite: bool) -> bool:
         problem = f'lacks {missing}'
     else:
         problem = f'was drawn with {existing}, not {settings}'
-    raise FileExistsError(
-        f'the dataset in {root} {problem}; give another folder, or overwrite=True (--overwrite) '
-        'to replace this one'
-    )
+    raise DatasetMismatchError(f'the dataset in {root} {problem}')
 
 
 def _draw_split(

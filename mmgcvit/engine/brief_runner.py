@@ -21,11 +21,11 @@ DETECTION = {'coco/bbox_mAP': 'box', 'coco/segm_mAP': 'mask'}
 
 @RUNNERS.register_module()
 class BriefRunner(Runner):
-    """mmengine's Runner with short output on the screen and all of it in the log file.
+    """mmengine's Runner with short output on the screen and the full output in the log file.
 
     The screen shows warnings, progress with loss and remaining time, and one line of metrics per
     validation. The environment, the config, the list of hooks, tables of metrics and the output of
-    libraries go to the log file only. Any config can use it::
+    libraries are only in the log file. Any config can use it::
 
         python tools/train.py CONFIG --cfg-options runner_type=mmgcvit.BriefRunner
     """
@@ -112,16 +112,16 @@ def _in_one_line(metrics: Mapping[str, float]) -> str:
         if f'{key}_50' in metrics
     ]
     others = [f'{key}: {value:.3f}' for key, value in metrics.items()]
-    return '; '.join(detection) or '  '.join(others) or 'nothing found yet'
+    return '; '.join(detection) or '  '.join(others) or 'no detections yet'
 
 
 def _is_no_deprecation(record: logging.LogRecord) -> bool:
-    """Filter out deprecations between libraries, which their users cannot correct."""
+    """Filter out deprecation warnings of libraries, which users cannot fix."""
     return 'deprecated' not in record.getMessage()
 
 
 class _PrintsToLog(io.TextIOBase):
-    """Log what libraries such as pycocotools print."""
+    """Stream that logs the output of libraries such as pycocotools."""
 
     def __init__(self, logger: MMLogger) -> None:
         self._logger = logger
