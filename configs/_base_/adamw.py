@@ -1,7 +1,7 @@
 # AdamW for fine-tuning a pretrained GC ViT. Norms and position-bias tables have no weight decay.
 #
-# It goes with any config of mmdet or mmseg, in which `_delete_` removes the inherited optimizer:
-# AdamW does not accept SGD's momentum.
+# Use it in any config of mmdet or mmseg. `_delete_` removes the inherited optimizer, because AdamW
+# does not accept SGD's momentum.
 #
 #     _base_ = [
 #         'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',

@@ -1,5 +1,5 @@
-# Fully sharded data parallel, for models that do not fit into one GPU otherwise. Each GPU holds a
-# part of the weights, gradients and optimizer state, and gathers a block's weights to compute it.
+# Fully sharded data parallel, for models that do not fit on one GPU. Each GPU stores a shard of the
+# weights, gradients and optimizer state, and gathers the weights of a block to compute it.
 runner_type = 'FlexibleRunner'
 strategy = dict(
     type='mmgcvit.FSDPStrategy',

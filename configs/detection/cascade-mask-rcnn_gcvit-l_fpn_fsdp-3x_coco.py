@@ -7,5 +7,5 @@
 # Hardware: 8 GPUs, 2 images each
 # Source:   cascade-mask-rcnn_gcvit-l_fpn_3x_coco.py; sharding is ours
 # Result:   paper: not reported; ours: not trained
-# Licence:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
+# License:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
 _base_ = ['./cascade-mask-rcnn_gcvit-l_fpn_3x_coco.py', '../_base_/fsdp.py']

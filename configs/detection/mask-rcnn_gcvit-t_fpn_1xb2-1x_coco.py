@@ -5,7 +5,7 @@
 # Source:   mask-rcnn_gcvit-t_fpn_1x_coco.py, scaled linearly (ours): an eighth of the batch size
 #           and of the learning rate, 8 times as many warm-up iterations
 # Result:   paper: not reported; ours: not trained
-# Licence:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
+# License:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
 _base_ = './mask-rcnn_gcvit-t_fpn_1x_coco.py'
 
 gpus = 8  # of the inherited config

@@ -4,7 +4,7 @@
 # Hardware: 8 GPUs, 2 images each
 # Source:   recipe of GC ViT-T; drop path ours: the ImageNet value of the size
 # Result:   paper: not reported; ours: not trained
-# Licence:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
+# License:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
 _base_ = './mask-rcnn_gcvit-t_fpn_3x_coco.py'
 
 model = dict(

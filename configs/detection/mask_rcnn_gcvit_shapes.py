@@ -1,10 +1,10 @@
-# Mask R-CNN with a very small GC ViT on drawn shapes, for a first training.
+# Mask R-CNN with a very small GC ViT on drawn shapes, for a first training run.
 #
 # Launch:   bash tools/quickstart.sh
 #           or, with data drawn by `python tools/draw_shapes.py data/shapes`,
 #           python tools/train.py configs/detection/mask_rcnn_gcvit_shapes.py
 # Hardware: 2 CPU cores and 3 GB of memory, or any GPU
-# Source:   ours: GC ViT's architecture, with a size and a schedule for a training of a few minutes
+# Source:   ours: GC ViT's architecture, with a size and a schedule for training in a few minutes
 # Result:   paper: none; ours: mask AP 0.90, mask AP50 0.98 after about 7 minutes on 2 CPU cores
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
@@ -87,7 +87,7 @@ model = dict(
     ),
     test_cfg=dict(
         rpn=dict(nms_pre=300, max_per_img=60),
-        # class-agnostic, so that no shape is detected twice; soft, since boxes of neighbouring
+        # class-agnostic, so that no shape is detected twice; soft, since boxes of neighboring
         # shapes overlap
         rcnn=dict(
             nms=dict(type='soft_nms', iou_threshold=0.3, class_agnostic=True),

@@ -4,7 +4,7 @@
 # Hardware: 8 GPUs, 2 images each
 # Source:   ours: mmdet's 1x schedule and augmentation, with the optimizer published for GC ViT-T
 # Result:   paper: not reported; ours: not trained
-# Licence:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
+# License:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',

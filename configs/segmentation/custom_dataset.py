@@ -10,10 +10,10 @@
 # Source:   upernet_gcvit-t_160k_ade20k-512x512.py, with a warm-up of 1 % of the iterations. To
 #           start from a segmentor instead of ImageNet weights, set load_from = 'PATH'
 # Result:   paper: none; ours: not trained
-# Licence:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
+# License:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
 _base_ = './upernet_gcvit-t_160k_ade20k-512x512.py'
 
-classes = ('background', 'circle', 'rectangle', 'triangle')  # of the values 0, 1, 2, 3
+classes = ('background', 'circle', 'rectangle', 'triangle')  # label values 0, 1, 2, 3
 # for other file names set img_suffix='.png'; if 0 is to be ignored and classes start from 1, set
 # reduce_zero_label=True
 data = dict(type='BaseSegDataset', data_root='data/my_dataset', metainfo=dict(classes=classes))

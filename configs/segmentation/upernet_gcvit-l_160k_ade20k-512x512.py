@@ -5,7 +5,7 @@
 # Source:   crop size, batch size and weights published; window 24 inferred from published FLOPs;
 #           schedule ours: Swin's; drop path ours: the ImageNet value of the size
 # Result:   paper: not reported; ours: not trained
-# Licence:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
+# License:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
 _base_ = './upernet_gcvit-t_160k_ade20k-512x512.py'
 
 model = dict(

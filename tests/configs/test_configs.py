@@ -130,7 +130,7 @@ def test_config_begins_with_launch_hardware_source_and_result(path):
         assert part in header, part
     assert str(path) in header or 'tools/quickstart.sh' in header
     weights = (published(path).model.backbone.get('init_cfg') or {}).get('checkpoint', '')
-    assert ('# Licence:  CC BY-NC-SA 4.0' in header) == ('nvidia' in weights)
+    assert ('# License:  CC BY-NC-SA 4.0' in header) == ('nvidia' in weights)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=str)

@@ -1,12 +1,12 @@
 # COCO instance segmentation with the recipe published for GC ViT-T: 36 epochs, and the multi-scale
-# and crop augmentation of DETR and Swin. What differs from the published configs:
+# and crop augmentation of DETR and Swin. Differences from the published configs:
 #
 # - Mixed precision has a dynamic loss scale. Published: a static scale of 512 for Mask R-CNN,
 #   float32 for Cascade Mask R-CNN.
-# - Position-bias tables have no weight decay. Published for Mask R-CNN: decayed by accident, as the
-#   key `rpb` matches no parameter.
-# - SyncBN in the heads of Cascade Mask R-CNN has no weight decay. Published: decayed, as the key
-#   `norm` does not match `bn`.
+# - Position-bias tables have no weight decay. Published for Mask R-CNN: decayed by accident,
+#   because the key `rpb` matches no parameter.
+# - SyncBN in the heads of Cascade Mask R-CNN has no weight decay. Published: decayed, because the
+#   key `norm` does not match `bn`.
 # - `norm3` starts from the classifier's norm. Published: from weight 1 and bias 0.
 _base_ = ['mmdet::_base_/datasets/coco_instance.py', './schedule_1x.py']
 

@@ -1,5 +1,5 @@
 # mmdet's 1x schedule (12 epochs, steps after 8 and 11) with AdamW and mixed precision. Learning
-# rate, warm-up and batch size are those published for GC ViT-T's 3x schedule.
+# rate, warm-up and batch size are as published for GC ViT-T's 3x schedule.
 _base_ = [
     'mmdet::_base_/schedules/schedule_1x.py',
     'mmdet::_base_/default_runtime.py',

@@ -1,5 +1,5 @@
-# ADE20K semantic segmentation: crops of 512x512, 160k iterations, AdamW. The schedule is Swin's, as
-# GC ViT's is not published.
+# ADE20K semantic segmentation: crops of 512x512, 160k iterations, AdamW. The schedule is Swin's,
+# because GC ViT's is not published.
 _base_ = [
     'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/default_runtime.py',
