@@ -3,8 +3,8 @@
 python tools/benchmark.py configs/detection/mask-rcnn_gcvit-t_fpn_3x_coco.py
 python tools/benchmark.py CONFIG CHECKPOINT --dtype bfloat16 --compile --json speed.json
 
-Images are random. Without a checkpoint a detector finds almost nothing, so that its inference takes
-less time than with one.
+Images are random. Without a checkpoint, a detector detects almost nothing, so inference takes less
+time than with a checkpoint.
 """
 
 import json
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str] | None) -> tuple[Settings, Path | None]:
     parser = config_parser(__doc__)
     parser.add_argument(
-        'checkpoint', nargs='?', help='weights of the whole model (default: random weights)'
+        'checkpoint', nargs='?', help='weights of the complete model (default: random weights)'
     )
     shapes = ', '.join(f'{task.name} {"x".join(map(str, task.timed_shape))}' for task in TASKS)
     parser.add_argument(
@@ -60,13 +60,13 @@ def parse(argv: Sequence[str] | None) -> tuple[Settings, Path | None]:
         '--runs', type=int, default=20, help='measured steps (default: %(default)s)'
     )
     parser.add_argument(
-        '--warm-up', type=int, default=3, help='steps before them (default: %(default)s)'
+        '--warm-up', type=int, default=3, help='warm-up steps (default: %(default)s)'
     )
     parser.add_argument(
         '--dtype',
         default='float32',
         choices=['float32', 'bfloat16', 'float16'],
-        help='float32, or the type of mixed precision (default: %(default)s)',
+        help='data type; all except float32 use mixed precision (default: %(default)s)',
     )
     parser.add_argument(
         '--compile', action='store_true', help='compile the backbone with torch.compile'
@@ -76,26 +76,26 @@ def parse(argv: Sequence[str] | None) -> tuple[Settings, Path | None]:
     for option, minimum in (('batch_size', 1), ('runs', 1), ('warm_up', 0)):
         if args[option] < minimum:
             raise UserError(
-                f'--{option.replace("_", "-")} {args[option]} is not allowed: give an integer of '
+                f'--{option.replace("_", "-")} {args[option]} is not allowed: use an integer of '
                 f'at least {minimum}'
             )
     if args['shape'] and min(args['shape']) < 1:
         raise UserError(
-            f'--shape {args["shape"]} is not allowed: give a height and width of at least 1'
+            f'--shape {args["shape"]} is not allowed: use a height and width of at least 1'
         )
     json_file = args.pop('json')
     return Settings(**args), json_file
 
 
 def measure_alone(settings: Settings, phase: str) -> Speed:
-    """Measure in a new process, so that its peak memory is that of this phase."""
+    """Measure in a new process, so that its peak memory belongs to this phase only."""
     print(f'measuring: {phase}', file=sys.stderr, flush=True)
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
         try:
             return pool.submit(measure, settings, phase).result()
         except BrokenProcessPool as error:
             raise UserError(
-                f'{phase}: the process was killed, most likely because it ran out of memory: give '
+                f'{phase}: the process was killed, most likely because it ran out of memory: use '
                 'a smaller --batch-size or --shape'
             ) from error
 
@@ -105,7 +105,7 @@ def table(settings: Settings, speeds: Sequence[Speed]) -> str:
     parts = [
         f'{settings.batch_size} images of {width}×{height} per step',
         settings.dtype + (', compiled' if settings.compile else ''),
-        f'{settings.runs} steps after {settings.warm_up} for warm-up',
+        f'{settings.runs} steps (warm-up: {settings.warm_up})',
         speeds[0].device,
     ]
     latencies = ''.join(f'{f"p{p} ms":>10}' for p in PERCENTILES)
@@ -116,7 +116,7 @@ def table(settings: Settings, speeds: Sequence[Speed]) -> str:
         lines.append(f'{speed.phase:15}{numbers}{speed.peak_memory / 1e9:11.2f} GB')
     before = speeds[0].memory_before
     lines.append(
-        f'memory: the whole process, {before / 1e9:.2f} GB of it before the model was built'
+        f'memory: the process, including {before / 1e9:.2f} GB before the model was built'
         if before
         else 'memory: tensors on the GPU'
     )

@@ -1,12 +1,12 @@
 """Compare the speed and memory of backbones on the same random images, on a CPU or a GPU.
 
     python tools/benchmark_backbones.py
-    python tools/benchmark_backbones.py --shapes 512x512 2048x2048 --backbones gcvit swin \
-        --rounds 3 --json speed.json --plot speed.png
+    python tools/benchmark_backbones.py --backbones gcvit swin --rounds 3 --json speed.json
+    python tools/benchmark_backbones.py --shapes 512x512 2048x2048 --plot speed.png
 
-Each backbone is measured in a process of its own, one after the other, in as many rounds as asked
-for. The tables show medians over all rounds and ratios to the first backbone. GC ViT needs torch
-and mmengine alone; backbones whose packages are not installed are left out with a note.
+Each backbone is measured in a separate process, one after the other, and --rounds repeats this. The
+tables show medians over all rounds and ratios to the first backbone. GC ViT needs only torch and
+mmengine. Backbones whose packages are not installed are skipped with a note.
 """
 
 import argparse
@@ -39,7 +39,7 @@ Results = dict[tuple[tuple[int, int], str], list[Measurement]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, how often, and where to write it."""
+    """Measurements and output files."""
 
     settings: Settings
     backbones: list[str]
@@ -71,10 +71,13 @@ def parse(argv: Sequence[str] | None) -> Plan:
         nargs='+',
         default=list(BACKBONES),
         metavar='NAME',
-        help=f'{", ".join(BACKBONES)}, or timm:NAME (default: all but those of timm)',
+        help=f'{", ".join(BACKBONES)}, or timm:NAME (default: all except timm)',
     )
     parser.add_argument(
-        '--arch', default='tiny', choices=list(ARCHS), help='size (default: %(default)s)'
+        '--arch',
+        default='tiny',
+        choices=list(ARCHS),
+        help='size of the backbones (default: %(default)s)',
     )
     parser.add_argument(
         '--shapes',
@@ -90,25 +93,28 @@ def parse(argv: Sequence[str] | None) -> Plan:
         '--device',
         choices=['cpu', 'cuda'],
         default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='default: cuda if there is a GPU, else cpu',
+        help='device (default: cuda if available, otherwise cpu)',
     )
     parser.add_argument(
         '--dtype',
         default='float32',
         choices=DTYPES,
-        help='float32, or the type of mixed precision (default: %(default)s)',
+        help='data type; all except float32 use mixed precision (default: %(default)s)',
     )
     parser.add_argument(
         '--compile', action='store_true', help='compile the backbones with torch.compile'
     )
     parser.add_argument(
-        '--rounds', type=int, default=1, help='processes per backbone (default: %(default)s)'
+        '--rounds',
+        type=int,
+        default=1,
+        help='processes per backbone and image size (default: %(default)s)',
     )
     parser.add_argument(
-        '--runs', type=int, default=3, help='measured steps in each process (default: %(default)s)'
+        '--runs', type=int, default=3, help='measured steps per process (default: %(default)s)'
     )
     parser.add_argument(
-        '--warm-up', type=int, default=1, help='steps before them (default: %(default)s)'
+        '--warm-up', type=int, default=1, help='warm-up steps per process (default: %(default)s)'
     )
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write all numbers to FILE')
     parser.add_argument(
@@ -118,19 +124,19 @@ def parse(argv: Sequence[str] | None) -> Plan:
     for option, minimum in (('batch_size', 1), ('rounds', 1), ('runs', 1), ('warm_up', 0)):
         if getattr(args, option) < minimum:
             raise UserError(
-                f'--{option.replace("_", "-")} {getattr(args, option)} is not allowed: give an '
+                f'--{option.replace("_", "-")} {getattr(args, option)} is not allowed: use an '
                 f'integer of at least {minimum}'
             )
     for name in args.backbones:
         if name not in BACKBONES and not name.startswith('timm:'):
             raise UserError(
-                f'--backbones {name} is not known: give some of {", ".join(BACKBONES)}, or '
-                "timm:NAME for one of timm's models"
+                f'--backbones {name} is not known: choose from {", ".join(BACKBONES)}, or '
+                'timm:NAME for a timm model'
             )
     if args.device == 'cuda' and not torch.cuda.is_available():
-        raise UserError('--device cuda: this PyTorch sees no GPU; give --device cpu')
+        raise UserError('--device cuda: PyTorch finds no GPU; use --device cpu')
     if args.plot and args.plot.suffix.lower() != '.png':
-        raise UserError(f'--plot {args.plot} is not allowed: give a file that ends in .png')
+        raise UserError(f'--plot {args.plot} is not allowed: the file name must end in .png')
     files = [file and writable(file.expanduser()) for file in (args.json, args.plot)]
     settings = Settings(
         args.backbones[0],
@@ -148,20 +154,20 @@ def parse(argv: Sequence[str] | None) -> Plan:
 
 
 def writable(file: Path) -> Path:
-    """Return a file that can be written, or fail before anything is measured."""
+    """Return a file that can be written. Otherwise, fail before anything is measured."""
     if file.is_dir():
-        raise UserError(f'{file} is a folder; give a file')
+        raise UserError(f'{file} is a folder; specify a file')
     if not file.absolute().parent.is_dir():
         raise UserError(f'{file}: the folder {file.parent} does not exist; create it first')
     if not os.access(file.absolute().parent, os.W_OK):
-        raise UserError(f'{file}: the folder {file.parent} is not writable')
+        raise UserError(f'{file}: the folder {file.parent} is not writable; choose another one')
     return file
 
 
 def to_shape(text: str) -> tuple[int, int]:
     height, _, width = text.partition('x')
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise UserError(f'--shapes {text} is not allowed: give HEIGHTxWIDTH, for example 800x1280')
+        raise UserError(f'--shapes {text} is not allowed: use HEIGHTxWIDTH, for example 800x1280')
     return int(height), int(width)
 
 
@@ -187,7 +193,7 @@ def measure_all(plan: Plan) -> Results:
 
 
 def measure_alone(settings: Settings) -> Measurement:
-    """Measure in a new process, so that its peak memory is that of this backbone."""
+    """Measure in a new process, so that its peak memory belongs to this backbone only."""
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
         try:
             return pool.submit(measure_backbone, settings).result()
@@ -211,10 +217,11 @@ def headline(plan: Plan) -> str:
         f'{device_name(plan)}, torch {torch.__version__}',
         f'medians of {plan.rounds} processes with {settings.runs} steps each',
     ]
-    memory = 'tensors on the GPU' if settings.device == 'cuda' else 'the process'
+    memory = 'GPU' if settings.device == 'cuda' else 'process'
     return (
         f'{"; ".join(parts)}\n'
-        f'×: ratio to the first backbone; memory: peak of {memory}, beyond that before the model'
+        f'×: ratio to the first backbone; memory: peak {memory} memory minus the memory before '
+        'building the model'
     )
 
 
@@ -229,7 +236,7 @@ def table(plan: Plan, shape: tuple[int, int], results: Results) -> str:
     for name in plan.backbones:
         found = results[shape, name]
         if found[-1].note:
-            lines.append(f'{name:{width}}left out: {found[-1].note}')
+            lines.append(f'{name:{width}}skipped: {found[-1].note}')
             continue
         line = f'{name:{width}}{found[0].params / 1e6:6.1f} M{found[0].macs / 1e9:8.1f}'
         for value, unit, scale in (

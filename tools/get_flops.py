@@ -3,8 +3,8 @@
 python tools/get_flops.py configs/detection/mask-rcnn_gcvit-t_fpn_3x_coco.py
 python tools/get_flops.py CONFIG --shape 512 512 --json flops.json
 
-Models of mmdet, mmseg and mmpretrain are counted, with any backbone. For GC ViT, the published
-numbers are printed as well.
+Supports models of mmdet, mmseg and mmpretrain with any backbone. For GC ViT, the published numbers
+are also printed.
 """
 
 import json
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     height, width = shape = tuple(args.shape or task.counted_shape)
     if min(shape) < 1:
         raise UserError(
-            f'--shape {height} {width} is not allowed: give a height and width of at least 1'
+            f'--shape {height} {width} is not allowed: use a height and width of at least 1'
         )
     found = complexity_of(cfg, shape)
     counted = f', {found.counted}' if found.counted else ''
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def rows(found: Complexity, name: str, same_shape: bool) -> list[tuple[str, str]]:
-    """Return names and numbers; those with padded windows and the paper's are for GC ViT alone."""
+    """Return names and numbers. Padded windows and the paper's numbers are only for GC ViT."""
     always = [
         ('parameters', f'{found.params / 1e6:.2f} M'),
         ('multiply-accumulates, all products, as computed here', giga(found.macs)),
@@ -75,12 +75,12 @@ def giga(number: int) -> str:
 
 
 def paper(name: str, same_shape: bool) -> str:
-    """Return the published parameters and FLOPs of a network, as the metafile has them."""
+    """Return the published parameters and FLOPs of a network from the metafile."""
     for model in load(METAFILE)['Models']:
         data = model['Metadata']
         if name in (model['Name'], *model.get('Alias', ())) and 'Paper FLOPs (G)' in data:
             text = f'{data["Paper Parameters (M)"]} M, {data["Paper FLOPs (G)"]} G'
-            return text if same_shape else f'{text}, at another size'
+            return text if same_shape else f'{text} (at a different image size)'
     return 'not published'
 
 

@@ -18,17 +18,17 @@ DTYPES = ('float32', 'bfloat16', 'float16')
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure.
+    """Settings of a measurement.
 
     Attributes:
         name: Name of a backbone, see :func:`.build_backbone`.
-        arch: Size of GC ViT, and of the backbones beside it.
+        arch: Size of GC ViT. Other backbones have the corresponding size.
         shape: H and W of the images.
         batch_size: Images per step.
         device: 'cpu' or 'cuda'.
         dtype: 'float32', or 'bfloat16' or 'float16' for mixed precision.
-        compile: Whether to compile it with torch.compile.
-        warm_up: Steps of each kind before those that are measured.
+        compile: Whether to compile the backbone with torch.compile.
+        warm_up: Warm-up steps of each kind.
         runs: Measured steps of each kind.
     """
 
@@ -45,17 +45,17 @@ class Settings:
 
 @dataclass
 class Measurement:
-    """Measurements of one backbone, or why there are none.
+    """Measurements of one backbone, or the reason why there are none.
 
     Attributes:
-        forward: Seconds of each forward pass in evaluation, without gradients.
-        training: Seconds of each training step: forward, backward and AdamW.
-        forward_memory: Bytes at the peak of the forward passes, without those used before the model
-            was built: of tensors on a GPU, of the process on a CPU.
+        forward: Seconds per forward pass in evaluation mode, without gradients.
+        training: Seconds per training step: forward, backward and AdamW.
+        forward_memory: Peak bytes of the forward passes minus the bytes used before the model was
+            built. Allocated tensors on a GPU, process memory on a CPU.
         training_memory: The same for the training steps.
-        params: Parameters.
-        macs: Multiply-accumulates of all products, for one image.
-        note: Why there are no numbers, else empty.
+        params: Number of parameters.
+        macs: Multiply-accumulates of all products for one image.
+        note: Reason why there are no numbers; empty otherwise.
     """
 
     forward: list[float] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Measurement:
 
 
 def measure_backbone(settings: Settings) -> Measurement:
-    """Measure a backbone. Call it in a new process, else memory on a CPU includes earlier peaks."""
+    """Measure a backbone. Call this in a new process: CPU memory includes earlier peaks."""
     try:
         return _measure(settings)
     except MissingPeer as error:
@@ -76,14 +76,14 @@ def measure_backbone(settings: Settings) -> Measurement:
     except torch.cuda.OutOfMemoryError:
         return Measurement(note='out of GPU memory')
     except Exception as error:
-        # a peer may fail for any reason, such as the shape or the type: measure the others still
+        # a peer may fail for any reason, such as the shape or dtype; the others are still measured
         text = str(error).strip() or type(error).__name__
         return Measurement(note=f'failed: {text.splitlines()[0][:200]}')
 
 
 def _measure(settings: Settings) -> Measurement:
     found = Measurement()
-    # first, so that their memory does not count as the model's
+    # imported first, so that their memory does not count as memory of the model
     import_libraries(settings.name)
     before = _peak_memory(settings.device)
     model = build_backbone(settings.name, settings.arch, settings.shape)
@@ -98,15 +98,15 @@ def _measure(settings: Settings) -> Measurement:
     found.forward_memory = _peak_memory(settings.device) - before
     model.train()
     found.training = _time(_training_step(network, images, settings), settings)
-    # the peak of a process never falls, but systems report it to within some pages
+    # the peak of a process never decreases, but it is only accurate to a few pages
     found.training_memory = max(_peak_memory(settings.device) - before, found.forward_memory)
     return found
 
 
 def count_macs(model: nn.Module, shape: tuple[int, int]) -> int:
-    """Count the multiply-accumulates of all products for one image, without computing any."""
+    """Count the multiply-accumulates of all products for one image, from shapes only."""
     model = copy.deepcopy(model).to('meta')
-    # in a line of its own: train() and eval() of mmdet's Swin return None
+    # not chained: train() and eval() of mmdet's Swin return None
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, *shape, device='meta'))
@@ -140,7 +140,7 @@ def _precision(settings: Settings) -> contextlib.AbstractContextManager:
 
 
 def _time(step: Callable[[], None], settings: Settings) -> list[float]:
-    """Return the seconds of each measured step."""
+    """Return the time of each measured step in seconds."""
     for _ in range(settings.warm_up):
         step()
     clock = _time_on_gpu if settings.device == 'cuda' else _time_on_cpu

@@ -27,28 +27,30 @@ from ..mmcv_ops import require_operators
 from ..models.gcvit import WindowAttention
 from .samples import image_channels
 
-# Detection papers count so many proposals, and masks of so many of them, whatever is in an image.
+# Number of proposals and masks that detection papers count, independent of the image.
 NUM_PROPOSALS = 1000
 NUM_MASKS = 100
-# torch's counter does not know the operator of these classes of mmcv
+# mmcv classes whose operator torch's counter does not support
 DEFORMABLE = ('DeformConv2d', 'ModulatedDeformConv2d')
 ROI_POOLING = ('bbox_roi_extractor', 'mask_roi_extractor')
 
 
 @dataclass(frozen=True)
 class Complexity:
-    """Size and work of a network for one image.
+    """Parameters and multiply-accumulates of a network for one image.
 
     Attributes:
-        params: Parameters of all its parts, auxiliary heads included.
+        params: Number of parameters, including auxiliary heads.
         macs: Multiply-accumulates of all products as this package computes them.
-        naive_linear_macs: Those of linear layers and convolutions alone, with every feature map
-            padded to whole windows. Products of attention outside GC ViT are included.
-        naive_macs: The same plus the products of the attention in the padded windows.
-        has_windows: Whether there is GC ViT's window attention, which the naive numbers are about.
-        counted: What was counted, if that is not simply the forward pass.
+        naive_linear_macs: Multiply-accumulates of linear layers and convolutions, with every
+            feature map padded to a multiple of the window size. Products of attention outside GC
+            ViT are included.
+        naive_macs: ``naive_linear_macs`` plus the products of attention in the padded windows.
+        has_windows: Whether the network has GC ViT's window attention. The naive numbers are only
+            meaningful for such networks.
+        counted: What was counted, or an empty string for the plain forward pass.
         not_called: Names of parts of the network whose forward was not called, such as auxiliary
-            heads, so that their products are not counted.
+            heads. Their products are not counted.
     """
 
     params: int
@@ -63,41 +65,41 @@ class Complexity:
 def complexity_of(cfg: Config, shape: tuple[int, int]) -> Complexity:
     """Count parameters and multiply-accumulates of a config's model for one image.
 
-    Shapes alone are enough for most models. Where the forward pass depends on values it is computed
-    on the CPU, with random weights and a random image.
+    Shapes are enough for most models. If the forward pass depends on values, it is computed on the
+    CPU with random weights and a random image.
 
     Args:
         cfg: Config of a model of mmdet, mmseg or mmpretrain.
         shape: H and W of the image.
 
     Raises:
-        UserError: If the model cannot be built, or run on one image.
+        UserError: If the model cannot be built or does not run on one image.
     """
     channels = image_channels(cfg.model)
-    # some constructors compute values: such a model is built first and then stripped of its values
+    # some constructors compute values: such a model is built on the CPU and then moved to meta
     for build in (build_on_meta, lambda cfg: _build(cfg).eval().to('meta')):
-        with contextlib.suppress(Exception):  # the error of the attempt on the CPU says more
+        with contextlib.suppress(Exception):  # the CPU gives a better error message
             return count_complexity(build(cfg), shape, channels)
     require_operators()
     try:
         model = _build_on_cpu(cfg)
     except Exception as error:
         raise UserError(
-            f'the model of {cfg.filename} cannot be built here ({_in_one_line(error)}): see '
-            'whether its packages and files are installed, and default_scope is its library'
+            f'the model of {cfg.filename} cannot be built here ({_in_one_line(error)}): check '
+            'that its packages are installed, its files exist and default_scope is set'
         ) from error
     try:
         return count_complexity(model, shape, channels)
     except Exception as error:
         raise UserError(
             f'{type(model).__name__} of {cfg.filename} does not run on a single random image '
-            f'({_in_one_line(error)}), so that nothing can be counted: give a detector, a '
-            'segmentor or a classifier that needs images alone, or another --shape'
+            f'({_in_one_line(error)}), so nothing can be counted: use a detector, segmentor or '
+            'classifier that needs only images, or a different --shape'
         ) from error
 
 
 def build_on_meta(cfg: Config) -> nn.Module:
-    """Build a config's model with shapes alone: no memory, no initial values, no files."""
+    """Build a config's model on the meta device: no memory, no initial values, no files."""
     require_operators()
     with torch.device('meta'):
         return _build(cfg).eval()
@@ -108,11 +110,11 @@ def _build_on_cpu(cfg: Config) -> nn.Module:
     torch.manual_seed(0)
     logger = MMLogger.get_current_instance()
     level = logger.level
-    logger.setLevel(logging.WARNING)  # else one line per parameter
+    logger.setLevel(logging.WARNING)  # init_weights logs one line per parameter
     try:
         model = _build(cfg)
         forget_pretrained(model)
-        with contextlib.suppress(Exception):  # some load files all the same
+        with contextlib.suppress(Exception):  # some models still load files
             model.init_weights()
     finally:
         logger.setLevel(level)
@@ -125,19 +127,19 @@ def _build(cfg: Config) -> nn.Module:
 
 
 def count_complexity(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> Complexity:
-    """Count parameters, and multiply-accumulates of the forward pass of one image.
+    """Count the parameters, and the multiply-accumulates of the forward pass of one image.
 
     Two-stage detectors are counted with 1000 proposals in every box head and 100 in every mask
-    head, as in the literature. Interpolation, pooling (RoI pooling too), norms and activations are
-    not counted; auxiliary heads do not run.
+    head, as in the literature. Interpolation, pooling (including RoI pooling), norms and
+    activations are not counted. Auxiliary heads do not run.
 
     Args:
-        model: In evaluation mode, on the meta device (see :func:`build_on_meta`) or the CPU.
+        model: Model in evaluation mode, on the meta device (see :func:`build_on_meta`) or the CPU.
         shape: H and W of the image.
-        channels: Channels of the image.
+        channels: Number of channels of the image.
 
     Raises:
-        Exception: What the model raises, if none of the ways to run it works.
+        Exception: The model's last error, if every way to run it fails.
     """
     device = next(model.parameters()).device
     images = torch.rand(1, channels, *shape, device=device)
@@ -158,9 +160,9 @@ def count_complexity(model: nn.Module, shape: tuple[int, int], channels: int = 3
 def _ways_to_run(
     model: nn.Module, images: Tensor, metainfo: dict[str, Any]
 ) -> list[tuple[str, Callable[[], Any]]]:
-    """Return what can be counted, the best first, and how each of them is called."""
+    """Return ways to run a model, best first: what is counted, and the function to call."""
     sample = BaseDataElement(metainfo=metainfo)
-    # without objects: some detectors look for them
+    # no objects; some detectors read gt_instances
     sample.gt_instances = InstanceData(bboxes=images.new_empty(0, 4), labels=images.new_empty(0))
     samples = [sample]
     ways = []
@@ -170,13 +172,13 @@ def _ways_to_run(
         ways.append((text, partial(_run_two_stage, model, images)))
     forward = partial(model, images, mode='tensor')
     ways += [('', forward), ('', partial(forward, data_samples=samples))]
-    if hasattr(model, 'encode_decode'):  # mmseg's, without sliding windows
+    if hasattr(model, 'encode_decode'):  # mmseg's segmentors, without sliding windows
         ways.append(('', partial(model.encode_decode, images, [metainfo])))
     return [*ways, ('inference', partial(model, images, data_samples=samples, mode='predict'))]
 
 
 def _is_common_two_stage(model: nn.Module) -> bool:
-    """Return whether box and mask heads are all that a detector has after RoI pooling."""
+    """Return whether a detector has only box and mask heads after RoI pooling."""
     roi_head = getattr(model, 'roi_head', None)
     if roi_head is None:
         return False
@@ -187,9 +189,9 @@ def _is_common_two_stage(model: nn.Module) -> bool:
 
 
 def _run_two_stage(model: nn.Module, images: Tensor) -> None:
-    """Run all that has products; RoI pooling is replaced by feature maps of the shape it gives."""
+    """Run all parts with products. Empty features of the same shape replace RoI pooling."""
     maps = model.extract_feat(images)
-    if getattr(model, 'rpn_head', None) is not None:  # Fast R-CNN has none
+    if getattr(model, 'rpn_head', None) is not None:  # Fast R-CNN has no RPN
         model.rpn_head(maps)
     for part, number in (('bbox', NUM_PROPOSALS), ('mask', NUM_MASKS)):
         heads = _as_list(getattr(model.roi_head, f'{part}_head', None))
@@ -226,15 +228,15 @@ def _count(model: nn.Module, run: Callable[[], Any]) -> Complexity:
 
 @contextlib.contextmanager
 def _visible_attention() -> Iterator[None]:
-    """Have torch compute attention by products that are counted, not by one kernel of a CPU."""
+    """Disable the fused CPU kernel so that the matrix products of attention are counted."""
     fast = getattr(torch.backends, 'mha', None)  # since torch 2.3
     fast_path = fast and fast.get_fastpath_enabled()
-    flash = torch.backends.cuda.flash_sdp_enabled()  # it decides for the CPU as well
+    flash = torch.backends.cuda.flash_sdp_enabled()  # also applies to the CPU
     if fast:
         fast.set_fastpath_enabled(False)
     torch.backends.cuda.enable_flash_sdp(False)
     try:
-        # earlier versions do not take the fast path if gradients are needed
+        # earlier versions skip the fast path if gradients are enabled
         with torch.set_grad_enabled(fast is None):
             yield
     finally:
@@ -244,7 +246,7 @@ def _visible_attention() -> Iterator[None]:
 
 
 class _Counter:
-    """What a model computes, and what window attention would with windows that are all padded."""
+    """Counter of a model's products, and of window attention as if all windows were padded."""
 
     def __init__(self, model: nn.Module) -> None:
         self.flops = FlopCounterMode(display=False)
@@ -261,7 +263,7 @@ class _Counter:
                 self._handles.append(module.register_forward_hook(self._after_deformable))
 
     def macs(self) -> int:
-        """Multiply-accumulates so far."""
+        """Return the multiply-accumulates so far."""
         return self.flops.get_total_flops() // 2 + self.deformable
 
     def not_called(self, model: nn.Module, prefix: str = '') -> Iterator[str]:

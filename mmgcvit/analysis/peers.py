@@ -1,4 +1,4 @@
-"""GC ViT and the backbones that it is compared with, each built from a short name."""
+"""GC ViT and the backbones that it is compared with, built by short names."""
 
 import importlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from ..weights.layouts import to_nvidia
 WINDOW_SIZE = (24,) * 4
 QUERY_DOWNSAMPLES = (3, 2, 1, 0)
 
-# sizes of Swin that correspond to those of GC ViT, and of ConvNeXt with the same names
+# Swin by GC ViT size; ConvNeXt has sizes with the same names
 SWIN = {
     'tiny': dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
     'small': dict(embed_dims=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
@@ -22,7 +22,7 @@ SWIN = {
 
 
 class MissingPeer(Exception):
-    """A backbone cannot be built here; the message says why."""
+    """A backbone cannot be built here. The message states the reason."""
 
 
 class PlainReference(nn.Module):
@@ -42,7 +42,7 @@ class PlainReference(nn.Module):
 
 
 def gcvit(arch: str) -> nn.Module:
-    """Return this package's backbone as in the detection configs, but without drop path."""
+    """Build this package's backbone as in the detection configs, but without drop path."""
     return GCViT(
         arch,
         window_size=WINDOW_SIZE,
@@ -52,18 +52,18 @@ def gcvit(arch: str) -> nn.Module:
 
 
 def swin(arch: str) -> nn.Module:
-    """Return mmdet's Swin of a size."""
+    """Build mmdet's Swin that matches a GC ViT size."""
     if arch not in SWIN:
-        raise MissingPeer(f'Swin has no size like {arch}')
+        raise MissingPeer(f'Swin has no counterpart of size {arch}')
     from mmdet.models import SwinTransformer
 
     return SwinTransformer(**SWIN[arch], drop_path_rate=0.0)
 
 
 def convnext(arch: str) -> nn.Module:
-    """Return mmpretrain's ConvNeXt of a size."""
+    """Build mmpretrain's ConvNeXt that matches a GC ViT size."""
     if arch not in SWIN:
-        raise MissingPeer(f'ConvNeXt has no size like {arch}')
+        raise MissingPeer(f'ConvNeXt has no counterpart of size {arch}')
     from mmpretrain.models import ConvNeXt
 
     return ConvNeXt(arch, out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
@@ -82,12 +82,12 @@ def build_backbone(name: str, arch: str, shape: tuple[int, int]) -> nn.Module:
     """Build a backbone with random weights.
 
     Args:
-        name: One of ``BACKBONES``, or ``timm:NAME`` for timm's model of that name.
-        arch: Size of GC ViT, and of the backbones beside it.
-        shape: H and W of the images, which some of timm's models need.
+        name: One of ``BACKBONES``, or ``timm:NAME`` for a timm model.
+        arch: Size of GC ViT. Other backbones have the corresponding size; timm's ignore it.
+        shape: H and W of the images, which some timm models need.
 
     Raises:
-        MissingPeer: If its package is not installed or it has no such size.
+        MissingPeer: If its package is not installed or it has no corresponding size.
     """
     import_libraries(name)
     torch.manual_seed(0)
@@ -116,7 +116,7 @@ def _timm(name: str, shape: tuple[int, int]) -> nn.Module:
     try:
         return timm.create_model(name, img_size=shape, **options)
     except TypeError:
-        # most models take images of any size and lack the argument
+        # most models accept images of any size and do not have img_size
         return timm.create_model(name, **options)
     except RuntimeError as error:
         raise MissingPeer(f'timm cannot build {name}: {error}') from error

@@ -1,4 +1,4 @@
-"""Random images with random but valid ground truth, in the form that a dataloader gives."""
+"""Random images with random but valid ground truth, in the format of a dataloader."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,17 +15,17 @@ BOXES = 8
 
 
 def random_batch(model: ConfigDict, task: Task, batch_size: int, shape: tuple[int, int]) -> dict:
-    """Return a batch for a model's ``train_step`` and ``test_step``; always the same one.
+    """Return a batch for a model's ``train_step`` and ``test_step``. The batch is deterministic.
 
     Args:
-        model: Config of a detector, segmentor or classifier. It tells how many classes there are,
-            and of detectors whether the ground truth has masks and semantic labels.
-        task: What the model does.
+        model: Config of a detector, segmentor or classifier. The number of classes is read from it
+            and, for detectors, whether the ground truth has masks and semantic labels.
+        task: Task of the model.
         batch_size: Number of images.
         shape: H and W of each image.
 
     Returns:
-        ``inputs``, a list of (C, H, W) images in uint8, and ``data_samples``, a list.
+        Dict with ``inputs``, a list of (C, H, W) uint8 images, and ``data_samples``, a list.
     """
     head = next((model[name] for name in task.heads if model.get(name)), model)
     num_classes = _number(head, 'num_classes') or _number(model, 'num_things_classes') or 1
@@ -52,7 +52,7 @@ def random_batch(model: ConfigDict, task: Task, batch_size: int, shape: tuple[in
 
 
 def image_channels(model: ConfigDict) -> int:
-    """Return how many channels the images of a model have."""
+    """Return the number of channels of a model's images."""
     return (model.get('backbone') or {}).get('in_channels', 3)
 
 
@@ -84,11 +84,11 @@ def _detection_batch(
         batch_size,
         (image_channels(model), *shape),
         num_items=[BOXES] * batch_size,
-        # it draws labels from 1 on
+        # demo_mm_inputs draws labels from 1 to num_classes - 1
         num_classes=num_classes + 1,
         with_mask=with_mask,
     )
-    # labels of stuff follow those of things; the semantic head of HTC has labels of its own
+    # stuff labels follow the thing labels; the semantic head of HTC has separate labels
     num_stuff, first = _number(model, 'num_stuff_classes'), num_classes
     if roi_head is not None and roi_head.get('semantic_head'):
         num_stuff, first = _number(roi_head.semantic_head, 'num_classes'), 0
@@ -100,12 +100,12 @@ def _detection_batch(
 
 
 def _stripes(number: int, shape: tuple[int, int]) -> Tensor:
-    """Return labels from 0 to ``number - 1`` from the left to the right, (1, H, W)."""
+    """Return vertical stripes with labels from 0 to ``number - 1``, (1, H, W)."""
     height, width = shape
     return (torch.arange(width) * number // width).repeat(1, height, 1)
 
 
 def _number(config: Any, key: str) -> int:
-    """Return the first number that a config has under a key at any depth, 0 if there is none."""
+    """Return the first integer under a key at any depth of a config, or 0 if there is none."""
     values = (value for name, value in walk({'': config}) if name.rpartition('.')[2] == key)
     return next((value for value in values if isinstance(value, int)), 0)

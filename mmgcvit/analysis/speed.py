@@ -34,18 +34,18 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """Settings of a measurement.
 
     Attributes:
         config: Path of a config file.
-        checkpoint: Path or URL of weights. None for random ones, with which a detector finds almost
-            nothing, so that no masks are computed and pasted.
-        cfg_options: Settings that replace those of the config, by dotted names.
-        shape: H and W of the images; None for the usual shape of the task.
+        checkpoint: Path or URL of weights, or None for random weights. With random weights, a
+            detector detects almost nothing, so no masks are computed and pasted.
+        cfg_options: Settings that override the config, by dotted names.
+        shape: H and W of the images, or None for the typical shape of the task.
         batch_size: Images per step.
-        dtype: float32, or bfloat16 or float16 in mixed precision.
+        dtype: 'float32', or 'bfloat16' or 'float16' for mixed precision.
         compile: Whether to compile the backbone with torch.compile.
-        warm_up: Steps before those that are measured.
+        warm_up: Warm-up steps.
         runs: Measured steps.
     """
 
@@ -62,15 +62,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured.
+    """Result of a measurement.
 
     Attributes:
-        phase: INFERENCE, from images in memory to results, or TRAINING, with the optimizer's step.
-        device: Name of the GPU, or the CPU and its threads.
+        phase: INFERENCE, from images in memory to results, or TRAINING, including the optimizer.
+        device: Name of the GPU, or the number of CPU threads.
         shape: H and W of the images.
         images_per_second: Over all runs.
-        latency_ms: Percentile → milliseconds per step.
-        peak_memory: Bytes at the peak: of tensors on a GPU, of the whole process on a CPU.
+        latency_ms: Maps percentile → milliseconds per step.
+        peak_memory: Peak bytes of the allocated tensors on a GPU, of the process on a CPU.
         memory_before: Bytes of the process before the model was built; 0 on a GPU.
     """
 
@@ -84,16 +84,16 @@ class Speed:
 
 
 def measure(settings: Settings, phase: str) -> Speed:
-    """Measure one phase. Call it in a new process, else memory on a CPU includes earlier peaks.
+    """Measure one phase. Call this in a new process: CPU memory includes earlier peaks.
 
     Raises:
-        UserError: If the settings do not fit together or to this machine, or the model does not
-            run on random images.
+        UserError: If the settings conflict or do not match this machine, or the model does not run
+            on random images.
     """
     device = choose_device()
     if settings.dtype == 'float16' and device == 'cpu':
-        raise UserError('--dtype float16 needs a GPU; on a CPU give bfloat16 or float32')
-    # else init_weights logs one line per parameter
+        raise UserError('--dtype float16 needs a GPU: on a CPU, use bfloat16 or float32')
+    # init_weights logs one line per parameter
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     memory_before = 0 if device == 'cuda' else peak_process_memory()
     cfg = load_config(settings.config, options=settings.cfg_options)
@@ -105,19 +105,19 @@ def measure(settings: Settings, phase: str) -> Speed:
         raise
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(
-            f'{phase}: out of GPU memory; give a smaller --batch-size or --shape'
+            f'{phase}: out of GPU memory: use a smaller --batch-size or --shape'
         ) from error
     except Exception as error:
         if 'more than 1 value per channel' in str(error):
             raise UserError(
                 '--batch-size 1 cannot be trained: batch norm needs several values per channel, '
-                'but a feature map pooled to one pixel has only one per image; give at least 2'
+                'but a feature map pooled to one pixel has only one per image; use at least 2'
             ) from error
         reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
         raise UserError(
             f'{phase}: the model of {settings.config} does not run on random images of '
-            f'{shape[1]}×{shape[0]} ({reason}): give a detector, a segmentor or a classifier that '
-            'needs images, boxes, masks and labels alone, or another --shape'
+            f'{shape[1]}×{shape[0]} ({reason}): use a detector, segmentor or classifier that '
+            'needs only images, boxes, masks and labels, or a different --shape'
         ) from error
     percentiles = np.percentile(seconds, PERCENTILES)
     cuda = device == 'cuda'
@@ -136,7 +136,7 @@ def measure(settings: Settings, phase: str) -> Speed:
 def _measure(
     cfg: Config, settings: Settings, phase: str, shape: tuple[int, int], device: str
 ) -> list[float]:
-    """Return the seconds of each run of a phase."""
+    """Return the time of each run of a phase in seconds."""
     model = build_model(cfg, settings).to(device)
     batch = random_batch(inner_model(cfg), require_task(cfg), settings.batch_size, shape)
     step = _training_step(model, cfg, settings) if phase == TRAINING else _inference(model)
@@ -144,21 +144,21 @@ def _measure(
 
 
 def peak_process_memory() -> int:
-    """Return the largest resident size of this process so far, in bytes (Linux)."""
+    """Return the peak resident memory of this process in bytes (Linux)."""
     # not getrusage's ru_maxrss, which a new process inherits from its parent
     for line in Path('/proc/self/status').read_text().splitlines():
         if line.startswith('VmHWM:'):
             return 1024 * int(line.split()[1])
     raise UserError(
-        '/proc/self/status has no line VmHWM: run this on Linux, where memory can be measured'
+        '/proc/self/status has no VmHWM line: run this on Linux, where memory can be measured'
     )
 
 
 def build_model(cfg: Config, settings: Settings) -> nn.Module:
-    """Build a config's model with its checkpoint, precision and compilation."""
+    """Build the model, load its checkpoint, and set precision and compilation."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     model_cfg = copy.deepcopy(cfg.model)  # some models change their config
-    if cfg.get('data_preprocessor'):  # mmpretrain's configs have it beside the model
+    if cfg.get('data_preprocessor'):  # mmpretrain's configs have it at the top level
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = revert_sync_batchnorm(MODELS.build(model_cfg))
     forget_pretrained(model)
@@ -169,7 +169,7 @@ def build_model(cfg: Config, settings: Settings) -> nn.Module:
             load_checkpoint(model, settings.checkpoint, map_location='cpu', strict=True)
         except RuntimeError as error:
             raise UserError(
-                f'the checkpoint {settings.checkpoint} is not one of the model of '
+                f'the checkpoint {settings.checkpoint} does not match the model of '
                 f'{settings.config}: {" ".join(str(error).split())[:300]}'
             ) from error
     dtype = getattr(torch, settings.dtype)
@@ -182,8 +182,8 @@ def build_model(cfg: Config, settings: Settings) -> nn.Module:
     if settings.compile:
         if getattr(model, 'backbone', None) is None:
             raise UserError(
-                f'--compile is for models with a backbone, and {type(model).__name__} has none: '
-                'leave it out'
+                f'--compile needs a model with a backbone, and {type(model).__name__} has none: '
+                'run without --compile'
             )
         model.backbone = torch.compile(model.backbone)
     return model
@@ -195,12 +195,12 @@ def _inference(model: nn.Module) -> Callable[[dict], Any]:
 
 
 def _training_step(model: nn.Module, cfg: Config, settings: Settings) -> Callable[[dict], Any]:
-    """Return a function that trains on a batch, by the config's optimizer, without accumulation."""
+    """Return a training step with the config's optimizer, without gradient accumulation."""
     model.train()
     if not cfg.get('optim_wrapper'):
         raise UserError(
-            f'{settings.config} has no optim_wrapper, with which a training step would be made: '
-            'give a config for training'
+            f'{settings.config} has no optim_wrapper, which the training step needs: use a config '
+            'for training'
         )
     dropped = ('type', 'accumulative_counts', *ONLY_AMP)
     wrapper = {key: value for key, value in cfg.optim_wrapper.items() if key not in dropped}
@@ -211,7 +211,7 @@ def _training_step(model: nn.Module, cfg: Config, settings: Settings) -> Callabl
 
 
 def _time(step: Callable[[dict], Any], batch: dict, settings: Settings, device: str) -> list[float]:
-    """Return the seconds of each run after the warm-up."""
+    """Return the time of each run after the warm-up in seconds."""
     wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
     seconds = []
     for run in range(-settings.warm_up, settings.runs):

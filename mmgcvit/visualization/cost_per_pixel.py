@@ -37,7 +37,7 @@ def plot_cost_per_pixel(
         key=_pixels,
     )
     if not shapes:
-        raise ValueError('nothing to plot: no backbone was measured; panels needs a measurement')
+        raise ValueError('nothing to plot: no backbone was measured; pass at least one measurement')
     figure = Figure(figsize=(6.4 * len(panels), 4.4), layout='constrained')
     FigureCanvasAgg(figure)
     for axes, (title, lines) in zip(

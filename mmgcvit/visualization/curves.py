@@ -44,10 +44,10 @@ def plot_training_curves(
     """
     paths = [logs] if isinstance(logs, str | os.PathLike) else list(logs)
     if not paths:
-        raise ValueError('logs is empty; give at least one work dir or scalars.json')
+        raise ValueError('logs is empty: pass at least one work dir or scalars.json')
     if labels is not None and len(labels) != len(paths):
         raise ValueError(
-            f'labels has {len(labels)} entries for {len(paths)} logs; give one label per log'
+            f'labels has {len(labels)} entries for {len(paths)} logs: pass one label per log'
         )
     out_file = Path(out_file).expanduser()
     if out_file.suffix.lower() != '.png':

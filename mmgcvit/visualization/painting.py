@@ -1,4 +1,4 @@
-"""Hook that saves predictions of a test as images."""
+"""Hook that saves the predictions of a test run as images."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ class PaintPredictions(Hook):
     hook only saves every 50th batch.
 
     Args:
-        folder: Output folder. File names and subfolders are those of the test images.
+        folder: Output folder. File names and subfolders match those of the test images.
     """
 
     priority = 'LOW'
@@ -49,7 +49,7 @@ class PaintPredictions(Hook):
 
     @staticmethod
     def _name(path: str, runner: Runner) -> str:
-        """Return the path relative to the image folder: subfolders may have equal file names."""
+        """Return the path relative to the image folder: subfolders may have the same file names."""
         dataset = runner.test_dataloader.dataset
         prefixes = getattr(dataset, 'data_prefix', None) or {}
         for prefix in (prefixes.get('img'), prefixes.get('img_path')):
@@ -60,10 +60,9 @@ class PaintPredictions(Hook):
 
 @contextmanager
 def _drawing_in_all_processes() -> Iterator[None]:
-    """Let the visualizer work in every process of a test, since each one has different images.
+    """Enable the visualizer in every process of a test run, since each has different images.
 
-    Its methods are decorated with mmengine's ``master_only``, so they do nothing in other processes
-    than the first.
+    Its methods are decorated with mmengine's ``master_only``, so they only work on rank 0.
     """
     is_main_process = mmengine.dist.utils.is_main_process
     mmengine.dist.utils.is_main_process = lambda group=None: True

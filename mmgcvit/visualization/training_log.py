@@ -169,7 +169,7 @@ def _is_number(value: object) -> bool:
 
 
 def _name(path: Path) -> str:
-    """Return the name of the work dir for a path of the work dir or inside of it."""
+    """Return the name of the work dir that contains a path."""
     if path.is_file():
         path = path.parent
     return (path.parents[1] if path.name == 'vis_data' else path).name

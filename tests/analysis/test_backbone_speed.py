@@ -79,7 +79,7 @@ def test_a_measurement_has_all_its_numbers(name, dtype):
 @pytest.mark.parametrize(
     ('settings', 'note'),
     [
-        (Settings('swin', 'xxtiny'), 'Swin has no size like xxtiny'),
+        (Settings('swin', 'xxtiny'), 'Swin has no counterpart of size xxtiny'),
         (Settings('timm:nonsense'), 'timm cannot build nonsense'),
         (Settings('timm:gcvit_xxtiny', shape=(100, 100)), 'failed: '),
     ],
@@ -138,7 +138,7 @@ def test_table_json_and_plot(tool, tmp_path, capsys):
         ['28.0', 'M', '5.0', '4000', 'ms', '1.00', '12000', 'ms', '1.00', '1.00', 'GB', '1.00']
     )
     assert rows['reference'].split()[4:7] == ['8000', 'ms', '2.00']
-    assert rows['swin'].endswith('left out: not installed: no such package')
+    assert rows['swin'].endswith('skipped: not installed: no such package')
     assert '9 of 9: swin, 64x64, about 0:' in printed.err
     numbers = json.loads(files[0].read_text())
     assert [len(result['rounds']) for result in numbers['results']] == [3, 3, 1]
@@ -149,13 +149,13 @@ def test_table_json_and_plot(tool, tmp_path, capsys):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ('--shapes 800', r'--shapes 800 is not allowed: give HEIGHTxWIDTH, for example 800x1280'),
+        ('--shapes 800', r'--shapes 800 is not allowed: use HEIGHTxWIDTH, for example 800x1280'),
         ('--shapes 0x64', r'--shapes 0x64 is not allowed'),
-        ('--rounds 0', r'--rounds 0 is not allowed: give an integer of at least 1'),
-        ('--backbones vit', r'--backbones vit is not known: give some of gcvit, reference'),
-        ('--plot speed.jpg', r'--plot speed.jpg is not allowed: give a file that ends in .png'),
+        ('--rounds 0', r'--rounds 0 is not allowed: use an integer of at least 1'),
+        ('--backbones vit', r'--backbones vit is not known: choose from gcvit, reference'),
+        ('--plot speed.jpg', r'--plot speed.jpg is not allowed: the file name must end in .png'),
         ('--json no/such/f.json', r'the folder no/such does not exist; create it first'),
-        ('--json tests', r'tests is a folder; give a file'),
+        ('--json tests', r'tests is a folder; specify a file'),
     ],
 )
 def test_options_that_are_not_allowed(tool, arguments, message):

@@ -119,7 +119,10 @@ def test_tool_prints_and_writes_the_numbers(load_tool, capsys, tmp_path):
     assert f'{written["macs"] / 1e9:.1f} G' in printed
 
 
-@pytest.mark.parametrize(('shape', 'expected'), [([], '58 M, 947 G\n'), (['64', '64'], 'another')])
+@pytest.mark.parametrize(
+    ('shape', 'expected'),
+    [([], '58 M, 947 G\n'), (['64', '64'], '58 M, 947 G (at a different image size)\n')],
+)
 def test_tool_prints_the_papers(load_tool, capsys, shape, expected):
     config = str(ROOT / MODELS[UPERNET]['Config'])
     load_tool('get_flops').main([config, *(['--shape', *shape] if shape else [])])
