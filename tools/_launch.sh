@@ -36,8 +36,8 @@ need_checkpoint() { # path or URL
     [[ $1 == *://* ]] || need_file checkpoint "$1"
 }
 
-# Sets $python to the Python of MMGCVIT_VENV, else of .venv in the checkout, else of the active
-# environment.
+# Sets $python to the Python of MMGCVIT_VENV, of .venv in the checkout or of the active environment,
+# in this order.
 find_python() {
     if [[ -n ${MMGCVIT_VENV:-} ]]; then
         python=$MMGCVIT_VENV/bin/python
@@ -81,7 +81,7 @@ run_on_nodes() { # processes, tool, arguments...
 }
 
 need_free_port() { # port
-    "$python" - "$1" <<'PYTHON' || fail "port $1 is in use: set PORT to another one"
+    "$python" - "$1" <<'PYTHON' || fail "port $1 is in use: set PORT to a free one"
 import socket, sys
 with socket.socket() as probe:
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

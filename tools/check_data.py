@@ -1,4 +1,4 @@
-"""Check a config's data before a training: files, annotations, images, classes, value ranges.
+"""Check a config's data before training: files, annotations, images, classes, value ranges.
 
 python tools/check_data.py configs/detection/custom_coco.py
 python tools/check_data.py CONFIG --samples 500 --cfg-options train_dataloader.dataset.data_root=DIR
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if report.problems:
         for number, problem in enumerate(report.problems, 1):
             print(f'{number}. {problem.text}')
-        raise UserError(f'{len(report.problems)} to put right, listed above')
+        raise UserError(f'{number} problem{"s" * (number > 1)} found, listed above')
     print('no problems found')
 
 

@@ -1,13 +1,14 @@
-"""Every change that this package makes to a config before a runner is built from it.
+"""All changes that this package makes to a config before the runner is built.
 
-Each adaptation is called as ``adapt_…(cfg, machine)`` and changes ``cfg`` in place, which is
-:func:`build_runner`'s own copy. Those in ``ADAPTATIONS`` run for every config, in that order; the
-options of the tools (``adapt_amp``, ``adapt_lr_scaling``, ``adapt_test`` and those in
-:mod:`mmgcvit.evaluation`) run before them.
+An adaptation is called as ``adapt_…(cfg, machine)`` and changes ``cfg`` in place.
+:func:`build_runner` passes a copy. The adaptations in ``ADAPTATIONS`` run for every config, in that
+order. Options of the tools (``adapt_amp``, ``adapt_lr_scaling``, ``adapt_test`` and the adaptations
+in :mod:`mmgcvit.evaluation`) run before them.
 
-Types in a config are names, names with a scope, paths or classes, so they are compared as classes.
-A config whose types are classes holds references that mmengine resolves when a value is read.
-Parts of it are moved as they are: mmengine cannot write a config with resolved references.
+A type in a config is a name, a name with a scope, an import path or a class, so types are compared
+as classes. A config whose types are classes contains references that mmengine resolves when a value
+is read. Parts of such a config are moved without reading them: mmengine cannot dump a config with
+resolved references.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,11 +37,11 @@ from .resume import resume_training
 
 Adaptation = Callable[[Config, Machine], None]
 
-SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')  # names in mmcv's registry, name of the classes
+SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')  # names in mmcv's registry, class name
 
 
 def adapt_amp(cfg: Config, machine: Machine) -> None:
-    """Train in mixed precision, as ``--amp`` asks; the optimizer wrapper keeps its settings.
+    """Train in mixed precision (``--amp``). The optimizer wrapper keeps its settings.
 
     Raises:
         UserError: If there is no optimizer wrapper, or it is neither OptimWrapper nor
@@ -57,37 +58,37 @@ def adapt_amp(cfg: Config, machine: Machine) -> None:
         wrapper.setdefault('loss_scale', 'dynamic')
     elif cls is not AmpOptimWrapper:
         raise UserError(
-            '--amp is for a config with optim_wrapper.type OptimWrapper or AmpOptimWrapper, this '
-            f'one has {getattr(cls, "__name__", wrapper.type)}: set optim_wrapper.type, or train '
-            'without --amp'
+            '--amp needs optim_wrapper.type OptimWrapper or AmpOptimWrapper, and the config has '
+            f'{getattr(cls, "__name__", wrapper.type)}: set optim_wrapper.type, or train without '
+            '--amp'
         )
 
 
 def adapt_lr_scaling(cfg: Config, machine: Machine) -> None:
-    """Scale the learning rate with the batch size, as ``--auto-scale-lr`` asks.
+    """Scale the learning rate with the batch size (``--auto-scale-lr``).
 
     Raises:
-        UserError: If the config does not have the batch size of its learning rate.
+        UserError: If the config does not specify the batch size of its learning rate.
     """
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise UserError(
-            "--auto-scale-lr needs the batch size, over all processes, that the config's learning "
-            'rate is meant for: add auto_scale_lr = dict(base_batch_size=16) to the config'
+            "--auto-scale-lr needs the batch size, over all processes, for which the config's "
+            'learning rate was chosen: add auto_scale_lr = dict(base_batch_size=16) to the config'
         )
     cfg.auto_scale_lr.enable = True
 
 
 def adapt_test(cfg: Config, machine: Machine) -> None:
-    """Test with mmengine's Runner: a checkpoint holds the whole model, even if it was sharded.
+    """Test with mmengine's Runner: checkpoints contain the complete model, even of sharded runs.
 
     Raises:
-        UserError: If the config lacks a part that a test needs.
+        UserError: If the config lacks a part that testing needs.
     """
     needed = ('test_dataloader', 'test_evaluator', 'test_cfg')
     missing = [name for name in needed if cfg.get(name) is None]
     if missing:
         raise UserError(
-            f'a test needs {", ".join(needed)}, and the config has no {", ".join(missing)}: add '
+            f'testing needs {", ".join(needed)}, and the config has no {", ".join(missing)}: add '
             f'them, for example {missing[0]} = {missing[0].replace("test", "val")}'
         )
     cfg.pop('runner_type', None)
@@ -95,7 +96,7 @@ def adapt_test(cfg: Config, machine: Machine) -> None:
 
 
 def adapt_launcher(cfg: Config, machine: Machine) -> None:
-    """Describe the processes to mmengine's runners in the terms that they accept."""
+    """Convert the launcher and the model wrapper to values that mmengine's runners accept."""
     if cfg.get('launcher') == 'slurm':
         cfg.launcher = 'pytorch'  # start_processes has translated Slurm's variables to torchrun's
     wrapper = cfg.get('model_wrapper_cfg') or {}
@@ -105,9 +106,9 @@ def adapt_launcher(cfg: Config, machine: Machine) -> None:
 
 
 def adapt_precision(cfg: Config, machine: Machine) -> None:
-    """Replace AmpOptimWrapper by BFloat16OptimWrapper where the former does not work.
+    """Replace AmpOptimWrapper with BFloat16OptimWrapper where AmpOptimWrapper does not work.
 
-    On a CPU that is always, whichever dtype is set; on CUDA for detectors in bfloat16.
+    On a CPU, it does not work with any dtype. On CUDA, it does not work for detectors in bfloat16.
     """
     wrapper = cfg.get('optim_wrapper') or {}
     if _class_of(cfg, wrapper, OPTIM_WRAPPERS) is not AmpOptimWrapper:
@@ -122,10 +123,10 @@ def adapt_precision(cfg: Config, machine: Machine) -> None:
 
 
 def adapt_fsdp(cfg: Config, machine: Machine) -> None:
-    """Replace FSDPStrategy by this package's, which can be resumed and runs on a CPU.
+    """Replace mmengine's FSDPStrategy with this package's, which supports resuming and CPUs.
 
     Raises:
-        UserError: If it is used in a single process, or together with what it does not support.
+        UserError: If it is used in a single process or combined with a feature it does not support.
     """
     strategy = cfg.get('strategy') or {}
     if _class_of(cfg, strategy, STRATEGIES) not in (FSDPStrategy, ResumableFSDPStrategy):
@@ -133,21 +134,21 @@ def adapt_fsdp(cfg: Config, machine: Machine) -> None:
     strategy['type'] = 'mmgcvit.FSDPStrategy'
     if cfg.get('launcher', 'none') == 'none':
         raise UserError(
-            'strategy FSDPStrategy shards a model over processes: start them with '
+            'strategy FSDPStrategy shards a model across processes: start them with '
             'tools/dist_train.sh, or train with the config that this one inherits from'
         )
     if any(issubclass(cls, EMAHook) for cls in _hook_classes(cfg)):
         raise UserError(
-            'strategy FSDPStrategy and EMAHook do not go together, as the averaged model is not '
-            'sharded: leave one of them out of the config'
+            'strategy FSDPStrategy and EMAHook cannot be combined, because the averaged model is '
+            'not sharded: remove one of them from the config'
         )
     constructor = _class_of(
         cfg, (cfg.get('optim_wrapper') or {}).get('constructor'), OPTIM_WRAPPER_CONSTRUCTORS
     )
     if _is_subclass(constructor, LayerDecayOptimWrapperConstructor):
         raise UserError(
-            'strategy FSDPStrategy and layer-wise learning-rate decay do not go together, as a '
-            'shard of a tensor does not have its shape: leave one of them out of the config'
+            'strategy FSDPStrategy and layer-wise learning-rate decay cannot be combined, because '
+            "shards lose the parameter's shape: remove one of them from the config"
         )
     if machine.device == 'cpu':
         strategy['model_wrapper'] = strategy.get('model_wrapper') or ConfigDict()
@@ -155,14 +156,14 @@ def adapt_fsdp(cfg: Config, machine: Machine) -> None:
 
 
 def adapt_hooks(cfg: Config, machine: Machine) -> None:
-    """Add this package's hooks; those that the config already has keep their settings.
+    """Add this package's hooks. Hooks that the config already has keep their settings.
 
-    mmengine's CheckpointHook becomes SafeCheckpointHook, with its settings. Runs before
+    SafeCheckpointHook replaces mmengine's CheckpointHook, with the same settings. This runs before
     ``adapt_cpu``, which replaces SyncBN.
     """
     cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
     cfg.default_hooks.setdefault('checkpoint', ConfigDict())
-    if cfg.default_hooks.checkpoint is not None:  # None stands for no checkpoints
+    if cfg.default_hooks.checkpoint is not None:  # None disables checkpoints
         cfg.default_hooks.checkpoint.setdefault('type', 'CheckpointHook')
     for hook in _hooks(cfg):
         if _class_of(cfg, hook, HOOKS) is CheckpointHook:
@@ -182,20 +183,20 @@ def adapt_hooks(cfg: Config, machine: Machine) -> None:
 
 
 def adapt_cpu(cfg: Config, machine: Machine) -> None:
-    """Replace what a CPU does not support, and log it in one line of the first process.
+    """Replace settings that a CPU does not support, and log the changes in one line on rank 0.
 
-    SyncBN becomes BN, evaluation in half precision becomes evaluation in float32, and
-    DistributedDataParallel gets no GPU.
+    BN replaces SyncBN, evaluation in float32 replaces evaluation in half precision, and
+    DistributedDataParallel is set up without a GPU.
     """
     if machine.device != 'cpu':
         return
     changes = ['running on the CPU']
     if torch.cuda.is_available():
-        remedy = 'install torchvision for CUDA, from where torch came'
+        remedy = 'install torchvision for CUDA from the same index as torch'
         if require_operators().compiled:
-            remedy = 'replace mmcv by mmcv-lite to use those of torchvision'
+            remedy = "replace mmcv with mmcv-lite to use torchvision's operators"
         changes = [
-            "running on the CPU, though there is a GPU: mmcv's operators do not run on it "
+            "running on the CPU although there is a GPU: mmcv's operators do not run on it "
             f'({gpu_failure()}); {remedy}'
         ]
     processes = machine.processes
@@ -215,9 +216,9 @@ def adapt_cpu(cfg: Config, machine: Machine) -> None:
 
 
 def _use_gloo(cfg: Config, processes: int) -> None:
-    # DDP regroups gradients after its first step, unless it looks for unused parameters. A sum
-    # over three and more processes depends on the groups, and a resumed training has a first step
-    # of its own.
+    # DDP regroups gradients after its first step, unless it searches for unused parameters. Sums
+    # over three or more processes depend on the groups, and a resumed run begins with the initial
+    # groups again.
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', processes > 2),
@@ -231,8 +232,8 @@ def _use_gloo(cfg: Config, processes: int) -> None:
 def adapt_resume(cfg: Config, machine: Machine) -> None:
     """Find the checkpoint to resume from, if ``cfg.resume`` is set.
 
-    ``resume`` may be a checkpoint, or 'auto' for the newest one of the work dir; True stands for
-    ``load_from``, or for 'auto' if that is not set.
+    ``resume`` may be a checkpoint, or 'auto' for the newest one in the work dir. True means
+    ``load_from``, or 'auto' if ``load_from`` is not set.
     """
     if resume := cfg.get('resume'):
         checkpoint = cfg.get('load_from') if resume is True else resume

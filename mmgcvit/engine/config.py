@@ -28,27 +28,27 @@ def load_config(
 ) -> Config:
     """Load a config file, apply options to it and set its work dir.
 
-    A config that has another name now, as mmengine's key ``_deprecation_`` says, is loaded, and one
-    line names its successor.
+    If the config has been renamed (mmengine's key ``_deprecation_``), it is still loaded, and one
+    line shows the new name.
 
     Args:
         path: Config file. It may inherit from configs of the libraries, such as ``mmdet::...``.
-        work_dir: Folder of checkpoints and logs. By default it is the config's own, else
+        work_dir: Folder of checkpoints and logs. Defaults to the config's ``work_dir``, or to
             ``work_dirs/`` and the name of the config file.
-        options: Settings that replace those of the file, by dotted names. The first index that a
-            list does not have adds an element to it: ``{'custom_hooks.0.type': 'EMAHook'}``.
+        options: Settings that override the file, by dotted names. The next index of a list adds an
+            element to it: ``{'custom_hooks.0.type': 'EMAHook'}``.
 
     Raises:
-        UserError: If the file does not exist or cannot be loaded, or an option does not fit to it
-            or changes nothing that is read.
+        UserError: If the file does not exist or cannot be loaded, or if an option does not match it
+            or has no effect.
     """
     if not Path(path).is_file():
         raise UserError(
-            f'the config {path} does not exist (looked for from {Path.cwd()}): give the path of a '
+            f'the config {path} does not exist (current folder: {Path.cwd()}): pass the path of a '
             'config file, for example configs/detection/mask_rcnn_gcvit_shapes.py'
         )
     if not is_installed('mmsegmentation'):
-        # onedl's distribution has another name than mmengine looks for
+        # mmengine looks for mmsegmentation, but onedl's distribution has a different name
         MODULE2PACKAGE['mmseg'] = 'mmseg'
     try:
         cfg = _load(path)
@@ -56,7 +56,7 @@ def load_config(
         reason = ' '.join(str(error).split())[:300]
         raise UserError(
             f'{path} cannot be read as a config ({_place(error, path)}: {type(error).__name__} '
-            f'{reason}): correct it, or give another .py file, for example '
+            f'{reason}): fix it, or pass a different .py file, for example '
             'configs/detection/mask_rcnn_gcvit_shapes.py'
         ) from error
     if options:
@@ -77,10 +77,11 @@ def _load(path: str | os.PathLike) -> Config:
     first = os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
     for warning in caught:
         renamed = RENAMED.match(str(warning.message))
-        if renamed and first:  # a DeprecationWarning, which Python does not show
+        if renamed and first:  # a DeprecationWarning, which Python hides by default
             old, new = renamed.groups()
             print_log(
-                f'{os.path.relpath(old)} is now {new}; the old name will go in the next version',
+                f'{os.path.relpath(old)} has been renamed to {new}; the old name will be removed '
+                'in version 0.3',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -94,13 +95,13 @@ def _load(path: str | os.PathLike) -> Config:
 def _place(error: Exception, path: str | os.PathLike) -> str:
     """Return the config or base that raised an error, with the line if it is known."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    # mmengine reads each base in a call of its own
+    # mmengine reads each base in a separate call
     files = [
         frame.f_locals['filename']
         for frame, _ in frames
         if frame.f_globals.get('__name__') == Config.__module__ and 'filename' in frame.f_locals
     ]
-    # not a base that does not exist, and not mmengine's temporary copies
+    # skip bases that do not exist and mmengine's temporary copies
     file = str(next((file for file in reversed(files) if Path(file).is_file()), path))
     lines = [line for frame, line in frames if frame.f_code.co_filename == file]
     lines += [error.lineno] if isinstance(error, SyntaxError) else []
@@ -111,7 +112,7 @@ def check_checkpoint(path: str) -> str:
     """Return the path of a checkpoint; raise UserError if it is neither a URL nor a file."""
     if '://' not in path and not Path(path).is_file():
         raise UserError(
-            f'the checkpoint {path} does not exist (looked for from {Path.cwd()}): give the path '
+            f'the checkpoint {path} does not exist (current folder: {Path.cwd()}): pass the path '
             'of a .pth file, for example work_dirs/CONFIG_NAME/epoch_36.pth'
         )
     return path

@@ -12,11 +12,11 @@ from ..mmcv_ops import operator_failure, require_operators
 
 @dataclass(frozen=True)
 class Machine:
-    """What the processes of a training or test run on.
+    """Device and processes of a training or test run.
 
     Attributes:
         device: Type of this process's device, such as 'cuda' or 'cpu'.
-        processes: Number of processes that are connected.
+        processes: Number of connected processes.
     """
 
     device: str
@@ -39,7 +39,7 @@ def choose_device() -> str:
 
 
 def gpu_failure() -> str | None:
-    """Return why mmcv's operators do not run on this process's GPU, None if they do.
+    """Return why mmcv's operators do not run on this process's GPU, or None if they do.
 
     Raises:
         UserError: If the GPU does not work.
@@ -53,6 +53,6 @@ def gpu_failure() -> str | None:
     except RuntimeError as error:
         reason = ' '.join(str(error).split())[:300]
         raise UserError(
-            f'{device} does not work ({reason}): see what runs on it (nvidia-smi), select another '
-            'GPU with CUDA_VISIBLE_DEVICES, or set CUDA_VISIBLE_DEVICES=-1 to use the CPU'
+            f'{device} does not work ({reason}): check what runs on it (nvidia-smi), select '
+            'another GPU with CUDA_VISIBLE_DEVICES, or set CUDA_VISIBLE_DEVICES=-1 to use the CPU'
         ) from error

@@ -17,21 +17,21 @@ from ..registry import FUNCTIONS, STRATEGIES
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
     """Wrap each block of GC ViT as an FSDP unit; an ``auto_wrap_policy``.
 
-    Heads stay in the root unit: detectors call other methods of theirs, and FSDP gathers the
-    weights of a unit in ``forward`` only.
+    Heads stay in the root unit: FSDP gathers the weights of a unit only in ``forward``, but
+    detectors also call other methods of the heads.
     """
     return transformer_auto_wrap_policy(module, recurse, nonwrapped_numel, {Block})
 
 
 @STRATEGIES.register_module(name='FSDPStrategy')
 class ResumableFSDPStrategy(FSDPStrategy):
-    """mmengine's FSDPStrategy, with trainings that can be resumed on torch 2.1 and later."""
+    """mmengine's FSDPStrategy with support for resuming on torch 2.1 and later."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if get_device() == 'cpu':
-            # On a CPU torch does not copy a state in order to offload it, and gathers the next one
-            # into the same memory: AdamW's second moments would overwrite its first.
+            # On a CPU, offloading does not copy a state, and torch gathers the next state into the
+            # same memory: AdamW's second moments would overwrite the first moments.
             self.optim_state_dict_config.offload_to_cpu = False
 
     def build_optim_wrapper(
@@ -39,16 +39,16 @@ class ResumableFSDPStrategy(FSDPStrategy):
     ) -> BaseOptimWrapper:
         built = super().build_optim_wrapper(optim_wrapper, model)
         if getattr(built, 'clip_grad_kwargs', None) and built.grad_name == 'grad_norm':
-            # mmengine's function uses the norm of this process's shards alone
+            # mmengine's function uses only the norm of this process's shards
             built.clip_func = lambda _, **settings: self.model.clip_grad_norm_(**settings)
         return built
 
     def load_checkpoint(self, filename: str, **kwargs: Any) -> dict:
-        # mmengine would load a copy of the whole model onto each GPU
+        # mmengine would load a copy of the complete model onto each GPU
         return super().load_checkpoint(filename, **(kwargs | {'map_location': 'cpu'}))
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        # mmengine passes these by position, in the order of an earlier torch
+        # mmengine passes these by position, in the order of an earlier torch version
         state = FullyShardedDataParallel.optim_state_dict_to_load(
             model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
         )

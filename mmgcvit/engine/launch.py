@@ -20,9 +20,9 @@ TORCH_SETTINGS = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_POR
 
 
 def start_processes(cfg: Config, device: str) -> int:
-    """Connect this process with the others of its training: by NCCL on CUDA, by gloo on a CPU.
+    """Connect this process to the others of its run: with NCCL on CUDA, with gloo on a CPU.
 
-    mmengine's Runner can do this on a GPU only; it uses a process group that exists already.
+    mmengine's Runner can do this only on a GPU. It uses an existing process group.
 
     Args:
         cfg: Config whose ``launcher`` is 'pytorch' (torchrun), 'slurm', or 'none' for one process.
@@ -34,19 +34,20 @@ def start_processes(cfg: Config, device: str) -> int:
 
     Raises:
         UserError: If the launcher did not start the processes, there are more processes than GPUs,
-            or they cannot be connected.
+            or they cannot connect.
     """
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none':
         if 'TORCHELASTIC_RUN_ID' in os.environ and os.environ.get('WORLD_SIZE', '1') != '1':
             raise UserError(
-                f'torchrun started {os.environ["WORLD_SIZE"]} processes, and each would run alone '
-                'in the same work dir: add --launcher pytorch, or use tools/dist_train.sh'
+                f'torchrun started {os.environ["WORLD_SIZE"]} processes, and each would '
+                'run independently in the same work dir: add --launcher pytorch, or use '
+                'tools/dist_train.sh'
             )
         return 1
     env_cfg = cfg.get('env_cfg', {})
     dist_cfg = dict(env_cfg.get('dist_cfg', {}))
-    port = dist_cfg.pop('port', None)  # mmengine reads it under Slurm only
+    port = dist_cfg.pop('port', None)  # mmengine reads it only under Slurm
     if torch.distributed.is_initialized():  # by a script that calls build_runner
         return torch.distributed.get_world_size()
     if launcher == 'slurm':
@@ -56,14 +57,14 @@ def start_processes(cfg: Config, device: str) -> int:
     missing = [name for name in TORCH_SETTINGS if name not in os.environ]
     if missing:
         raise UserError(
-            f'--launcher pytorch, but {", ".join(missing)} missing in the environment: start the '
+            f'--launcher pytorch needs the environment variables {", ".join(missing)}: start the '
             'processes with tools/dist_train.sh, tools/dist_test.sh or torchrun'
         )
     if 'TORCHELASTIC_RUN_ID' in os.environ:
         _end_with_parent()
     if device == 'cuda':
         check_gpu(int(os.environ['LOCAL_RANK']), torch.cuda.device_count())
-    # The Runner does this first, as init_dist would select another start method for workers.
+    # Runner also does this first: init_dist would select a different start method for workers.
     set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
     _connect(device, dist_cfg)
     return torch.distributed.get_world_size()
@@ -72,8 +73,8 @@ def start_processes(cfg: Config, device: str) -> int:
 def _end_with_parent() -> None:
     """Have Linux kill this process when torchrun is killed.
 
-    torchrun starts it in a session of its own, so it would keep running and write checkpoints
-    beside those of the resumed training.
+    torchrun starts it in a separate session. Without this, it would keep running and write
+    checkpoints next to the checkpoints of a resumed run.
     """
     if sys.platform != 'linux':
         return
@@ -84,19 +85,20 @@ def _end_with_parent() -> None:
 
 
 def check_gpu(local_rank: int, gpus: int) -> None:
-    """Raise a UserError if there is no GPU for this process of the node."""
+    """Raise a UserError if the node has no GPU for this process."""
     if local_rank >= gpus:
         raise UserError(
-            f'process {local_rank + 1} of this node has no GPU, there are {gpus}: give a GPU '
-            f'count of at most {gpus}, or check CUDA_VISIBLE_DEVICES and nvidia-smi'
+            f'local rank {local_rank} has no GPU: this node has {gpus}. Start at most {gpus} '
+            'processes per node, or check CUDA_VISIBLE_DEVICES and nvidia-smi'
         )
 
 
 def translate_slurm(environment: MutableMapping[str, str]) -> None:
-    """Set torch's variables (``RANK``, ``MASTER_ADDR``, …) from those that Slurm sets.
+    """Set torch's environment variables (``RANK``, ``MASTER_ADDR``, …) from Slurm's.
 
-    ``MASTER_ADDR`` and ``MASTER_PORT`` are kept if they are set. The defaults are the first node of
-    the job, and a port computed from the job and step numbers, so that jobs on one node differ.
+    ``MASTER_ADDR`` and ``MASTER_PORT`` are kept if they are set. They default to the first node of
+    the job and to a port computed from the job and step ids, so that jobs on the same node use
+    different ports.
 
     Raises:
         UserError: If one of Slurm's variables is missing, or the first node cannot be determined.
@@ -105,7 +107,7 @@ def translate_slurm(environment: MutableMapping[str, str]) -> None:
     missing = [name for name in needed if name not in environment]
     if missing:
         raise UserError(
-            f'--launcher slurm, but {", ".join(missing)} missing in the environment: start the '
+            f'--launcher slurm needs the environment variables {", ".join(missing)}: start the '
             'processes with tools/slurm_train.sh, tools/slurm_test.sh or srun'
         )
     environment['RANK'] = environment['SLURM_PROCID']
@@ -146,7 +148,7 @@ def _connect(device: str, dist_cfg: dict) -> None:
         address = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
         reason = str(error).strip().partition('\n')[0]
         raise UserError(
-            f'process {os.environ["RANK"]} of {os.environ["WORLD_SIZE"]} cannot be connected with '
-            f'the others at {address} ({reason}): the port may be in use, or the address wrong; '
-            'set PORT (MASTER_PORT under Slurm) and MASTER_ADDR'
+            f'process {os.environ["RANK"]} of {os.environ["WORLD_SIZE"]} cannot connect to the '
+            f'other processes at {address} ({reason}): the port may be in use, or the '
+            'address may be wrong: set PORT (MASTER_PORT under Slurm) and MASTER_ADDR'
         ) from error

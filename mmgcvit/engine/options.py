@@ -1,4 +1,4 @@
-"""``--cfg-options``: how the command line changes settings of a config."""
+"""``--cfg-options``: config settings on the command line."""
 
 import argparse
 import inspect
@@ -14,8 +14,8 @@ from ..errors import UserError
 from ..registry import class_of
 
 BRACKETS = {'(': ')', '[': ']', '{': '}'}
-# What mmengine's Runners, mmdet's and mmseg's test-time augmentation and these tools read of a
-# config, besides the arguments of the Runner.
+# Keys of a config that mmengine's Runners, mmdet's and mmseg's test-time augmentation and these
+# tools read in addition to the arguments of Runner.
 READ_TOO = (
     'activation_checkpointing',
     'compile',
@@ -28,7 +28,7 @@ READ_TOO = (
     'tta_model',
     'tta_pipeline',
 )
-# What stands in the place of settings of mmdet 2 and mmseg 0, and of the other kind of training.
+# Replacements for settings of mmdet 2 and mmseg 0, and of the other kind of training loop.
 RENAMED = {
     'samples_per_gpu': ('train_dataloader.batch_size',),
     'workers_per_gpu': ('train_dataloader.num_workers',),
@@ -49,7 +49,7 @@ SHOWN = 6
 
 
 class ReadOptions(argparse.Action):
-    """Gather arguments ``KEY=VALUE`` in a dict, with values from :func:`parse_value`."""
+    """Collect arguments ``KEY=VALUE`` in a dict, with values from :func:`parse_value`."""
 
     def __call__(
         self,
@@ -64,7 +64,7 @@ class ReadOptions(argparse.Action):
             if not (equals and key.strip()):
                 raise UserError(
                     f'{option_string} {argument!r} is not KEY=VALUE: write it without spaces '
-                    'around "=", and a value with spaces in quotes, for example '
+                    'around "=", and quote values that contain spaces, for example '
                     '"data_root=data/my shapes/"'
                 )
             try:
@@ -75,12 +75,12 @@ class ReadOptions(argparse.Action):
 
 
 def parse_value(text: str) -> Any:
-    """Return the value that an option's text stands for.
+    """Parse the value of an option.
 
-    ``3``, ``1e-4``, ``true`` and ``None`` are what they are in Python. ``a,b`` and ``[a,b]`` are
-    lists, ``(a,b)`` is a tuple and ``{a: b}`` a dict, nested as needed. Text in quotes is a string,
-    whatever it looks like: ``'1'``, ``'a,b'``. A backslash is itself. All other text is a string as
-    it is, with its spaces and quotes.
+    ``3``, ``1e-4``, ``true`` and ``None`` become a number, a boolean and None. ``a,b`` and
+    ``[a,b]`` are lists, ``(a,b)`` is a tuple and ``{a: b}`` a dict. They can be nested. Quoted text
+    is always a string: ``'1'``, ``'a,b'``. A backslash has no special meaning. All other text is an
+    unchanged string, including spaces and quotes.
 
     Raises:
         UserError: If brackets do not match.
@@ -89,7 +89,7 @@ def parse_value(text: str) -> Any:
 
 
 def _parse(text: str, as_given: str) -> Any:
-    """Parse one value; ``as_given`` is the string that it is if it is nothing else."""
+    """Parse one value. Text of no other type becomes the string ``as_given``."""
     text = text.strip()
     parts = _split(text, ',')
     if len(parts) > 1:
@@ -113,7 +113,7 @@ def _parse_all(parts: Sequence[str]) -> list[Any]:
 
 
 def _without_last_empty(parts: Sequence[str]) -> Sequence[str]:
-    """Drop what follows a trailing comma, as Python does."""
+    """Drop the empty part after a trailing comma, as in Python."""
     return parts if parts[-1].strip() else parts[:-1]
 
 
@@ -126,24 +126,24 @@ def _parse_word(text: str, as_given: str) -> Any:
     return None if text == 'None' else as_given
 
 
-def _split(text: str, separator: str, most: int = -1) -> list[str]:
-    """Split at separators outside of quotes and brackets, at most so many times."""
+def _split(text: str, separator: str, maxsplit: int = -1) -> list[str]:
+    """Split at separators outside of quotes and brackets, at most ``maxsplit`` times."""
     parts, start = [], 0
     for i, char, depth in _outside_quotes(text):
-        if char == separator and depth == 0 and len(parts) != most:
+        if char == separator and depth == 0 and len(parts) != maxsplit:
             parts.append(text[start:i])
             start = i + 1
     return [*parts, text[start:]]
 
 
 def _is_enclosed(text: str) -> bool:
-    """Return whether the first character is a bracket that the last one closes."""
+    """Return whether the last character closes a bracket that the first one opens."""
     closed = (i for i, _, depth in _outside_quotes(text) if depth == 0)
     return text[:1] in BRACKETS and next(closed) == len(text) - 1
 
 
 def _outside_quotes(text: str) -> list[tuple[int, str, int]]:
-    """Return index, character and the number of open brackets after it, of all outside of quotes.
+    """Return index, character and number of open brackets after it, outside of quotes.
 
     Raises:
         UserError: If brackets of a list, tuple or dict do not match.
@@ -163,20 +163,20 @@ def _outside_quotes(text: str) -> list[tuple[int, str, int]]:
         return found
     if ',' in text or text[0] in BRACKETS or text[-1] in BRACKETS.values():
         raise UserError(
-            f'the brackets of {text} do not match: close each of them, or put text that has '
-            'brackets of its own in quotes, "\'...\'"'
+            f'the brackets of {text} do not match: close each of them, or quote text that '
+            'contains brackets, "\'...\'"'
         )
-    return []  # a lone bracket within a name is a character as others
+    return []  # a single bracket within a name is an ordinary character
 
 
 def _opens(text: str, i: int) -> bool:
-    """Return whether a quote begins a string: it does not within a word, such as O'Brien."""
+    """Return whether a quote begins a string. A quote within a word (O'Brien) does not."""
     before = text[:i].rstrip()
     return not before or before[-1] in ',([{:'
 
 
 def _end_of_quote(text: str, start: int) -> int:
-    """Return where the string ends that a quote begins; ``start`` if it is a lone quote."""
+    """Return the index of the closing quote, or ``start`` if there is none."""
     end = text.find(text[start], start + 1)
     while end != -1:
         after = text[end + 1 :].lstrip()
@@ -187,12 +187,12 @@ def _end_of_quote(text: str, start: int) -> int:
 
 
 def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Change a config by options with dotted names, in place.
+    """Override settings of a config in place, by dotted names.
 
-    The first index that a list does not have adds an element to it.
+    The next index of a list adds an element to it.
 
     Raises:
-        UserError: If an option does not fit to the config, or changes nothing that is read.
+        UserError: If an option does not match the config or has no effect.
     """
     _refuse_unread(cfg, options)
     try:
@@ -202,15 +202,15 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     except (KeyError, TypeError) as error:
         reason = ' '.join(str(error).strip('\'"').split())[:300]
         raise UserError(
-            f'--cfg-options cannot be put into the config ({reason}): compare with the keys of '
+            f'--cfg-options cannot be merged ({reason}): compare with the keys of '
             f'{cfg.filename} and its bases'
         ) from error
 
 
 def _make_room(cfg: Config, keys: Sequence[str]) -> None:
-    """Add the element that an option's keys lead to, if it is the next one of a list.
+    """Add a list element for an option if its index is the next one of the list.
 
-    mmengine can only change the elements that a list has, and makes a dict of indices otherwise.
+    mmengine can only change existing elements. For a missing list, it would create a dict.
     """
     node = cfg
     for key, following in zip(keys, [*keys[1:], None], strict=True):
@@ -218,12 +218,12 @@ def _make_room(cfg: Config, keys: Sequence[str]) -> None:
             if key == str(len(node)):
                 node.append(ConfigDict())
             if not (key.isdigit() and int(key) < len(node)):
-                return  # mmengine's error says so
+                return  # mmengine reports the error
             node = node[int(key)]
         elif isinstance(node, Mapping | Config):
             if following is not None and following.isdigit() and node.get(key) is None:
                 if following != '0':
-                    raise KeyError(f'{".".join(keys)}: there is no {key} yet, begin with index 0')
+                    raise KeyError(f'{".".join(keys)}: there is no {key} yet, start with index 0')
                 node[key] = []
             node = node.get(key)
 
@@ -231,24 +231,24 @@ def _make_room(cfg: Config, keys: Sequence[str]) -> None:
 def _refuse_unread(cfg: Config, options: Mapping[str, Any]) -> None:
     """Raise if an option changes a variable of the config file that is not read afterwards.
 
-    Config files use variables such as ``data_root`` or ``optimizer`` to compute others, which an
-    option of that name does not change any more.
+    Config files use variables such as ``data_root`` or ``optimizer`` to compute other settings. An
+    option that changes the variable does not change these settings.
     """
     if 'model' not in cfg:
-        return  # a file for another purpose than a Runner: what reads it is not known
+        return  # not a config of a Runner: the code that reads it is unknown
     read = _read_keys(cfg, options)
     texts = []
     for name in options:
         if name.partition('.')[0] in read:
             continue
         instead = _find_read(name, cfg, read)
-        remedy = ', '.join(instead[:SHOWN]) or f'a key below {", ".join(sorted(read & set(cfg)))}'
-        more = f' or {len(instead) - SHOWN} others of that name' if len(instead) > SHOWN else ''
-        texts.append(f'{name} changes nothing, as no part reads it: set {remedy}{more}')
+        remedy = ', '.join(instead[:SHOWN]) or f'a key under {", ".join(sorted(read & set(cfg)))}'
+        more = f' or {len(instead) - SHOWN} others with that name' if len(instead) > SHOWN else ''
+        texts.append(f'{name} changes nothing, because nothing reads it: set {remedy}{more}')
     if texts:
         raise UserError(
-            f'--cfg-options {"; ".join(texts)}. Variables that only code of your own or the rest '
-            f'of {cfg.filename} reads are set in that file'
+            f'--cfg-options {"; ".join(texts)}. Set variables that only {cfg.filename} itself or '
+            'your code uses in that file'
         )
 
 
@@ -258,17 +258,17 @@ def _read_keys(cfg: Config, options: Mapping[str, Any]) -> set[str]:
     runners = [Runner, FlexibleRunner, class_of(runner_type, RUNNERS)]
     read = {name for cls in runners if cls for name in inspect.signature(cls).parameters}
     if 'data_preprocessor' in (cfg.get('model') or {}):
-        read.discard('data_preprocessor')  # the Runner takes that of the model
+        read.discard('data_preprocessor')  # Runner uses the model's
     return (read - {'cfg'}) | set(READ_TOO)
 
 
 def _find_read(name: str, cfg: Config, read: set[str]) -> list[str]:
-    """Return the dotted names that an option most likely means, as far as the config has any."""
+    """Return the dotted names that an option most likely means, or an empty list."""
     top, _, below = name.partition('.')
     last = name.rpartition('.')[2]
     variable = cfg.get(top)
     settings = dict(walk({key: cfg[key] for key in cfg if key in read}))
-    # where the file has put a variable such as `optimizer` or `train_pipeline`
+    # settings that the file computes from a variable such as `optimizer` or `train_pipeline`
     used = [
         f'{path}.{below}' if below else path
         for path, value in settings.items()
@@ -282,7 +282,7 @@ def _find_read(name: str, cfg: Config, read: set[str]) -> list[str]:
 
 
 def walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name and the value of everything in a config."""
+    """Yield the dotted name and the value of every setting in a config."""
     if isinstance(node, Mapping | Config):
         items = node.items()
     elif isinstance(node, list | tuple):

@@ -18,19 +18,19 @@ from .resume import forget_pretrained
 
 
 def build_runner(cfg: Config, *options: Adaptation) -> Runner | FlexibleRunner:
-    """Build the runner of a config, mmengine's Runner or the one that ``runner_type`` names.
+    """Build the runner of a config: mmengine's Runner, or the class that ``runner_type`` names.
 
-    It runs on a CUDA GPU if there is one, else on the CPU, and the processes of ``cfg.launcher``
-    are connected. Checkpoints are read without executing code, and local files are written
-    atomically; both hold for the whole process.
+    It runs on a CUDA GPU if there is one, otherwise on the CPU, and connects the processes of
+    ``cfg.launcher``. From then on, this process reads checkpoints without executing code and writes
+    local files atomically.
 
     Args:
-        cfg: Config of a training or test; it is not changed. ``cfg.resume`` may be a checkpoint or
-            'auto', see :func:`~mmgcvit.engine.adaptations.adapt_resume`.
-        *options: Adaptations beyond those of every config, such as ``adapt_amp``.
+        cfg: Config for training or testing. It is not changed. ``cfg.resume`` may be a checkpoint
+            or 'auto', see :func:`~mmgcvit.engine.adaptations.adapt_resume`.
+        *options: Additional adaptations, such as ``adapt_amp``. They run first.
 
     Raises:
-        UserError: If the config, the environment or a checkpoint has to be corrected.
+        UserError: If the user has to fix the config, the environment or a checkpoint.
     """
     cfg = copy.deepcopy(cfg)
     device = choose_device()
@@ -43,7 +43,7 @@ def build_runner(cfg: Config, *options: Adaptation) -> Runner | FlexibleRunner:
     register_file_backend()
     runner = RUNNERS.build(cfg)
     if cfg.get('resume'):
-        if isinstance(runner, FlexibleRunner):  # it would build the model when the training begins
+        if isinstance(runner, FlexibleRunner):  # builds the model when training begins
             runner.model = MODELS.build(runner.model)
         forget_pretrained(runner.model)
     return runner

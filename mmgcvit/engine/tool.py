@@ -1,4 +1,4 @@
-"""Command-line tools: their arguments, and how they end."""
+"""Arguments and exit codes of command-line tools."""
 
 import argparse
 import logging
@@ -16,31 +16,32 @@ from .options import ReadOptions
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool's main function; a UserError is printed in one line, with exit code 1."""
+    """Run a tool's main function. A UserError is printed on one line, with exit code 1."""
     enable()
     try:
         main()
     except UserError as error:
         _leave(1, f'error: {error}')
     except OSError as error:
-        # others, such as those of a network or a data worker, are printed in full
+        # other errors, for example of a network or a data worker, are printed with a traceback
         _leave(1, f'error: {error}' if error.filename else traceback.format_exc().rstrip())
     except KeyboardInterrupt:
         _leave(130, '\ninterrupted')
     except Exception:
         _leave(1, traceback.format_exc().rstrip())
     if _has_others():
-        # all at once: under Slurm the first process hosts the store that connects the others
+        # together: under Slurm, the first process hosts the store that connects the others
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
 def _leave(code: int, message: str) -> NoReturn:
-    """End this process, even if others of its training never reach the same point.
+    """Exit this process, even if other processes of the run never reach the same point.
 
-    Their process group cannot be destroyed then, because that waits for pending collectives. Nor
-    can it be left to the interpreter, because gloo's threads may still hold tensors: with torch
-    2.14 one of six such processes aborted with "terminate called without an active exception".
+    The process group cannot be destroyed then, because that waits for pending collectives. A normal
+    exit of the interpreter is not safe either, because gloo's threads may still hold tensors: with
+    torch 2.14, one of six such processes aborted with "terminate called without an active
+    exception".
     """
     sys.stderr.write(f'{message}\n')  # in one call, so that lines of several processes do not mix
     sys.stderr.flush()
@@ -56,7 +57,7 @@ def _has_others() -> bool:
 
 
 def config_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a tool that reads a config, with the arguments of all such tools."""
+    """Return the parser of a tool that reads a config, with the common arguments."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,28 +67,27 @@ def config_parser(description: str | None) -> argparse.ArgumentParser:
         nargs='+',
         action=ReadOptions,
         metavar='KEY=VALUE',
-        help='settings that replace those of the config, for example '
-        'optim_wrapper.optimizer.lr=1e-4; a,b or [a,b] is a list, (a,b) a tuple, {a: b} a dict; '
-        'quote text that looks like a number or a list: "KEY=\'1\'"',
+        help='override config settings, for example optim_wrapper.optimizer.lr=1e-4. Lists: a,b or '
+        '[a,b]; tuples: (a,b); dicts: {a: b}. Quote text that looks like a number or a list: '
+        '"KEY=\'1\'"',
     )
     return parser
 
 
 def runner_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a tool that trains or tests, in one process or in several."""
+    """Return the parser of a tool that trains or tests, in one or several processes."""
     parser = config_parser(description)
     parser.add_argument(
         '--work-dir',
-        help="folder of checkpoints and logs (default: the config's, else work_dirs/CONFIG_NAME)",
+        help="folder of checkpoints and logs (default: the config's, or work_dirs/CONFIG_NAME)",
     )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm'],
         default='none',
-        help='what started the processes; tools/dist_*.sh and tools/slurm_*.sh set it '
-        '(default: %(default)s)',
+        help='job launcher; set by tools/dist_*.sh and tools/slurm_*.sh (default: %(default)s)',
     )
-    # torch.distributed.launch passes the number of the process in either spelling
+    # torch.distributed.launch passes the local rank in either spelling
     parser.add_argument(
         '--local-rank', '--local_rank', type=int, action=SetLocalRank, help=argparse.SUPPRESS
     )

@@ -19,7 +19,7 @@ from ..task import CLASSIFICATION, SEGMENTATION, task_of
 
 @METRICS.register_module()
 class DumpLabelMaps(DumpResults):
-    """Writes ``img_path`` and ``pred_sem_seg``, an int16 array (H, W), of each image."""
+    """Dump ``img_path`` and ``pred_sem_seg``, an int16 array (H, W), of each image."""
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Keep the label maps of a batch.
@@ -34,22 +34,24 @@ class DumpLabelMaps(DumpResults):
 
 
 def adapt_dump(cfg: Config, machine: Machine, path: str) -> None:
-    """Write the predictions of a test to a pickle file, as ``--out`` asks.
+    """Write the predictions of a test run to a pickle file (``--out``).
 
-    Detectors and classifiers: the fields of each data sample, masks as RLE. Segmentors: the label
-    maps alone, as the scores of every class and pixel would fill a disk.
+    Detectors and classifiers: the fields of each data sample, with masks as RLE. Segmentors: only
+    the label maps, because the scores of every class and pixel would fill a disk.
 
     Raises:
         UserError: If the file's name does not end in .pkl or .pickle.
     """
     if Path(path).suffix not in ('.pkl', '.pickle'):
-        raise UserError(f'--out writes a pickle file: end its name in .pkl, got {path}')
+        raise UserError(
+            f'--out must end in .pkl or .pickle, got {path}: use a name such as results.pkl'
+        )
     dumps = {SEGMENTATION: 'mmgcvit.DumpLabelMaps', CLASSIFICATION: 'DumpResults'}
     dump = dict(type=dumps.get(task_of(cfg), 'mmdet.DumpDetResults'), out_file_path=path)
     cfg.test_evaluator = [*evaluators(cfg), dump]
 
 
 def evaluators(cfg: Config) -> Sequence[Mapping]:
-    """Return the evaluators of a config's test, of which it may have one or a list."""
+    """Return the list of a config's test evaluators. The config may have one or a list."""
     found = cfg.get('test_evaluator') or []
     return found if isinstance(found, list | tuple) else [found]

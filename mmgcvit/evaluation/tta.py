@@ -12,8 +12,8 @@ from ..registry import class_of
 from ..task import CLASSIFICATION, SEGMENTATION, task_of
 from .metrics import evaluators
 
-# names with a scope, as a config need not have a default scope; mmdet registers DetTTAModel with
-# mmengine, under no scope of its own
+# names with a scope, because a config may have no default scope; mmdet registers DetTTAModel in
+# mmengine's registry, without a scope
 DETECTOR_TTA = dict(
     type='DetTTAModel',
     tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
@@ -22,7 +22,7 @@ CLASSIFIER_TTA = dict(type='mmpretrain.AverageClsScoreTTA')
 FLIPS = dict(
     type='TestTimeAug',
     transforms=[
-        # the image itself first: the result keeps the ground truth of the first view
+        # the original image first: the result keeps the ground truth of the first view
         [dict(type='mmdet.RandomFlip', prob=0.0), dict(type='mmdet.RandomFlip', prob=1.0)],
         [
             dict(
@@ -38,14 +38,14 @@ FLIPS = dict(
 
 
 def adapt_tta(cfg: Config, machine: Machine) -> None:
-    """Test on several views of each image and merge their predictions, as ``--tta`` asks.
+    """Test on several views of each image and merge their predictions (``--tta``).
 
-    The views are those of the config's ``tta_pipeline``. Without one, a detector is tested on the
-    image and its mirror image. mmdet merges boxes only, so a detector's mask head is left out.
+    The config's ``tta_pipeline`` defines the views. Without it, a detector is tested on the image
+    and its mirror image. mmdet merges only boxes, so a detector's mask head is removed.
 
     Raises:
-        UserError: If a segmentor's or classifier's config does not have the views, or a detector
-            has masks that cannot be left out.
+        UserError: If a segmentor's or classifier's config does not define the views, or a detector
+            has masks that cannot be removed.
     """
     task = task_of(cfg)
     if task is SEGMENTATION:
@@ -89,10 +89,10 @@ def _remove_masks(cfg: Config) -> None:
     roi_head = cfg.model.get('roi_head') or {}
     if roi_head.pop('mask_head', None) is not None:
         roi_head.pop('mask_roi_extractor', None)
-        print_log('--tta: mmdet merges boxes only, masks are left out', logger='current')
+        print_log('--tta: mmdet merges only boxes, masks are skipped', logger='current')
     elif wants_masks:
         cls = class_of(cfg.model, MODELS, cfg.get('default_scope'))
         raise UserError(
-            f'--tta: mmdet merges boxes only, and {getattr(cls, "__name__", cfg.model.type)} has '
-            'no mask head of its own to leave out: test it without --tta'
+            f'--tta: mmdet merges only boxes, and {getattr(cls, "__name__", cfg.model.type)} has '
+            'no separate mask head that could be removed: test without --tta'
         )

@@ -168,7 +168,7 @@ def test_an_optimizer_wrapper_that_amp_does_not_suit_is_named():
     class Own(OptimWrapper):
         pass
 
-    with pytest.raises(UserError, match=r'--amp is for .* this one has Own: set optim_wrapper'):
+    with pytest.raises(UserError, match=r'--amp needs .* the config has Own: set optim_wrapper'):
         adapt_amp(Config(dict(optim_wrapper=dict(type=Own))), CPU)
 
 
@@ -188,14 +188,14 @@ def test_fsdp_of_each_form(form):
     'form', forms(LayerDecayOptimWrapperConstructor, 'mmgcvit')[1:], ids=['name', 'path', 'class']
 )
 def test_fsdp_refuses_layer_decay_in_each_form(form):
-    with pytest.raises(UserError, match='FSDPStrategy and layer-wise learning-rate decay do not'):
+    with pytest.raises(UserError, match='FSDPStrategy and layer-wise learning-rate decay cannot'):
         adapt_fsdp(sharded(FSDPStrategy, optim_wrapper=dict(constructor=form)), GPU)
 
 
 @pytest.mark.parametrize('form', ['mmpretrain.EMAHook', 'EMAHook', EMAHook])
 def test_fsdp_refuses_averaged_models_of_other_libraries_too(form):
     hooks = [dict(type=form)]
-    with pytest.raises(UserError, match='FSDPStrategy and EMAHook do not go together'):
+    with pytest.raises(UserError, match='FSDPStrategy and EMAHook cannot be combined'):
         adapt_fsdp(sharded(FSDPStrategy, custom_hooks=hooks, default_scope='mmpretrain'), GPU)
 
 

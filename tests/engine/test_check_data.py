@@ -131,7 +131,7 @@ def test_samples_and_full_say_how_many_images_are_opened(shapes, capsys, load_to
     main = load_tool('check_data').main
     main([SEGMENTATION, '--samples', '2', *as_options(options)])
     assert 'no problems found' in capsys.readouterr().out
-    with pytest.raises(UserError, match='1 to put right'):
+    with pytest.raises(UserError, match='1 problem found, listed above'):
         main([SEGMENTATION, '--samples', '2', '--full', *as_options(options)])
     printed = capsys.readouterr().out
     assert '1 of 6 images that were opened are broken' in printed and path.name in printed
@@ -273,7 +273,7 @@ def test_all_problems_are_listed_with_a_number(shapes, capsys, load_tool):
     drop_image(shapes)
     swapped = '[circle,triangle,rectangle]'
     options['train_dataloader.dataset.metainfo.classes'] = swapped
-    with pytest.raises(UserError, match='6 to put right, listed above'):
+    with pytest.raises(UserError, match='6 problems found, listed above'):
         load_tool('check_data').main([DETECTION, *as_options(options)])
     printed = capsys.readouterr().out
     for part in (

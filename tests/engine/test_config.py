@@ -54,7 +54,7 @@ def test_options_change_elements_and_add_the_next_one(file):
     ],
 )
 def test_options_that_do_not_fit_are_one_line(file, options, reason):
-    with pytest.raises(UserError, match=rf'--cfg-options cannot be put .*{reason}') as error:
+    with pytest.raises(UserError, match=rf'--cfg-options cannot be merged .*{reason}') as error:
         load_config(file, options=options)
     assert '\n' not in str(error.value) and 'config.py' in str(error.value)
 
@@ -144,7 +144,7 @@ def test_hooks_that_a_config_has_are_recognised_in_each_form(tmp_path, form):
     assert Config.fromstring(cfg.pretty_text, '.py').custom_hooks
 
     cfg.merge_from_dict({'strategy.type': 'FSDPStrategy', 'launcher': 'pytorch'})
-    with pytest.raises(UserError, match='FSDPStrategy and EMAHook do not go together'):
+    with pytest.raises(UserError, match='FSDPStrategy and EMAHook cannot be combined'):
         adapt_fsdp(cfg, Machine('cuda'))
 
 
@@ -184,7 +184,10 @@ def test_a_config_with_another_name_now_names_it_in_one_line(tmp_path, log, recw
         "_base_ = './new_name.py'\n_deprecation_ = dict(expected='configs/new_name.py')\n"
     )
     (tmp_path / 'mine.py').write_text("_base_ = './old_name.py'\nb = 4\n")
-    line = 'old_name.py is now configs/new_name.py; the old name will go in the next version'
+    line = (
+        'old_name.py has been renamed to configs/new_name.py; the old name will be removed in '
+        'version 0.3'
+    )
     for name in ('old_name', 'mine'):
         cfg = load_config(tmp_path / f'{name}.py')
         assert cfg.a == 3 and cfg.work_dir == f'work_dirs/{name}'

@@ -63,7 +63,7 @@ def test_a_gpu_that_does_not_work_ends_in_one_line(monkeypatch):
 
     monkeypatch.setattr(utils, 'DEVICE', 'cuda')
     monkeypatch.setattr(device_module, 'operator_failure', fail)
-    with pytest.raises(UserError, match=r'CUDA error: out of memory more\): see what runs on it'):
+    with pytest.raises(UserError, match=r'CUDA error: out of memory more\): check what runs on it'):
         choose_device()
     assert get_device() == 'cuda'  # it does not train on the CPU instead
 

@@ -1,4 +1,4 @@
-"""What does not go together with FSDP; its trainings are in tests/tools/test_fsdp_launching.py."""
+"""Features that FSDP excludes. tests/tools/test_fsdp_launching.py trains with it."""
 
 import pytest
 import torch
@@ -24,10 +24,10 @@ def config(**settings):
     ('settings', 'message'),
     [
         ({'launcher': 'none'}, 'start them with tools/dist_train.sh'),
-        ({'custom_hooks': [dict(type='EMAHook')]}, 'FSDPStrategy and EMAHook do not go together'),
+        ({'custom_hooks': [dict(type='EMAHook')]}, 'FSDPStrategy and EMAHook cannot be combined'),
         (
             {'optim_wrapper.constructor': 'mmgcvit.LayerDecayOptimWrapperConstructor'},
-            'FSDPStrategy and layer-wise learning-rate decay do not go together',
+            'FSDPStrategy and layer-wise learning-rate decay cannot be combined',
         ),
     ],
 )

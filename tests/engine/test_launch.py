@@ -61,12 +61,14 @@ def started(monkeypatch):
 
 def test_more_processes_than_gpus_are_refused(started, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
-    with pytest.raises(UserError, match=r'process 2 of this node has no GPU, there are 1: give'):
+    with pytest.raises(
+        UserError, match=r'local rank 1 has no GPU: this node has 1\. Start at most 1'
+    ):
         start_processes(Config(dict(launcher='pytorch')), 'cuda')
 
 
 def test_an_address_that_does_not_work_is_named(started):
-    with pytest.raises(UserError, match=r'process 1 of 2 cannot be connected .* localhost:x'):
+    with pytest.raises(UserError, match=r'process 1 of 2 cannot connect to .* localhost:x'):
         start_processes(Config(dict(launcher='pytorch')), 'cpu')
 
 

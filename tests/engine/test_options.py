@@ -168,7 +168,7 @@ def test_values_reach_the_config_unchanged():
         (MASK_RCNN, 'total_epochs', 'train_cfg.max_epochs'),
         (UPERNET, 'total_epochs', 'train_cfg.max_iters'),
         (MASK_RCNN, 'evaluation.interval', 'train_cfg.val_interval'),
-        (MASK_RCNN, 'nonsense', 'a key below auto_scale_lr, default_hooks'),
+        (MASK_RCNN, 'nonsense', 'a key under auto_scale_lr, default_hooks'),
     ],
 )
 def test_options_that_nothing_reads_are_an_error_that_names_the_right_key(config, option, remedy):
@@ -176,7 +176,7 @@ def test_options_that_nothing_reads_are_an_error_that_names_the_right_key(config
         load_config(config, options={'train_dataloader.num_workers': 1, option: 12})
     found = str(error.value)
     assert f'{option} changes nothing' in found and '\n' not in found
-    suggested = found.partition(': set ')[2].partition('. Variables')[0]
+    suggested = found.partition(': set ')[2].partition('. Set variables')[0]
     assert suggested.startswith(remedy) or remedy in suggested.split(', ')
     assert 'num_workers' not in found and str(config) in found
 

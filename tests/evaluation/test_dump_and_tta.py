@@ -35,7 +35,7 @@ def test_a_detector_keeps_its_boxes(log):
     # the ground truth that --show-dir paints is that of the first view, so this is no mirror image
     first, second = cfg.test_dataloader.dataset.dataset.pipeline[-1].transforms[0]
     assert (first.prob, second.prob) == (0, 1)
-    assert log == ['--tta: mmdet merges boxes only, masks are left out']
+    assert log == ['--tta: mmdet merges only boxes, masks are skipped']
 
 
 def test_the_configs_own_views_are_used(log):
@@ -48,7 +48,7 @@ def test_the_configs_own_views_are_used(log):
 
 
 def test_masks_that_cannot_be_left_out_are_refused():
-    with pytest.raises(UserError, match='Detector has no mask head of its own'):
+    with pytest.raises(UserError, match='Detector has no separate mask head'):
         adapt_tta(detector(mask_head=dict()), CPU)
 
 

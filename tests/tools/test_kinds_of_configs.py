@@ -95,7 +95,7 @@ def test_a_config_of_classes_is_tested(of_classes, tool, data, tmp_path, tta):
     printed = tool('test', *arguments, *outputs, *(['--tta'] if tta else []), *data)
     metrics, found = metrics_of_test(tmp_path / 'work'), load(tmp_path / 'found.pkl')
     assert len(found) == len(list((tmp_path / 'drawn').iterdir())) == 4
-    assert ('--tta: mmdet merges boxes only, masks are left out' in printed) == tta
+    assert ('--tta: mmdet merges only boxes, masks are skipped' in printed) == tta
     assert all(('masks' in image['pred_instances']) != tta for image in found)
     if not tta:
         assert metrics == metrics_of_validation(of_classes[0])
@@ -127,7 +127,7 @@ def test_a_config_of_classes_trains_in_shards(tool, data, tmp_path):
     tool('train', sharded, *arguments, ranks=2)
     assert metrics_of_validation(tmp_path / 'work')
     printed = tool('train', sharded, '--work-dir', tmp_path / 'work', *data, code=1)
-    assert 'error: strategy FSDPStrategy shards a model over processes' in printed
+    assert 'error: strategy FSDPStrategy shards a model across processes' in printed
 
 
 @pytest.mark.slow

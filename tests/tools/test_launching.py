@@ -85,7 +85,7 @@ def test_a_process_without_a_gpu_ends_all_of_them(run):
     assert 'SIGTERM' in printed and 'SIGKILL' not in printed
     ours = [line for line in printed.splitlines() if line.startswith('error: ')]
     assert len(ours) == 1
-    assert ours[0].startswith('error: process 2 of this node has no GPU, there are 0: give a GPU')
+    assert ours[0].startswith('error: local rank 1 has no GPU: this node has 0. Start at most')
 
 
 def test_a_port_in_use_is_refused(run):
@@ -94,7 +94,7 @@ def test_a_port_in_use_is_refused(run):
         busy.listen()
         port = str(busy.getsockname()[1])
         printed = run(*script('dist_train.sh', CONFIGS / 'upernet_tiny.py', 2), code=1, PORT=port)
-    assert printed == f'error: port {port} is in use: set PORT to another one\n'
+    assert printed == f'error: port {port} is in use: set PORT to a free one\n'
 
 
 def test_the_processes_of_a_killed_launcher_end_with_it(folder, tmp_path):
@@ -168,10 +168,19 @@ def test_mistakes_are_one_line(run, command, variables, message):
     ('arguments', 'message'),
     [
         (['test.py', UPERNET, 'no.pth'], 'the checkpoint no.pth does not exist'),
-        (['test.py', UPERNET, 'https://host/x.pth', '--out', 'x.txt'], '--out writes a pickle'),
+        (
+            ['test.py', UPERNET, 'https://host/x.pth', '--out', 'x.txt'],
+            '--out must end in .pkl or .pickle, got x.txt',
+        ),
         (['train.py', UPERNET, '--resume', 'no.pth'], 'the checkpoint no.pth does not exist'),
-        (['train.py', UPERNET, '--launcher', 'pytorch'], '--launcher pytorch, but RANK, WORLD_'),
-        (['train.py', UPERNET, '--launcher', 'slurm'], '--launcher slurm, but SLURM_PROCID, '),
+        (
+            ['train.py', UPERNET, '--launcher', 'pytorch'],
+            '--launcher pytorch needs the environment variables RANK, WORLD_',
+        ),
+        (
+            ['train.py', UPERNET, '--launcher', 'slurm'],
+            '--launcher slurm needs the environment variables SLURM_PROCID, ',
+        ),
     ],
 )
 def test_mistakes_in_the_tools_are_one_line(load_tool, monkeypatch, arguments, message):
@@ -253,7 +262,7 @@ def test_detection_merges_boxes_of_views(evaluate, mask_rcnn, tmp_path):
     arguments = (CONFIGS / 'mask_rcnn_tiny.py', mask_rcnn[0] / 'epoch_3.pth')
     outputs = ('--work-dir', tmp_path / 'work', '--tta', '--out', tmp_path / 'boxes.pkl')
     printed = evaluate(*arguments, *outputs)
-    assert printed.count('--tta: mmdet merges boxes only, masks are left out\n') == 1
+    assert printed.count('--tta: mmdet merges only boxes, masks are skipped\n') == 1
     metrics = metrics_of_test(tmp_path / 'work')
     assert metrics['coco/AR@100'] > 0 and 'coco/segm_mAP' not in metrics
     assert all('masks' not in image['pred_instances'] for image in load(tmp_path / 'boxes.pkl'))

@@ -13,7 +13,8 @@ class AverageBatchNorm(Hook):
     """Average BatchNorm's running statistics over all processes after each iteration.
 
     When BN replaces SyncBN, each process has its own running statistics. Without this hook,
-    processes would validate different networks, and a checkpoint would hold those of rank 0.
+    processes would validate different networks, and checkpoints would only contain the statistics
+    of rank 0.
     """
 
     priority = 'HIGH'  # before EMAHook, validation and CheckpointHook

@@ -1,4 +1,4 @@
-"""Trainings whose loss or gradients are no longer finite."""
+"""Handling of losses and gradients that are not finite."""
 
 import math
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ MAX_SKIPPED = 32  # a loss scaler starts at 2 ** 16 and halves its scale at each
 
 @HOOKS.register_module()
 class BadLossHook(Hook):
-    """Skip updates with a NaN or infinite loss, and stop the training if there are several.
+    """Skip updates with a NaN or infinite loss, and stop training after several of them.
 
     An iteration is bad if its loss or its gradients are not finite. Its update is skipped, so the
-    weights do not change, and its images are logged. The training stops in all processes, before
-    the next checkpoint is saved:
+    weights do not change, and its images are logged. Training stops in all processes, before the
+    next checkpoint is saved:
 
-    - after ``max_consecutive`` bad iterations without a good update between them;
-    - after 32 updates in a row that a loss scaler skipped, as no scale helps then;
-    - at once if the model itself holds values that are not finite, for example the running
-      statistics of a BatchNorm.
+    - after ``max_consecutive`` consecutive bad iterations; a good update resets the count;
+    - after 32 consecutive updates that a loss scaler skipped, because no scale helps;
+    - immediately if the model itself contains values that are not finite, for example in the
+      running statistics of a BatchNorm.
 
     Args:
-        max_consecutive: Number of consecutive bad iterations after which the training stops.
+        max_consecutive: Number of consecutive bad iterations after which training stops.
 
     Raises:
         ValueError: If ``max_consecutive`` is not an integer of at least 1.
-        UserError: When the training stops.
+        UserError: When training stops.
     """
 
     priority = 'NORMAL'  # before CheckpointHook
@@ -49,7 +49,7 @@ class BadLossHook(Hook):
         self.max_consecutive = max_consecutive
         self._bad = 0
         self._skipped = 0
-        # whether this iteration's gradients were finite, None if there was no update (accumulation)
+        # whether this iteration's gradients were finite, or None without an update (accumulation)
         self._updated: bool | None = None
 
     def before_train(self, runner: Runner) -> None:
@@ -61,7 +61,7 @@ class BadLossHook(Hook):
         parameters = [
             p for group in optimizer.param_groups for p in group['params'] if p.grad is not None
         ]
-        # for the norm alone: torch before 2.6 has no other public function for it
+        # used only to compute the norm: torch before 2.6 has no other public function for it
         norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf)
         bad = (~torch.isfinite(norm)).to(torch.int32)
         all_reduce(bad, 'max')  # with FSDP each process has a shard of the gradients
@@ -77,7 +77,7 @@ class BadLossHook(Hook):
         data_batch: Any = None,
         outputs: dict[str, Tensor] | None = None,
     ) -> None:
-        """Log a bad iteration, and stop the training if there were too many."""
+        """Log a bad iteration, and stop training after too many of them."""
         losses = {k: v.detach() for k, v in (outputs or {}).items() if 'loss' in k}
         # mmengine's sum of all losses
         total = losses.get('loss')
@@ -101,17 +101,17 @@ class BadLossHook(Hook):
         values = ', '.join(f'{k} {v.item()}' for k, v in losses.items() if not v.isfinite())
         runner.logger.warning(
             f'iteration {iteration}: {what}{f" ({values})" if values else ""}'
-            f'{", its update is skipped" if updated is False else ""}; {self._bad} of '
-            f'{self.max_consecutive} before the training stops; images: {"; ".join(images)}'
+            f'{", update skipped" if updated is False else ""} (bad iteration {self._bad} of '
+            f'{self.max_consecutive} before training stops); images: {"; ".join(images)}'
         )
         if corrupted or self._bad >= self.max_consecutive:
             reason = (
-                'the model now holds values that are not finite'
+                'the model now contains values that are not finite'
                 if corrupted
-                else f'bad iterations in a row: {self._bad}'
+                else f'consecutive bad iterations: {self._bad}'
             )
             raise UserError(
-                f'stopped at iteration {iteration}, {what} ({reason}); last images: '
+                f'stopped at iteration {iteration}: {what} ({reason}); last images: '
                 f'{"; ".join(images)}. The last checkpoint is not affected: check these images and '
                 'their annotations, lower optim_wrapper.optimizer.lr or set '
                 'optim_wrapper.clip_grad.max_norm, then --resume'
@@ -126,8 +126,8 @@ class BadLossHook(Hook):
         if self._skipped >= MAX_SKIPPED:
             raise UserError(
                 f'stopped at iteration {runner.iter + 1}: the loss scaler has skipped '
-                f'{self._skipped} updates in a row, as the gradients are not finite at any scale. '
-                'Lower optim_wrapper.optimizer.lr, or train in bfloat16 with '
+                f'{self._skipped} consecutive updates, because the gradients are not finite at any '
+                'scale. Lower optim_wrapper.optimizer.lr, or train in bfloat16 with '
                 'optim_wrapper.dtype=bfloat16 or without --amp, then --resume'
             )
 
@@ -138,7 +138,7 @@ def _is_finite(model: torch.nn.Module) -> bool:
 
 
 def _images(data_batch: Any) -> Sequence[str]:
-    """Return the path and, if there is one, the id of each image of a batch."""
+    """Return the path and, if available, the id of each image of a batch."""
     samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
     names = []
     for sample in samples or ():

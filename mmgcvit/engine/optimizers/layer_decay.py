@@ -30,7 +30,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             ``DefaultOptimWrapperConstructor``.
 
     Raises:
-        UserError: If ``decay_rate`` or ``lr`` is missing or not allowed; when called, if the
+        UserError: If ``decay_rate`` or ``lr`` is missing or invalid. When called, if the
             model's ``backbone`` is not a GC ViT.
 
     Example:
@@ -38,7 +38,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         ...     type='OptimWrapper',
         ...     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
         ...     constructor='mmgcvit.LayerDecayOptimWrapperConstructor',
-        ...     paramwise_cfg=dict(decay_rate=0.8),
+        ...     paramwise_cfg=dict(decay_rate=0.92),
         ... )
     """
 
@@ -47,8 +47,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         rate = self.paramwise_cfg.get('decay_rate')
         if not isinstance(rate, int | float) or not 0 < rate <= 1:
             raise UserError(
-                f'optim_wrapper.paramwise_cfg.decay_rate={rate!r} is not allowed: give a number '
-                'above 0 and at most 1, for example 0.8'
+                f'optim_wrapper.paramwise_cfg.decay_rate={rate!r} is not allowed: use a number '
+                'above 0 and at most 1, for example 0.92'
             )
         if self.base_lr is None:
             raise UserError(
@@ -88,7 +88,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for settings in single:
             (parameter,) = settings.pop('params')
             name = names[parameter]
-            # mmengine has already applied these two
+            # mmengine has already applied them
             settings = {k: v for k, v in settings.items() if k not in ('lr_mult', 'decay_mult')}
             layer, _ = backbone.get_layer_depth(name, 'backbone.')
             scale = self.decay_rate ** (num_layers - 1 - layer)

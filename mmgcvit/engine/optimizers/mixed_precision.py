@@ -1,6 +1,6 @@
 """Mixed precision where ``AmpOptimWrapper`` does not work: on a CPU, and for detectors in bfloat16.
 
-mmengine's ``AmpOptimWrapper`` does not support CPUs. On a GPU it runs the whole model under
+mmengine's ``AmpOptimWrapper`` does not support CPUs. On a GPU it runs the complete model under
 autocast, and mmdet computes boxes in the dtype of the layers' outputs. Near 1000, bfloat16 has a
 resolution of 4 pixels. Here only layers compute in bfloat16: anchors, boxes, NMS, RoIAlign and
 losses stay in float32.
@@ -21,17 +21,17 @@ from torch.optim import Optimizer
 from ...errors import UserError
 from ...registry import OPTIM_WRAPPERS
 
-ONLY_AMP = ('loss_scale', 'dtype', 'use_fsdp')  # arguments of AmpOptimWrapper alone
+ONLY_AMP = ('loss_scale', 'dtype', 'use_fsdp')  # arguments of AmpOptimWrapper only
 
 
 @OPTIM_WRAPPERS.register_module()
 class BFloat16OptimWrapper(OptimWrapper):
     """Train with layers in bfloat16 and everything else in float32.
 
-    The layers of backbone and neck compute in bfloat16, and in two-stage detectors those of the
-    heads. Other heads compute coordinates between their layers and stay in float32. Weights,
-    gradients and the optimizer's state are float32. The loss is not scaled, as bfloat16 has the
-    range of float32.
+    The layers of the backbone and neck, and of the heads of two-stage detectors, compute in
+    bfloat16. Other heads compute coordinates between their layers and stay in float32. Weights,
+    gradients and the optimizer's state are float32. The loss is not scaled, because bfloat16 has
+    the range of float32.
 
     Args:
         optimizer: See mmengine's ``OptimWrapper``.
@@ -64,7 +64,7 @@ class BFloat16OptimWrapper(OptimWrapper):
                 yield
         finally:
             for part in parts:
-                del part.forward  # which uncovers the method of the class
+                del part.forward  # restores the method of the class
 
 
 def mixed_parts(model: nn.Module) -> list[nn.Module]:
@@ -75,14 +75,15 @@ def mixed_parts(model: nn.Module) -> list[nn.Module]:
     """
     if getattr(model, 'backbone', None) is None:
         raise UserError(
-            f'mixed precision in bfloat16 needs a model with a backbone, {type(model).__name__} '
-            'has none: train without --amp, with optim_wrapper.type=OptimWrapper'
+            'mixed precision in bfloat16 needs a model with a backbone, and '
+            f'{type(model).__name__} has none: train without --amp, with '
+            'optim_wrapper.type=OptimWrapper'
         )
     roi_head = getattr(model, 'roi_head', None)
     parts = [getattr(model, name, None) for name in ('backbone', 'neck', 'rpn_head')]
     parts += [getattr(roi_head, name, None) for name in ('bbox_head', 'mask_head')]
     stages = [part if isinstance(part, nn.ModuleList) else [part] for part in parts]
-    # the neck of a classifier only pools
+    # the neck of a classifier only pools and has no parameters
     return [p for stage in stages for p in stage if p is not None and list(p.parameters())]
 
 
@@ -93,7 +94,7 @@ def in_mixed_precision(
 
     Args:
         module: Module with parameters.
-        dtype: Type that the layers compute in.
+        dtype: Data type of the layers.
         to_float32: Whether outputs are converted to float32.
     """
     forward = module.forward

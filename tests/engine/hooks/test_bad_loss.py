@@ -32,6 +32,7 @@ def test_three_bad_iterations_in_a_row_stop_and_change_nothing(tmp_path):
     for number in (4, 5, 6):
         assert f'images/{number}.jpg (id {100 + number})' in log
         assert f'iteration {number + 1}: the loss is not finite' in log
+        assert f' (bad iteration {number - 3} of 3 before training stops); images: ' in log
     assert 'images/3.jpg' not in log
 
 
@@ -60,7 +61,7 @@ def test_impossible_numbers_are_refused(number):
 
 def test_training_stops_at_once_if_batch_norm_is_spoilt(tmp_path):
     runner = toy_runner(tmp_path, bad=[5], batch=2, model=dict(batch_norm=True))
-    with pytest.raises(UserError, match=r'iteration 3.*holds values that are not finite'):
+    with pytest.raises(UserError, match=r'iteration 3.*contains values that are not finite'):
         runner.train()
     assert not (tmp_path / 'iter_3.pth').exists()
 
@@ -78,7 +79,7 @@ def test_accumulated_gradients_are_left_out_as_a_whole(tmp_path):
 def test_infinite_losses_whose_gradients_are_finite_count_too(tmp_path):
     """Their updates look good, and must not begin the count anew."""
     runner = toy_runner(tmp_path, model=dict(offset=float('inf')))
-    with pytest.raises(UserError, match=r'stopped at iteration 3.*bad iterations in a row: 3'):
+    with pytest.raises(UserError, match=r'stopped at iteration 3.*consecutive bad iterations: 3'):
         runner.train()
 
 
@@ -130,7 +131,7 @@ def test_all_processes_end_when_one_has_bad_losses(tmp_path):
     errors = [line for line in printed.splitlines() if line.startswith('error: ')]
     assert len(errors) == 2
     for error in errors:
-        assert error.startswith('error: stopped at iteration 5, the loss is not finite')
+        assert error.startswith('error: stopped at iteration 5: the loss is not finite')
         assert 'images/9.jpg (id 109)' in error
     assert 'Traceback' not in printed
     log = next(tmp_path.glob('*/*.log')).read_text()

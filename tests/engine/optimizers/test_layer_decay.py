@@ -276,7 +276,7 @@ def test_a_training_step_uses_the_rates(nano):
 def test_a_rate_that_makes_no_sense_is_an_error(nano, rate):
     cfg = optim_wrapper()
     cfg['paramwise_cfg']['decay_rate'] = rate
-    with pytest.raises(UserError, match=r'decay_rate=.* is not allowed: give a number above 0'):
+    with pytest.raises(UserError, match=r'decay_rate=.* is not allowed: use a number above 0'):
         build_optim_wrapper(Model(GCViT(nano, window_size=3)), cfg)
 
 

@@ -75,7 +75,7 @@ def test_amp_is_requested_of_wrappers_that_it_suits():
     cfg.optim_wrapper.loss_scale = 512.0
     adapt_amp(cfg, CPU)
     assert cfg.optim_wrapper.loss_scale == 512.0
-    with pytest.raises(UserError, match=r'--amp is for .* this one has ApexOptimWrapper'):
+    with pytest.raises(UserError, match=r'--amp needs .* the config has ApexOptimWrapper'):
         adapt_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))), CPU)
 
 
