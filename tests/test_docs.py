@@ -36,7 +36,7 @@ def test_tables_match_the_metafile(load_tool, path):
 
 
 def test_page_without_markers_is_an_error(load_tool):
-    with pytest.raises(UserError, match=r'README.md has to have the lines'):
+    with pytest.raises(UserError, match=r'README.md must contain the lines'):
         load_tool('make_docs').replace_table('no markers', 'sizes', 'a table', 'README.md')
 
 

@@ -257,7 +257,7 @@ NOT_FOUND = 'ERROR: No matching distribution found for torch==1'
             'problems',
             'numbered lines',
         ),
-        (['Collecting x', 'Segmentation fault'], 'failed with exit status 1', 'see the log'),
+        (['Collecting x', 'Segmentation fault'], 'failed with exit status 1', 'check the log'),
     ],
 )
 def test_the_remedy_follows_from_what_the_command_says(tmp_path, set_up, lines, what, remedy):

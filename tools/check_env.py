@@ -110,7 +110,7 @@ def check_environment() -> Report:
     for module, distributions in MODULES.items():
         versions = versions_of(distributions)
         found = ' and '.join(v if n == module else f'{n} {v}' for n, v in versions.items())
-        if module in LIBRARIES and 'mmcv' in failed:  # they need mmcv
+        if module in LIBRARIES and 'mmcv' in failed:  # these libraries need mmcv
             failure = needs('mmcv') if versions else MISSING
         else:
             failure = import_failure(module)
@@ -143,7 +143,7 @@ def install_command() -> str:
 
 
 def import_failure(module: str) -> str | None:
-    """Import a module. Return the cause and the remedy if this fails, else None."""
+    """Import a module. Return the cause and the remedy if this fails, otherwise None."""
     try:
         if module == 'mmcv':
             from mmgcvit.errors import UserError

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains a detector or segmentor in several processes, one per GPU, or on the CPU without CUDA.
+# Trains a model in several processes, one per GPU, or on the CPU without CUDA.
 #
 #   bash tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
 #
@@ -11,7 +11,7 @@
 #   MASTER_ADDR   address of node 0
 #   PORT          a free port of node 0 (default: 29500, or any free port for a single node)
 #
-# Python environment: MMGCVIT_VENV, else .venv in the checkout, else the active environment.
+# Python environment: MMGCVIT_VENV, or .venv in the checkout, or the active environment.
 set -euo pipefail
 
 # shellcheck source=tools/_launch.sh

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--overwrite',
         action='store_true',
-        help='replace an existing shapes dataset that has other settings or is incomplete',
+        help='replace an existing shapes dataset that is incomplete or has different settings',
     )
     args = parser.parse_args(argv)
     try:

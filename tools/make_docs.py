@@ -1,7 +1,7 @@
 """Write the tables in README.md and docs/ from metafile.yml.
 
-python tools/make_docs.py            # after a change of metafile.yml
-python tools/make_docs.py --measure  # after a change of a network: count all networks first
+python tools/make_docs.py            # after changing metafile.yml
+python tools/make_docs.py --measure  # after changing a network: count all networks first
 """
 
 import argparse
@@ -75,14 +75,14 @@ def measure() -> None:
 
 
 def replace_table(text: str, name: str, table: str, path: str) -> str:
-    """Replace what is between a table's markers.
+    """Replace the text between the markers of a table.
 
     Raises:
         UserError: If one of the two markers is missing or occurs more than once.
     """
     begin, end = f'<!-- {name}: made by tools/make_docs.py -->', f'<!-- end of {name} -->'
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise UserError(f'{path} has to have the lines {begin!r} and {end!r}, each of them once')
+        raise UserError(f'{path} must contain the lines {begin!r} and {end!r} exactly once')
     pattern = f'{re.escape(begin)}.*{re.escape(end)}'
     return re.sub(pattern, lambda _: f'{begin}\n{table}\n{end}', text, flags=re.DOTALL)
 
@@ -135,7 +135,7 @@ def zoo(folder: str, metrics: Sequence[str]) -> Callable[[Sequence[dict]], str]:
 
 
 def traffic(models: Sequence[dict]) -> str:
-    """Return the table of the gradients that each of 8 GPUs sends per iteration, and the time."""
+    """Return the table of the gradients that each of 8 GPUs sends per iteration, with times."""
     rows = []
     for model in networks(models):
         data = gradient_traffic(model['Metadata']['Parameters'], GPUS)
@@ -146,7 +146,7 @@ def traffic(models: Sequence[dict]) -> str:
 
 
 def gradient_traffic(params: int, gpus: int) -> float:
-    """Return the bytes that a GPU sends in a ring all-reduce of gradients in float32."""
+    """Return the bytes that a GPU sends in a ring all-reduce of float32 gradients."""
     return 2 * (gpus - 1) / gpus * 4 * params
 
 

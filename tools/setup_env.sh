@@ -7,10 +7,10 @@
 # Requirements: Linux, Python 3.10-3.13 with venv, about 10 GB of disk space and a package index
 # that pip can reach. The script can be run again at any time; without changes, it does nothing.
 #
-#   --stack         stack to install (default: that of the existing environment, else openmmlab)
+#   --stack         stack to install (default: the existing environment's, or openmmlab)
 #   --print-hash    print a hash of everything that determines the environment, then exit
 #   MMGCVIT_VENV    folder of the environment (default: .venv in the checkout)
-#   PYTHON          Python interpreter (default: that of the existing environment, else the newest)
+#   PYTHON          Python interpreter (default: the existing environment's, or the newest)
 set -euo pipefail
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -93,8 +93,8 @@ describe() { # state of the environment
 begin() { step=$1 && echo "[$1] $2"; } # step, title
 
 # Runs a command and shows its progress. The output goes to the log, and to a variable in case the
-# disk of the log is full. If this script is killed, the command keeps the lock until it ends, which
-# is when it writes its next line to the closed pipe.
+# disk of the log is full. If this script is killed, the command keeps the lock until it exits, at the
+# latest when it writes its next line to the closed pipe.
 run() {
     local line pipe shown=$SECONDS status=0
     output='' doing=working
@@ -141,7 +141,7 @@ causes=(
     "make it writable, or $elsewhere"
     'onnection broken|ConnectionError|incomplete-download|timed out|SSLError|ProxyError'
     'pip cannot reach the package index'
-    'check the network, the proxy (HTTPS_PROXY) and the index (pip config list), then try again'
+    'check the network, the proxy (HTTPS_PROXY) and the index (pip config list), and try again'
     'No matching distribution|ResolutionImpossible' 'pip finds no wheel for this Python and machine'
     "try another Python: PYTHON=/path/to/python3.11 $command; or check the index (pip config list)"
 )
@@ -155,7 +155,7 @@ explain() { # exit status of the command that failed
     for ((i = 0; i < ${#causes[@]}; i += 3)); do
         [[ ! $output =~ ${causes[i]} ]] || fail "${causes[i + 1]}" "${causes[i + 2]}" "$lines"
     done
-    fail "the command failed with exit status $1" 'see the log, then try again' "$lines"
+    fail "the command failed with exit status $1" 'check the log and try again' "$lines"
 }
 
 interrupted() {
@@ -228,10 +228,10 @@ if [[ -n $print_hash ]]; then
 fi
 
 [[ -d $records || -z $(ls -A "$venv" 2>/dev/null) ]] ||
-    fail "$venv is not empty and was not created by this script" "$elsewhere, or delete that one"
+    fail "$venv is not empty and was not created by this script" "$elsewhere, or delete $venv"
 existing=$(grep -som1 'openmmlab\|onedl' "$records/env.json") || existing=${stack:-openmmlab}
 [[ ${stack:=$existing} == "$existing" || ! -e $stamp ]] ||
-    fail "$venv has the $existing stack" "$elsewhere, or delete that one"
+    fail "$venv has the $existing stack" "$elsewhere, or delete $venv"
 if [[ -z ${PYTHON:-} && -x $venv/bin/python ]]; then
     version=$(sed -n 's/^version = //p' "$venv/pyvenv.cfg") || true # faster than starting Python
     exit_if_up_to_date

@@ -12,7 +12,7 @@
 #   MASTER_ADDR, MASTER_PORT   rendezvous address (default: the first node) and port (default:
 #                              derived from the job id)
 #
-# Python environment: MMGCVIT_VENV, else .venv in the checkout, else the active environment.
+# Python environment: MMGCVIT_VENV, or .venv in the checkout, or the active environment.
 set -euo pipefail
 
 # shellcheck source=tools/_launch.sh

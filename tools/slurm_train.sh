@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains a detector or segmentor in a Slurm job with one task per GPU.
+# Trains a model in a Slurm job with one task per GPU.
 #
 #   bash tools/slurm_train.sh PARTITION JOB CONFIG [arguments of tools/train.py]
 #
@@ -12,7 +12,7 @@
 #   MASTER_ADDR, MASTER_PORT   rendezvous address (default: the first node) and port (default:
 #                              derived from the job id)
 #
-# Python environment: MMGCVIT_VENV, else .venv in the checkout, else the active environment.
+# Python environment: MMGCVIT_VENV, or .venv in the checkout, or the active environment.
 set -euo pipefail
 
 # shellcheck source=tools/_launch.sh

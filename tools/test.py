@@ -2,7 +2,7 @@
 
     python tools/test.py CONFIG CHECKPOINT [--tta] [--out FILE.pkl] [--show-dir DIR]
 
-Several processes: tools/dist_test.sh and tools/slurm_test.sh.
+For several processes, use tools/dist_test.sh or tools/slurm_test.sh.
 """
 
 from functools import partial
@@ -23,13 +23,15 @@ from mmgcvit.visualization import PaintPredictions
 def main() -> None:
     parser = runner_parser(__doc__)
     parser.add_argument('checkpoint', help='path or URL of a checkpoint')
-    parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to this file')
-    parser.add_argument('--show-dir', metavar='DIR', help='draw every image into this folder')
+    parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to FILE.pkl')
+    parser.add_argument(
+        '--show-dir', metavar='DIR', help='save every image with its predictions in DIR'
+    )
     parser.add_argument(
         '--tta',
         action='store_true',
-        help='test-time augmentation: merge the predictions for several views of each image; '
-        'detectors: boxes only',
+        help='test-time augmentation: merge the predictions for several views of each image '
+        '(detectors: only boxes)',
     )
     args = parser.parse_args()
     cfg = load_config(args.config, args.work_dir, args.cfg_options)

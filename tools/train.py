@@ -1,8 +1,8 @@
 """Train a detector, segmentor or classifier.
 
-    python tools/train.py CONFIG [--work-dir DIR] [--resume]
+    python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] [--auto-scale-lr]
 
-Several processes: tools/dist_train.sh and tools/slurm_train.sh.
+For several processes, use tools/dist_train.sh or tools/slurm_train.sh.
 """
 
 from mmgcvit.engine import (
@@ -23,23 +23,24 @@ def main() -> None:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='resume from a checkpoint; without a path, from the newest complete one in the work '
-        'dir, or start from the beginning if there is none',
+        help='resume from a checkpoint; without a path, resume from the newest complete one in the '
+        'work dir, or start from the beginning if there is none',
     )
     parser.add_argument(
         '--amp',
         dest='options',
         action='append_const',
         const=adapt_amp,
-        help='mixed precision: on a GPU float16, or bfloat16 with --cfg-options '
-        'optim_wrapper.dtype=bfloat16; on a CPU bfloat16 for backbone and neck',
+        help='mixed precision: on a GPU, float16, or bfloat16 with --cfg-options '
+        'optim_wrapper.dtype=bfloat16; on a CPU, bfloat16 for the layers of the backbone, neck and '
+        'two-stage heads',
     )
     parser.add_argument(
         '--auto-scale-lr',
         dest='options',
         action='append_const',
         const=adapt_lr_scaling,
-        help="scale the learning rate with the batch size, from the config's base_batch_size",
+        help="scale the learning rate with the batch size, based on the config's base_batch_size",
     )
     args = parser.parse_args()
     cfg = load_config(args.config, args.work_dir, args.cfg_options)
