@@ -1,4 +1,4 @@
-"""GC ViT (Global Context Vision Transformer) for OpenMMLab's dense prediction libraries."""
+"""GC ViT (Global Context Vision Transformer) backbone for mmdet, mmseg and mmpretrain."""
 
 try:
     import mmengine  # noqa: F401  (from either distribution: mmengine or onedl-mmengine)
@@ -7,9 +7,9 @@ except ModuleNotFoundError as error:
         raise
     raise ModuleNotFoundError(
         'mmgcvit requires mmengine, which is not installed. To use only the backbone, run `pip '
-        'install mmengine` or `pip install onedl-mmengine`; for detectors and segmentors, run '
-        "`pip install 'mmgcvit[openmmlab]'` or `pip install 'mmgcvit[onedl]'`. Do not install "
-        'both distributions in one environment.',
+        'install mmengine` or `pip install onedl-mmengine`. For detectors, segmentors and '
+        "classifiers, in a checkout of mmgcvit, run `pip install '.[openmmlab]'` or `pip install "
+        "'.[onedl]'`. Do not install both distributions in one environment.",
         name='mmengine',
     ) from error
 

@@ -1,9 +1,9 @@
-"""The one exception of this package for what a user can correct."""
+"""The exception class for errors that users can fix."""
 
 
 class UserError(ValueError):
-    """An argument, a file or an environment that the user can correct.
+    """An error in an argument, a file or the environment that the user can fix.
 
     The message states what was found, what is allowed and the remedy. Command-line tools print it
-    in one line and exit with code 1.
+    on one line and exit with code 1.
     """

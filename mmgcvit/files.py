@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a kill or a full disk never leaves a partial one."""
+"""Atomic file writes: a crash, a kill or a full disk never leaves a partial file."""
 
 import contextlib
 import os
@@ -8,16 +8,16 @@ from pathlib import Path
 def write_atomically(path: Path, content: bytes) -> Path:
     """Write a file and its parent folders so that a partial file is never visible.
 
-    When this returns, the file is on disk. A power failure before leaves the previous file.
+    When this returns, the file is on disk. If the power fails earlier, the previous file remains.
 
     Raises:
-        OSError: If the file cannot be written, with its name.
+        OSError: If the file cannot be written. ``filename`` is set.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, so that the rename is atomic.
+    # in the same folder, so that the rename is atomic
     partial = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        # left by an earlier process with this number; a link of this name is not followed
+        # may be left from an earlier process with this id; a symlink is removed, not followed
         partial.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         flags |= getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)  # Unix; Windows
@@ -27,7 +27,7 @@ def write_atomically(path: Path, content: bytes) -> Path:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if error.errno is not None:  # the error of a full disk has no name
+        if error.errno is not None:  # the error of a full disk has no filename
             error.filename = error.filename or str(path)
         raise
     finally:
@@ -39,7 +39,7 @@ def write_atomically(path: Path, content: bytes) -> Path:
 def remove_partial_files(folder: Path, suffix: str) -> None:
     """Remove the partial files with this suffix that killed processes left in a folder.
 
-    No other process may write such files to the folder meanwhile.
+    No other process may write such files to the folder at the same time.
     """
     for partial in folder.glob(f'.*{suffix}.*'):
         if partial.suffix[1:].isdigit():
@@ -51,7 +51,7 @@ def _sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        # some network file systems refuse this; the file itself is synced already
+        # some network file systems do not support this; the file itself is already synced
         with contextlib.suppress(OSError):
             os.fsync(descriptor)
     finally:

@@ -1,7 +1,7 @@
 """This package's registries, children of mmengine's.
 
-When a config has a ``type='mmgcvit....'``, mmengine imports ``mmgcvit.registry`` and the locations
-listed here by itself, so that no ``custom_imports`` line is needed.
+For a config with ``type='mmgcvit....'``, mmengine automatically imports ``mmgcvit.registry`` and
+the locations listed here. Configs need no ``custom_imports``.
 """
 
 from collections.abc import Mapping
@@ -48,13 +48,13 @@ STRATEGIES = Registry(
 def class_of(
     config: Mapping[str, Any] | str | type | None, registry: Registry, scope: str | None = None
 ) -> Any:
-    """Return the class of a config's ``type``, or None if there is no class of that name.
+    """Return the class of a config's ``type``, or None if there is no such class.
 
-    Config files give the class itself, its name, with or without the scope, or its import path.
+    The type is a class, its name with or without a scope, or its import path.
 
     Args:
         config: Config with the key ``type``, or a type.
-        registry: Registry of such classes.
+        registry: Registry to search.
         scope: Scope whose names need no prefix, such as a config's ``default_scope``.
     """
     kind = config.get('type') if isinstance(config, Mapping) else config

@@ -1,4 +1,4 @@
-"""Choosing a few of many items."""
+"""Evenly spaced subsampling."""
 
 import numpy as np
 

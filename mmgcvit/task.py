@@ -1,4 +1,4 @@
-"""Which task a config's model is for."""
+"""The task of a config's model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class Task:
 
     Attributes:
         name: 'detection', 'segmentation' or 'classification'.
-        base: Name of the base class of such models in mmdet, mmseg or mmpretrain. It is a name, so
-            that a user of one library need not install the others.
-        heads: Keys that only the config of such a model has.
+        base: Name of the base class of these models in mmdet, mmseg or mmpretrain. It is a name
+            because users may have installed only one of the libraries.
+        heads: Keys that only the configs of these models have.
         counted_shape: Image height and width at which papers report the complexity.
-        timed_shape: Image height and width that are usual in training and inference.
+        timed_shape: Typical image height and width in training and inference.
     """
 
     name: str
@@ -40,9 +40,10 @@ TASKS = (DETECTION, SEGMENTATION, CLASSIFICATION)
 
 
 def task_of(cfg: Config) -> Task | None:
-    """Return the task of a config's model, None if it is none of the three.
+    """Return the task of a config's model, or None if it is none of the three.
 
-    The base class of the model decides. For models of other libraries the heads in the config do.
+    The base class of the model decides. For models of other libraries, the heads in the config
+    decide.
     """
     model = inner_model(cfg)
     cls = class_of(model, MODELS, cfg.get('default_scope'))
@@ -53,9 +54,9 @@ def task_of(cfg: Config) -> Task | None:
 
 
 def inner_model(cfg: Config) -> Mapping[str, Any]:
-    """Return the config of the model itself, without what wraps it; empty if there is none.
+    """Return the config of the model without its wrappers, or an empty dict without a model.
 
-    Test-time augmentation wraps it as ``module``, and semi-supervised training and tracking have a
+    Test-time augmentation wraps the model as ``module``, semi-supervised training and tracking as
     ``detector``.
     """
     model = cfg.get('model') or {}
@@ -68,13 +69,13 @@ def require_task(cfg: Config) -> Task:
     """Return the task of a config's model.
 
     Raises:
-        UserError: If there is no model, or it is none of the three.
+        UserError: If there is no model, or its task is none of the three.
     """
     task = task_of(cfg)
     if task is None:
         heads = ', '.join(head for task in TASKS for head in task.heads)
         raise UserError(
-            f'the model of {cfg.filename} has none of {heads}: give the config of a detector, a '
-            'segmentor or a classifier'
+            f'the model of {cfg.filename} has none of {heads}: use the config of a detector, '
+            'segmentor or classifier'
         )
     return task

@@ -51,8 +51,8 @@ def test_missing_mmengine_names_both_stacks():
     )
     assert found.returncode != 0
     last = found.stderr.strip().splitlines()[-1]
-    assert "pip install 'mmgcvit[openmmlab]'" in last
-    assert "pip install 'mmgcvit[onedl]'" in last
+    assert "in a checkout of mmgcvit, run `pip install '.[openmmlab]'`" in last
+    assert "or `pip install '.[onedl]'`" in last
 
 
 def test_importing_changes_nothing_of_mmengine_and_torch():
