@@ -15,7 +15,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPP
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
-from mmengine.registry import Registry
+from mmengine.registry import Registry, init_default_scope
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmgcvit', locations=['mmgcvit.models'])
 FUNCTIONS = Registry(
@@ -43,6 +43,17 @@ RUNNERS = Registry(
 STRATEGIES = Registry(
     'strategy', parent=MMENGINE_STRATEGIES, scope='mmgcvit', locations=['mmgcvit.engine.fsdp']
 )
+
+
+def set_default_scope(scope: str | None) -> None:
+    """Set the scope in which names of types are looked up, as mmengine's Runner does.
+
+    Args:
+        scope: A config's ``default_scope``. None sets nothing: registries then find the components
+            of their own library, on which configs rely whose types are classes.
+    """
+    if scope is not None:
+        init_default_scope(scope)
 
 
 def class_of(

@@ -16,7 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,6 +25,7 @@ from ..engine.resume import forget_pretrained
 from ..errors import UserError
 from ..mmcv_ops import require_operators
 from ..models.gcvit import WindowAttention
+from ..registry import set_default_scope
 from .samples import image_channels
 
 # Number of proposals and masks that detection papers count, independent of the image.
@@ -122,7 +123,7 @@ def _build_on_cpu(cfg: Config) -> nn.Module:
 
 
 def _build(cfg: Config) -> nn.Module:
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    set_default_scope(cfg.get('default_scope', 'mmengine'))
     return MODELS.build(copy.deepcopy(cfg.model))  # some models change their config
 
 

@@ -15,8 +15,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.registry import MODELS
 from torch import nn
 
 from ..engine import load_config
@@ -24,8 +23,10 @@ from ..engine.device import choose_device
 from ..engine.optimizers.mixed_precision import ONLY_AMP, in_mixed_precision, mixed_parts
 from ..engine.resume import forget_pretrained
 from ..errors import UserError
+from ..registry import set_default_scope
 from ..task import SEGMENTATION, inner_model, require_task
-from ..weights import register_checkpoint_loaders
+from ..weights import open_checkpoint
+from ..weights.fit import load_checkpoint
 from .samples import random_batch
 
 INFERENCE, TRAINING = 'inference', 'training step'
@@ -156,7 +157,7 @@ def peak_process_memory() -> int:
 
 def build_model(cfg: Config, settings: Settings) -> nn.Module:
     """Build the model, load its checkpoint, and set precision and compilation."""
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    set_default_scope(cfg.get('default_scope', 'mmengine'))
     model_cfg = copy.deepcopy(cfg.model)  # some models change their config
     if cfg.get('data_preprocessor'):  # mmpretrain's configs have it at the top level
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
@@ -164,14 +165,7 @@ def build_model(cfg: Config, settings: Settings) -> nn.Module:
     forget_pretrained(model)
     model.init_weights()
     if settings.checkpoint is not None:
-        register_checkpoint_loaders()
-        try:
-            load_checkpoint(model, settings.checkpoint, map_location='cpu', strict=True)
-        except RuntimeError as error:
-            raise UserError(
-                f'the checkpoint {settings.checkpoint} does not match the model of '
-                f'{settings.config}: {" ".join(str(error).split())[:300]}'
-            ) from error
+        load_checkpoint(model, open_checkpoint(settings.checkpoint))
     dtype = getattr(torch, settings.dtype)
     if dtype is not torch.float32:
         if require_task(cfg) is SEGMENTATION or dtype is torch.float16:

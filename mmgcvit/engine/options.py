@@ -44,6 +44,8 @@ RENAMED = {
     'seed': ('randomness.seed',),
     'dist_params': ('env_cfg.dist_cfg',),
     'fp16': ('optim_wrapper.type',),
+    'launcher': ('--launcher',),
+    'deterministic': ('randomness.deterministic',),
 }
 SHOWN = 6
 
@@ -259,7 +261,8 @@ def _read_keys(cfg: Config, options: Mapping[str, Any]) -> set[str]:
     read = {name for cls in runners if cls for name in inspect.signature(cls).parameters}
     if 'data_preprocessor' in (cfg.get('model') or {}):
         read.discard('data_preprocessor')  # Runner uses the model's
-    return (read - {'cfg'}) | set(READ_TOO)
+    # the tools set the launcher from their own argument
+    return (read - {'cfg', 'launcher'}) | set(READ_TOO)
 
 
 def _find_read(name: str, cfg: Config, read: set[str]) -> list[str]:
@@ -275,10 +278,17 @@ def _find_read(name: str, cfg: Config, read: set[str]) -> list[str]:
         if isinstance(variable, dict | list | tuple) and variable and value == variable
     ]
     same_end = [path for path in settings if path.endswith(f'.{name}')]
+    # settings that the file composes from a path, such as annotation files of evaluators
+    below_path = [
+        path
+        for path, value in settings.items()
+        if isinstance(variable, str) and '/' in variable and str(value).startswith(variable)
+    ]
     same_last = [path for path in settings if path.endswith(f'.{last}')]
     renamed = RENAMED.get(last) or RENAMED.get(top) or ()
     known = [path for path in renamed if path in settings]
-    return list(dict.fromkeys(used + same_end)) or known or same_last or list(renamed[:1])
+    found = list(dict.fromkeys(used + same_end + below_path))
+    return found or known or same_last or list(renamed[:1])
 
 
 def walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:

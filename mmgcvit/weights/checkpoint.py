@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,7 @@ class Checkpoint:
             mmseg, such as ``head.fc.*`` in a classifier and ``neck.*`` in a detector. Contains all
             tensors if ``layout`` is None.
         unused: Tensors that belong to neither, under their names in the file.
+        names: Names of all tensors in the file, without those that compiled modules insert.
         prefixes: Prefix of the names of each GC ViT backbone in the file.
         meta: Metadata.
         other_keys: Other top-level keys, such as ``optimizer``.
@@ -134,6 +135,7 @@ class Checkpoint:
     backbone: State = field(default_factory=dict)
     others: State = field(default_factory=dict)
     unused: State = field(default_factory=dict)
+    names: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
     other_keys: tuple[str, ...] = ()
@@ -142,7 +144,7 @@ class Checkpoint:
 
     @classmethod
     def from_state(
-        cls, state: Mapping[str, Any], source: str, prefix: str | None = None, **about: Any
+        cls, state: Mapping[str, Any], source: str, prefix: str | None = None
     ) -> 'Checkpoint':
         """Sort the tensors of a state dict.
 
@@ -151,7 +153,6 @@ class Checkpoint:
             source: Source of the tensors, for messages.
             prefix: Prefix of the names of the backbone, or of a larger network that contains it.
                 By default, every combination of the prefixes that wrappers add is recognized.
-            about: Further attributes.
 
         Raises:
             UserError: If no name has the prefix, two tensors have the same name, or a tensor of the
@@ -170,7 +171,7 @@ class Checkpoint:
                     f'{sample(tensors)}'
                 )
         backbones = find_backbones(tensors)
-        about['prefixes'] = tuple(place for place, _ in backbones)
+        prefixes = tuple(place for place, _ in backbones)
         chosen = [
             (place, layout)
             for place, layout in backbones
@@ -179,14 +180,12 @@ class Checkpoint:
         if prefix is not None and len(chosen) > 1:
             chosen = [each for each in chosen if each[0] == start] or chosen
         if len(chosen) != 1:
-            return cls(source, others=tensors, **about)
+            return cls(source, others=tensors, names=tuple(tensors), prefixes=prefixes)
         ((place, layout),) = chosen
-        return cls._sorted(tensors, source, place, layout, about)
+        return replace(cls._sorted(tensors, source, place, layout), prefixes=prefixes)
 
     @classmethod
-    def _sorted(
-        cls, tensors: State, source: str, prefix: str, layout: str, about: dict[str, Any]
-    ) -> 'Checkpoint':
+    def _sorted(cls, tensors: State, source: str, prefix: str, layout: str) -> 'Checkpoint':
         network = network_of(prefix)
         is_alone = network == prefix
         backbone: State = {}
@@ -210,7 +209,52 @@ class Checkpoint:
                 add(others if is_of_head else backbone, own, converted, source, name)
             else:
                 unused[name] = tensor
-        return cls(source, layout, backbone, others, unused, **about)
+        return cls(source, layout, backbone, others, unused, tuple(tensors))
+
+    @classmethod
+    def from_content(
+        cls, content: object, source: str, prefix: str | None = None, ema: bool = False
+    ) -> 'Checkpoint':
+        """Sort the tensors of a file's content, which may contain other entries as well.
+
+        Args:
+            content: Return value of :func:`read_checkpoint`.
+            source: Source of the content, for messages.
+            prefix: See :meth:`from_state`.
+            ema: See :func:`open_checkpoint`.
+
+        Raises:
+            UserError: See :meth:`from_state`; also if there are no such tensors.
+        """
+        checkpoint = cls.from_state(tensors_of(content, source, ema), source, prefix)
+        entries = content if isinstance(content, Mapping) else {}
+        meta = entries.get('meta')
+        other_keys = tuple(
+            str(key)
+            for key, value in entries.items()
+            if not isinstance(value, Tensor) and key not in ('meta', *STATE_KEYS)
+        )
+        return replace(
+            checkpoint,
+            meta=meta if isinstance(meta, Mapping) else {},
+            other_keys=other_keys,
+            is_ema=ema,
+        )
+
+    def require_backbone(self) -> None:
+        """Raise UserError if the file has no GC ViT backbone, or several."""
+        if self.layout is not None:
+            return
+        if self.prefixes:
+            raise UserError(
+                f'{self.source} contains GC ViT backbones under other prefixes: select one with '
+                + ' or '.join(f'prefix={prefix!r}' for prefix in self.prefixes[:4])
+            )
+        raise UserError(
+            f'{self.source} does not contain a GC ViT backbone: it has names like '
+            f'{sample(self.names)}; use a file in the layout of {", ".join(LAYOUTS)}, and set '
+            'prefix if the backbone is part of a larger model'
+        )
 
     @property
     def size(self) -> Size | None:
@@ -278,18 +322,8 @@ def open_checkpoint(
     """
     path = fetch(source, sha256)
     content = read_checkpoint(path)
-    name = public_name(os.fspath(source))
-    state = tensors_of(content, name, ema)
-    about: dict[str, Any] = {}
-    if isinstance(content, Mapping):
-        if isinstance(content.get('meta'), Mapping):
-            about['meta'] = content['meta']
-        about['other_keys'] = tuple(
-            str(key)
-            for key, value in content.items()
-            if not isinstance(value, Tensor) and key not in ('meta', *STATE_KEYS)
-        )
-    return Checkpoint.from_state(state, name, prefix, is_ema=ema, path=path, **about)
+    checkpoint = Checkpoint.from_content(content, public_name(os.fspath(source)), prefix, ema)
+    return replace(checkpoint, path=path)
 
 
 def tensors_of(content: object, source: str, ema: bool = False) -> State:

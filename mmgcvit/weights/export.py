@@ -107,12 +107,10 @@ def convert_weights(
     out = Path(out).expanduser()
     _check_arguments(out, to, dtype)
     checkpoint = open_checkpoint(source, prefix, ema, sha256)
+    checkpoint.require_backbone()
     name, size = checkpoint.source, checkpoint.size
     if size is None:
-        raise UserError(
-            f'{name} does not contain a complete GC ViT backbone: use a file in the layout of '
-            'NVIDIA, timm or mmgcvit, and set prefix if the backbone is part of a larger model'
-        )
+        raise UserError(f'{name} contains only part of a GC ViT backbone: use a complete file')
     windows = _windows(window_size, len(size.depths)) or size.windows
     backbone = fit(checkpoint, _shapes(checkpoint, windows)).tensors
     kept = replace(checkpoint, backbone=backbone, others={} if backbone_only else checkpoint.others)

@@ -197,18 +197,7 @@ def _require_backbone(checkpoint: Checkpoint, target: _Target) -> None:
     source, backbone = checkpoint.source, checkpoint.backbone
     if not target.is_backbone:
         return
-    if checkpoint.layout is None and checkpoint.prefixes:
-        raise UserError(
-            f'{source} contains GC ViT backbones under other prefixes: select one with '
-            + ' or '.join(f'prefix={prefix!r}' for prefix in checkpoint.prefixes[:4])
-        )
-    if checkpoint.layout is None:
-        raise UserError(
-            f'{source} does not contain a GC ViT backbone: it has names like '
-            f'{sample(checkpoint.others)}, and the model has names like '
-            f'{sample(target.names.values())}; use a file in the layout of NVIDIA, timm or '
-            'mmgcvit, and set prefix if the backbone is part of a larger model'
-        )
+    checkpoint.require_backbone()
     found, wanted = checkpoint.size, target.size
     if found is None or (found.fits(wanted) and len(found.depths) < len(wanted.depths)):
         raise UserError(
@@ -226,10 +215,14 @@ def _require_network(checkpoint: Checkpoint, target: _Target, missing: list[str]
     rest = {name for name in target.needed if not name.startswith(BACKBONE)}
     if target.is_backbone or not absent or not rest <= absent:
         return
-    amount = 'none of the tensors' if len(absent) == len(target.needed) else 'only the backbone'
+    amount = 'the backbone but not the rest'
+    if len(absent) == len(target.needed):
+        amount = 'none of the tensors'
+    elif not checkpoint.others:
+        amount = 'only the backbone'
     raise UserError(
         f'{checkpoint.source} contains {amount} of the model; it has names like '
-        f'{sample({**checkpoint.backbone, **checkpoint.others})}, and the model has names like '
+        f'{sample(checkpoint.names)}, and the model has names like '
         f'{sample(target.names.values())}: use a checkpoint of this config; for backbone weights '
         'use model.backbone.init_cfg'
     )
@@ -264,10 +257,17 @@ def _misfit(checkpoint: Checkpoint, target: _Target, reason: str, name: str = ''
         if target.is_backbone
         else 'use the config that it was trained with, or a checkpoint of this config'
     )
-    if name == STEM:
+    if name == STEM and target.is_backbone:
         remedy = (
             'set adapt_input=True in the init_cfg of the backbone to adapt the filters, or set '
             'in_channels to the number that the file was trained with'
+        )
+    elif name == STEM:
+        remedy = (
+            'set in_channels to the number that the file was trained with. To start training with '
+            'other channels, load only the backbone: instead of load_from, use '
+            "model.backbone.init_cfg=dict(type='Pretrained', "
+            f'checkpoint={checkpoint.source!r}, adapt_input=True)'
         )
     elif '.attn.qkv.' in name and target.has_gcvit:
         remedy = 'set attention_types to those that the file was trained with'
@@ -351,7 +351,7 @@ def load_pretrained(
         checkpoint: Path or URL, see :func:`mmgcvit.weights.fetch`.
         prefix: Prefix of the names of the backbone, or of a larger network that contains it. Not
             needed for combinations of ``module.``, ``model.``, ``net.``, ``ema.``, ``backbone.``
-            and the prefixes that torch.compile and FSDP add.
+            and the prefixes that torch.compile, FSDP and Lightning add.
         ema: Use the EMA weights (exponential moving average), which NVIDIA's and timm's training
             checkpoints contain in addition to the regular ones.
         sha256: Expected SHA-256 of the file, 64 hexadecimal digits.
@@ -369,7 +369,7 @@ def load_pretrained(
 
 
 def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, adapt_input: bool = False) -> Fit:
-    """Copy a checkpoint's tensors into a backbone, see :func:`load_pretrained`."""
+    """Copy a checkpoint's tensors into a backbone or network, see :func:`load_pretrained`."""
     targets = model.state_dict()
     fitted = fit(checkpoint, shapes_of(targets), adapt_input=adapt_input)
     values = {}

@@ -11,9 +11,14 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
-# Names that torch.compile, FSDP and activation checkpointing insert anywhere in a tensor's name.
-# No tensor has them otherwise.
-INNER_WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
+# Names that torch.compile, FSDP, activation checkpointing and Lightning's strategies insert
+# anywhere in a tensor's name. No tensor has them otherwise.
+INNER_WRAPPERS = (
+    '_orig_mod',
+    '_fsdp_wrapped_module',
+    '_checkpoint_wrapped_module',
+    '_forward_module',
+)
 # Prefixes that a backbone may have in a file, in any order and number. DistributedDataParallel, EMA
 # models, Lightning modules and training scripts add them.
 OUTER_WRAPPERS = ('module', 'model', 'net', 'ema', 'backbone')

@@ -160,6 +160,8 @@ def test_values_reach_the_config_unchanged():
         (UPERNET, 'max_epochs', 'train_cfg.max_iters'),
         (CUSTOM, 'classes', 'train_dataloader.dataset.metainfo.classes'),
         (CUSTOM, 'data_root', 'test_dataloader.dataset.data_root'),
+        (CUSTOM, 'data_root', 'val_evaluator.ann_file'),
+        (MASK_RCNN, 'launcher', '--launcher'),
         (MASK_RCNN, 'train_pipeline.1.with_mask', 'train_dataloader.dataset.pipeline.1.with_mask'),
         (UPERNET, 'crop_size', 'model.data_preprocessor.size'),
         (UPERNET, 'data_preprocessor.size', 'model.data_preprocessor.size'),

@@ -60,6 +60,12 @@ def test_a_config_of_classes_trains_with_the_options(of_classes):
     ]
 
 
+def test_a_config_of_classes_is_counted_and_timed(tool):
+    assert 'multiply-accumulates' in tool('get_flops', CLASSES, '--shape', 96, 128)
+    printed = tool('benchmark', CLASSES, '--shape', 96, 128, '--runs', 1, '--warm-up', 0)
+    assert 'inference' in printed and 'training step' in printed
+
+
 # mmdet looks these up in mmcv.ops by name, where a dump has paths
 NAMES = [
     *(f'model.roi_head.{kind}_roi_extractor.roi_layer.type=RoIAlign' for kind in ('bbox', 'mask')),

@@ -236,8 +236,29 @@ def test_credentials_in_a_url_are_not_published(published, server, tmp_path, mon
 
 def test_a_file_of_a_different_network_is_an_error(tmp_path):
     torch.save({'a': torch.zeros(1)}, tmp_path / 'a.pth')
-    with pytest.raises(UserError, match='does not contain a complete GC ViT backbone'):
+    with pytest.raises(UserError, match='does not contain a GC ViT backbone: it has names like a;'):
         convert_weights(tmp_path / 'a.pth', tmp_path / 'w.pth')
+
+
+def test_one_of_several_backbones_has_to_be_selected(tmp_path, nano):
+    state = GCViT(nano, window_size=3).state_dict()
+    both = {
+        f'{name}.{key}': tensor for name in ('first', 'second') for key, tensor in state.items()
+    }
+    torch.save(both, tmp_path / 'both.pth')
+    with pytest.raises(UserError, match=r"one with prefix='first\.' or prefix='second\.'"):
+        convert_weights(tmp_path / 'both.pth', tmp_path / 'w.pth')
+    convert_weights(tmp_path / 'both.pth', tmp_path / 'w.pth', prefix='second')
+    written = read_checkpoint(tmp_path / 'w.pth')['state_dict']
+    assert all(torch.equal(written[name], tensor) for name, tensor in state.items())
+
+
+def test_a_part_of_a_backbone_is_an_error(tmp_path, nano):
+    state = GCViT(nano, window_size=3).state_dict()
+    part = {name: tensor for name, tensor in state.items() if 'bias_table' not in name}
+    torch.save(part, tmp_path / 'part.pth')
+    with pytest.raises(UserError, match='contains only part of a GC ViT backbone'):
+        convert_weights(tmp_path / 'part.pth', tmp_path / 'w.pth')
 
 
 def test_a_full_disk_leaves_nothing_behind(published, tmp_path, monkeypatch):

@@ -49,6 +49,7 @@ def assert_same(model, source):
         'net._orig_mod.backbone._orig_mod.',
         'model._fsdp_wrapped_module.backbone._fsdp_wrapped_module.',
         'backbone.model.',
+        '_forward_module.model.backbone.',
     ],
 )
 def test_prefixes_in_any_order(tmp_path, nano, source, prefix, layout):
@@ -176,3 +177,29 @@ def test_models_with_two_backbones_are_matched_by_name(nano, source, names):
     state = {f'{name}.{k}': v for name in names for k, v in source.state_dict().items()}
     found = fit(Checkpoint.from_state(state, 'here'), shapes_of(state), resize=False)
     assert all(found.tensors[name] is tensor for name, tensor in state.items())
+
+
+def test_messages_about_a_different_network_have_the_names_of_the_file(source):
+    backbone = {f'module.backbone.{k}': v for k, v in source.state_dict().items()}
+    checkpoint = Checkpoint.from_state(
+        {**backbone, 'module.decode_head.bias': torch.rand(2)}, 'segmentor.pth'
+    )
+    shapes = {name.removeprefix('module.'): tuple(t.shape) for name, t in backbone.items()}
+    shapes['bbox_head.bias'] = (3,)
+    with pytest.raises(
+        UserError, match=r'segmentor\.pth contains the backbone but not the rest .*'
+    ) as e:
+        fit(checkpoint, shapes)
+    assert 'it has names like module.backbone.' in str(e.value)
+    with pytest.raises(UserError, match=r'contains only the backbone of the model'):
+        fit(Checkpoint.from_state(backbone, 'backbone.pth'), shapes)
+
+
+def test_other_input_channels_of_a_network_need_its_backbone_alone(source):
+    state = {f'backbone.{k}': v for k, v in source.state_dict().items()}
+    state['decode_head.bias'] = torch.rand(2)
+    shapes = {**shapes_of(state), 'backbone.stem.conv.weight': (16, 6, 3, 3)}
+    with pytest.raises(
+        UserError, match=r"init_cfg=dict\(type='Pretrained', checkpoint='here', ada"
+    ):
+        fit(Checkpoint.from_state(state, 'here'), shapes)

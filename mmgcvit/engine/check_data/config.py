@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS
 
 from ...mmcv_ops import require_operators
-from ...registry import class_of
+from ...registry import class_of, set_default_scope
 from .coco import check_coco
 from .report import Findings, Report
 from .segmentation import check_segmentation
@@ -32,8 +32,7 @@ def check_data(
         splits: Which of train, val and test.
     """
     require_operators()  # mmdet and mmseg import them with their datasets
-    if (scope := cfg.get('default_scope', 'mmengine')) is not None:
-        init_default_scope(scope)
+    set_default_scope(cfg.get('default_scope', 'mmengine'))
     report = Report()
     done: list[tuple[Mapping, int]] = []
     for split in splits:

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from ...errors import UserError
 from ...registry import HOOKS
 from ...weights import Checkpoint, fit
-from ...weights.checkpoint import shapes_of, tensors_of
+from ...weights.checkpoint import shapes_of
 from ...weights.fit import report
 from ...weights.sources import public_name
 
@@ -43,10 +43,7 @@ class CheckpointFitHook(Hook):
         if resumes:
             _require_state(checkpoint, source, bool(runner.cfg.get('param_scheduler')))
         begins = trains and not resumes
-        meta = checkpoint.get('meta')
-        found = Checkpoint.from_state(
-            tensors_of(checkpoint, source), source, meta=meta if isinstance(meta, dict) else {}
-        )
+        found = Checkpoint.from_content(checkpoint, source)
         fitted = fit(found, _sizes(runner.model), resize=begins, heads_may_differ=begins)
         report(found, fitted)
         # only tensors are replaced; metadata and other entries are kept
