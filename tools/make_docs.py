@@ -37,7 +37,9 @@ SOURCES = ('paper', 'model card')  # of ImageNet-1K top-1 accuracies
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--measure', action='store_true', help='count every network and update metafile.yml first'
+        '--measure',
+        action='store_true',
+        help='first count parameters and FLOPs of every config and update metafile.yml',
     )
     args = parser.parse_args(argv)
     if args.measure:

@@ -28,7 +28,7 @@ from ..models.gcvit import WindowAttention
 from ..registry import set_default_scope
 from .samples import image_channels
 
-# Number of proposals and masks that detection papers count, independent of the image.
+# Numbers of proposals and masks that FLOPs are counted with, whatever the image, as in papers.
 NUM_PROPOSALS = 1000
 NUM_MASKS = 100
 # mmcv classes whose operator torch's counter does not support

@@ -106,7 +106,7 @@ def import_libraries(name: str) -> None:
         if library := LIBRARIES.get(name.partition(':')[0]):
             importlib.import_module(library)
     except ImportError as error:
-        raise MissingPeer(f'not installed: {error}') from error
+        raise MissingPeer(f'cannot be imported: {error}') from error
 
 
 def _timm(name: str, shape: tuple[int, int]) -> nn.Module:

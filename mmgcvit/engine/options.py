@@ -165,8 +165,8 @@ def _outside_quotes(text: str) -> list[tuple[int, str, int]]:
         return found
     if ',' in text or text[0] in BRACKETS or text[-1] in BRACKETS.values():
         raise UserError(
-            f'the brackets of {text} do not match: close each of them, or quote text that '
-            'contains brackets, "\'...\'"'
+            f'the brackets of {text} do not match: close every bracket, or quote a string that '
+            'contains brackets, for example "KEY=\'a[b\'"'
         )
     return []  # a single bracket within a name is an ordinary character
 

@@ -35,7 +35,7 @@ def _iou(first: Tensor, second: Tensor, offset: int) -> Tensor:
 
 
 def _overlaps(first: Tensor, second: Tensor, mode: int, offset: int) -> tuple[Tensor, Tensor]:
-    """Return the intersections of boxes (..., 4) and (..., 4), and the areas to divide them by.
+    """Return the intersection areas of two sets of boxes (..., 4), and the denominators.
 
     All dimensions except the last one are broadcast.
     """
@@ -115,7 +115,7 @@ def softnms(
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Group boxes with scores (N, 5): indices of a kept box, then of the boxes it suppresses."""
+    """Group boxes with scores (N, 5) by the kept box that suppresses them."""
     (dets,) = at_least_float32(dets)
     boxes, scores = dets[:, :4], dets[:, 4]
     left = scores.argsort(descending=True, stable=True)

@@ -1,4 +1,7 @@
-"""The content of a weights file: a GC ViT backbone, its size, and the rest of the network."""
+"""The content of a weights file: a GC ViT backbone, its size, and the rest of the network.
+
+:mod:`.fit` loads it into a model.
+"""
 
 import math
 import os

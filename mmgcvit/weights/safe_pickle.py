@@ -153,7 +153,7 @@ _PLAIN = {
 
 
 def _find(path: str) -> Any:
-    """Return the stand-in for a global, or None if it is not allowed."""
+    """Return the object that replaces a global, or None if it is not allowed."""
     for known in (_PLAIN, stand_ins(), _get_allowed_globals()):
         if path in known:
             return known[path]

@@ -20,7 +20,7 @@ from mmengine.logging import print_log
 from ..errors import UserError
 from ..files import write_atomically
 
-TIMEOUT = 10  # seconds without data from a server
+TIMEOUT = 10  # seconds to wait for data from a server
 # folder in torch hub's cache; the names of downloaded files do not begin with a dot
 NOTES = '.mmgcvit'
 # file names in timm's repositories on the Hugging Face Hub, the safer format first
@@ -287,7 +287,7 @@ def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: s
     offline = constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)
     for name in names:
         print_log(
-            f'{source}: {name} of {repo} at {endpoint}, cached in '
+            f'loading {name} of {repo} from {endpoint} for {source}, cached in '
             f'{constants.HF_HUB_CACHE}' + (' (offline, using the cache)' if offline else ''),
             logger='current',
         )

@@ -97,7 +97,7 @@ def test_whatever_a_peer_fails_with_is_told(monkeypatch):
 @pytest.mark.parametrize(('name', 'package'), [('swin', 'mmdet'), ('convnext', 'mmpretrain')])
 def test_peers_that_are_not_installed_are_told(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, f'{package}.models', None)
-    assert measure_backbone(Settings(name)).note.startswith('not installed: ')
+    assert measure_backbone(Settings(name)).note.startswith('cannot be imported: ')
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def tool(load_tool, monkeypatch):
 
     def measure_alone(settings):
         if settings.name not in seconds:
-            return Measurement(note='not installed: no such package')
+            return Measurement(note='cannot be imported: no such package')
         time = next(seconds[settings.name])
         return Measurement([time], [3 * time], 10**8, 10**9, 28_000_000, 5 * 10**9)
 
@@ -138,7 +138,7 @@ def test_table_json_and_plot(tool, tmp_path, capsys):
         ['28.0', 'M', '5.0', '4000', 'ms', '1.00', '12000', 'ms', '1.00', '1.00', 'GB', '1.00']
     )
     assert rows['reference'].split()[4:7] == ['8000', 'ms', '2.00']
-    assert rows['swin'].endswith('skipped: not installed: no such package')
+    assert rows['swin'].endswith('skipped: cannot be imported: no such package')
     assert '9 of 9: swin, 64x64, about 0:' in printed.err
     numbers = json.loads(files[0].read_text())
     assert [len(result['rounds']) for result in numbers['results']] == [3, 3, 1]

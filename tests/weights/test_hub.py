@@ -32,7 +32,11 @@ def test_files_of_a_repository_are_downloaded_once(hub, tmp_path, log):
     assert fetch('hf://owner/repo/sub/w.pth') == path
     downloads = [path for method, path, _ in requested if method == 'GET']
     assert downloads == [f'/owner/repo/resolve/{name}/sub/w.pth' for name in ('main', 'v1.0')]
-    assert any(f'at {constants.ENDPOINT}, cached in {tmp_path}/cache' in line for line in log)
+    assert any(
+        f'from {constants.ENDPOINT} for hf://owner/repo/sub/w.pth, cached in {tmp_path}/cache'
+        in line
+        for line in log
+    )
 
 
 @pytest.mark.parametrize('kind', ['safetensors', 'bin', 'both'])
