@@ -95,7 +95,8 @@ def _measure(settings: Settings) -> Measurement:
 
     model.eval()
     found.forward = _time(_forward(network, images, settings), settings)
-    found.forward_memory = _peak_memory(settings.device) - before
+    # Linux updates a process's peak in batches, so that it may read slightly below `before`
+    found.forward_memory = max(_peak_memory(settings.device) - before, 0)
     model.train()
     found.training = _time(_training_step(network, images, settings), settings)
     # the peak of a process never decreases, but it is only accurate to a few pages
