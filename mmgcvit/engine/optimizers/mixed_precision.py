@@ -83,8 +83,9 @@ def mixed_parts(model: nn.Module) -> list[nn.Module]:
     parts = [getattr(model, name, None) for name in ('backbone', 'neck', 'rpn_head')]
     parts += [getattr(roi_head, name, None) for name in ('bbox_head', 'mask_head')]
     stages = [part if isinstance(part, nn.ModuleList) else [part] for part in parts]
+    parts = [part for stage in stages for part in stage if part is not None]
     # the neck of a classifier only pools and has no parameters
-    return [p for stage in stages for p in stage if p is not None and list(p.parameters())]
+    return [part for part in parts if next(part.parameters(), None) is not None]
 
 
 def in_mixed_precision(
