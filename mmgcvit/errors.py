@@ -7,3 +7,13 @@ class UserError(ValueError):
     The message states what was found, what is allowed and the remedy. Command-line tools print it
     on one line and exit with code 1.
     """
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """Return the text of an exception in one line, at most ``limit`` characters."""
+    return ' '.join(str(error).split())[:limit]
+
+
+def describe(error: BaseException, limit: int = 300) -> str:
+    """Return the type of an exception, and its text as in :func:`one_line`."""
+    return f'{type(error).__name__}: {one_line(error, limit)}'

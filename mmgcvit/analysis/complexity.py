@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..engine.resume import forget_pretrained
-from ..errors import UserError
+from ..errors import UserError, describe
 from ..mmcv_ops import require_operators
 from ..models.gcvit import WindowAttention
 from ..registry import set_default_scope
@@ -86,7 +86,7 @@ def complexity_of(cfg: Config, shape: tuple[int, int]) -> Complexity:
         model = _build_on_cpu(cfg)
     except Exception as error:
         raise UserError(
-            f'the model of {cfg.filename} cannot be built here ({_in_one_line(error)}): check '
+            f'the model of {cfg.filename} cannot be built here ({describe(error, 200)}): check '
             'that its packages are installed, its files exist and default_scope is set'
         ) from error
     try:
@@ -94,7 +94,7 @@ def complexity_of(cfg: Config, shape: tuple[int, int]) -> Complexity:
     except Exception as error:
         raise UserError(
             f'{type(model).__name__} of {cfg.filename} does not run on a single random image '
-            f'({_in_one_line(error)}), so nothing can be counted: use a detector, segmentor or '
+            f'({describe(error, 200)}), so nothing can be counted: use a detector, segmentor or '
             'classifier that needs only images, or a different --shape'
         ) from error
 
@@ -299,7 +299,3 @@ class _Counter:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
-
-
-def _in_one_line(error: Exception) -> str:
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'

@@ -22,7 +22,7 @@ from ..engine import load_config
 from ..engine.device import choose_device
 from ..engine.optimizers.mixed_precision import ONLY_AMP, in_mixed_precision, mixed_parts
 from ..engine.resume import forget_pretrained
-from ..errors import UserError
+from ..errors import UserError, describe
 from ..registry import set_default_scope
 from ..task import SEGMENTATION, inner_model, require_task
 from ..weights import open_checkpoint
@@ -114,11 +114,10 @@ def measure(settings: Settings, phase: str) -> Speed:
                 '--batch-size 1 cannot be trained: batch norm needs several values per channel, '
                 'but a feature map pooled to one pixel has only one per image; use at least 2'
             ) from error
-        reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
         raise UserError(
             f'{phase}: the model of {settings.config} does not run on random images of '
-            f'{shape[1]}×{shape[0]} ({reason}): use a detector, segmentor or classifier that '
-            'needs only images, boxes, masks and labels, or a different --shape'
+            f'{shape[1]}×{shape[0]} ({describe(error, 200)}): use a detector, segmentor or '
+            'classifier that needs only images, boxes, masks and labels, or a different --shape'
         ) from error
     percentiles = np.percentile(seconds, PERCENTILES)
     cuda = device == 'cuda'

@@ -14,7 +14,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import print_log
 from mmengine.utils import is_installed
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .options import apply_options, walk
 
 # mmengine's warning about a config file that has `_deprecation_ = dict(expected=...)`
@@ -53,10 +53,9 @@ def load_config(
     try:
         cfg = _load(path)
     except Exception as error:  # a config file is code and may raise anything
-        reason = ' '.join(str(error).split())[:300]
         raise UserError(
             f'{path} cannot be read as a config ({_place(error, path)}: {type(error).__name__} '
-            f'{reason}): fix it, or pass a different .py file, for example '
+            f'{one_line(error)}): fix it, or pass a different .py file, for example '
             'configs/detection/mask_rcnn_gcvit_shapes.py'
         ) from error
     if options:

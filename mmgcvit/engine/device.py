@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from mmengine.device import utils
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..mmcv_ops import operator_failure, require_operators
 
 
@@ -51,8 +51,8 @@ def gpu_failure() -> str | None:
     try:
         return operator_failure(device, torch.float32)
     except RuntimeError as error:
-        reason = ' '.join(str(error).split())[:300]
         raise UserError(
-            f'{device} does not work ({reason}): check what runs on it (nvidia-smi), select '
-            'another GPU with CUDA_VISIBLE_DEVICES, or set CUDA_VISIBLE_DEVICES=-1 to use the CPU'
+            f'{device} does not work ({one_line(error)}): check what runs on it (nvidia-smi), '
+            'select another GPU with CUDA_VISIBLE_DEVICES, or set CUDA_VISIBLE_DEVICES=-1 to use '
+            'the CPU'
         ) from error

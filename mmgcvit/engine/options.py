@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..registry import class_of
 
 BRACKETS = {'(': ')', '[': ']', '{': '}'}
@@ -202,7 +202,7 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
             _make_room(cfg, name.split('.'))
         cfg.merge_from_dict(dict(options))
     except (KeyError, TypeError) as error:
-        reason = ' '.join(str(error).strip('\'"').split())[:300]
+        reason = one_line(str(error).strip('\'"'))
         raise UserError(
             f'--cfg-options cannot be merged ({reason}): compare with the keys of '
             f'{cfg.filename} and its bases'

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, describe
 from .site._mmgcvit_mmcv_ops import enable
 
 DISTRIBUTIONS = ('mmcv', 'mmcv-lite', 'onedl-mmcv', 'mmcv-full')
@@ -88,8 +88,8 @@ def require_operators() -> Operators:
             importlib.import_module(library)
         except AssertionError as error:
             raise UserError(
-                f'{library} does not support {mmcv} ({_line(error)}): install a supported version, '
-                "for example pip install --no-deps 'mmcv-lite>=2.1,<2.2'"
+                f'{library} does not support {mmcv} ({describe(error)}): install a supported '
+                "version, for example pip install --no-deps 'mmcv-lite>=2.1,<2.2'"
             ) from error
         except Exception:
             continue  # not installed, or broken, which is reported where the library is used
@@ -102,14 +102,14 @@ def _no_extension(mmcv: str, error: Exception) -> str:
     spec = importlib.util.find_spec('mmcv._ext')
     if spec is not None and Path(spec.origin).parent != FOLDER:
         return (
-            f'the compiled operators of {mmcv} cannot be loaded ({_line(error)}). The usual cause '
-            'is that they were compiled for another PyTorch version than the installed '
+            f'the compiled operators of {mmcv} cannot be loaded ({describe(error)}). The usual '
+            'cause is that they were compiled for another PyTorch version than the installed '
             f'{torch.__version__}: build or install mmcv for this version, or replace it with '
             'mmcv-lite, which does not need a compiler (pip uninstall mmcv, then pip install '
             'mmcv-lite==2.1.0)'
         )
     return (
-        f"torchvision, which replaces mmcv's operators, cannot be imported ({_line(error)}): "
+        f"torchvision, which replaces mmcv's operators, cannot be imported ({describe(error)}): "
         f'install the torchvision version that matches torch {torch.__version__}, from the same '
         'source as torch'
     )
@@ -117,14 +117,10 @@ def _no_extension(mmcv: str, error: Exception) -> str:
 
 def _broken(mmcv: str, error: Exception) -> str:
     return (
-        f'{mmcv or "mmcv"} cannot be imported ({_line(error)}): files are missing or from another '
-        'version; reinstall it (pip install --force-reinstall --no-deps '
+        f'{mmcv or "mmcv"} cannot be imported ({describe(error)}): files are missing or from '
+        'another version; reinstall it (pip install --force-reinstall --no-deps '
         f'{(mmcv or "mmcv-lite 2.1.0").split(" and ")[0].replace(" ", "==")})'
     )
-
-
-def _line(error: Exception) -> str:
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
 
 
 @functools.cache
@@ -149,7 +145,7 @@ def operator_failure(device: str, dtype: torch.dtype) -> str | None:
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError) as error:
-        return _line(error)
+        return describe(error)
     results = indices, pooled.flatten().tolist(), features.grad.sum().item()
     if results != ([1, 2], [1.0] * 4, 4.0):
         return f'wrong results: boxes {results[0]}, features {results[1]}, gradient {results[2]}'
