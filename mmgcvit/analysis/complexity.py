@@ -5,7 +5,6 @@ window.
 """
 
 import contextlib
-import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -16,16 +15,14 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..engine.resume import forget_pretrained
 from ..errors import UserError, describe
 from ..mmcv_ops import require_operators
 from ..models.gcvit import WindowAttention
-from ..registry import set_default_scope
+from .building import build_untrained
 from .samples import image_channels
 
 # Numbers of proposals and masks that FLOPs are counted with, whatever the image, as in papers.
@@ -78,7 +75,7 @@ def complexity_of(cfg: Config, shape: tuple[int, int]) -> Complexity:
     """
     channels = image_channels(cfg.model)
     # some constructors compute values: such a model is built on the CPU and then moved to meta
-    for build in (build_on_meta, lambda cfg: _build(cfg).eval().to('meta')):
+    for build in (build_on_meta, lambda cfg: build_untrained(cfg).eval().to('meta')):
         with contextlib.suppress(Exception):  # the CPU gives a better error message
             return count_complexity(build(cfg), shape, channels)
     require_operators()
@@ -103,7 +100,7 @@ def build_on_meta(cfg: Config) -> nn.Module:
     """Build a config's model on the meta device: no memory, no initial values, no files."""
     require_operators()
     with torch.device('meta'):
-        return _build(cfg).eval()
+        return build_untrained(cfg).eval()
 
 
 def _build_on_cpu(cfg: Config) -> nn.Module:
@@ -113,18 +110,12 @@ def _build_on_cpu(cfg: Config) -> nn.Module:
     level = logger.level
     logger.setLevel(logging.WARNING)  # init_weights logs one line per parameter
     try:
-        model = _build(cfg)
-        forget_pretrained(model)
+        model = build_untrained(cfg)
         with contextlib.suppress(Exception):  # some models still load files
             model.init_weights()
     finally:
         logger.setLevel(level)
     return revert_sync_batchnorm(model).eval()
-
-
-def _build(cfg: Config) -> nn.Module:
-    set_default_scope(cfg.get('default_scope', 'mmengine'))
-    return MODELS.build(copy.deepcopy(cfg.model))  # some models change their config
 
 
 def count_complexity(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> Complexity:

@@ -15,18 +15,16 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS
 from torch import nn
 
 from ..engine import load_config
 from ..engine.device import choose_device
 from ..engine.optimizers.mixed_precision import ONLY_AMP, in_mixed_precision, mixed_parts
-from ..engine.resume import forget_pretrained
 from ..errors import UserError, describe
-from ..registry import set_default_scope
 from ..task import SEGMENTATION, inner_model, require_task
 from ..weights import open_checkpoint
 from ..weights.fit import load_checkpoint
+from .building import build_untrained
 from .samples import random_batch
 
 INFERENCE, TRAINING = 'inference', 'training step'
@@ -156,12 +154,7 @@ def peak_process_memory() -> int:
 
 def build_model(cfg: Config, settings: Settings) -> nn.Module:
     """Build the model, load its checkpoint, and set precision and compilation."""
-    set_default_scope(cfg.get('default_scope', 'mmengine'))
-    model_cfg = copy.deepcopy(cfg.model)  # some models change their config
-    if cfg.get('data_preprocessor'):  # mmpretrain's configs have it at the top level
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = revert_sync_batchnorm(MODELS.build(model_cfg))
-    forget_pretrained(model)
+    model = revert_sync_batchnorm(build_untrained(cfg))
     model.init_weights()
     if settings.checkpoint is not None:
         load_checkpoint(model, open_checkpoint(settings.checkpoint))
