@@ -24,6 +24,7 @@ READ_TOO = (
     'init_weights_for_test_or_val',
     'model_wrapper_cfg',
     'runner_type',
+    'skip_checks',
     'sync_bn',
     'tta_model',
     'tta_pipeline',

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmgcvit.datasets import draw_shapes
 from mmgcvit.engine import check_data, load_config, require_data
-from mmgcvit.engine.check_data import coco_file
+from mmgcvit.engine.check_data import coco
 from mmgcvit.errors import UserError
 
 DETECTION = 'configs/detection/custom_coco.py'
@@ -277,12 +277,12 @@ def test_all_problems_are_listed_with_a_number(shapes, capsys, load_tool):
         load_tool('check_data').main([DETECTION, *as_options(options)])
     printed = capsys.readouterr().out
     for part in (
-        '1. train: the classes of the config are in another order',
-        '2. train: 1 of 6 images are missing',
-        '3. val_evaluator.ann_file is data/shapes/coco/annotations/instances_val2017.json, but',
-        '4. test_evaluator.ann_file is',
-        '5. the classes of train and of val, test differ',
-        '6. model.roi_head.bbox_head.1.num_classes is 80, but the train dataset has 3 classes: '
+        '1. [class-names] train: the classes of the config are in another order',
+        '2. [image-files] train: 1 of 6 images are missing',
+        '3. [evaluator-files] val_evaluator.ann_file is data/shapes/coco/annotations/instances_val2017.json, but',
+        '4. [evaluator-files] test_evaluator.ann_file is',
+        '5. [class-counts] the classes of train and of val, test differ',
+        '6. [class-counts] model.roi_head.bbox_head.1.num_classes is 80, but the train dataset has 3 classes: '
         'set --cfg-options model.roi_head.bbox_head.1.num_classes=3',
     ):
         assert f'\n{part}' in printed, part
@@ -332,7 +332,7 @@ def test_a_dataset_that_does_not_exist_is_named(shapes):
 
 def test_large_annotation_files_are_read_in_part_only_before_training(shapes, monkeypatch):
     cfg = detection(shapes)
-    monkeypatch.setattr(coco_file, 'LARGE', 100)
+    monkeypatch.setattr(coco, 'LARGE', 100)
     report = check_data(cfg, fast=True)
     assert texts(report) == []
     assert [found.images for _, found in report.datasets] == [None, None]
@@ -388,7 +388,7 @@ BAD_SEGMENTATION = {
     'label 4 of 4': (with_label(4), 'label values of no class, as 4, where 4 classes have 0 to 3'),
     'colours': (
         rewrite(lambda labels: np.stack([labels] * 3, -1)),
-        'hold colours .3 channels., not one label value a pixel',
+        'hold colours .3 channels., not one label value per pixel',
     ),
     'sixteen bits': (
         rewrite(lambda labels: labels.astype(np.uint16) + 300),
@@ -423,8 +423,9 @@ def test_reduce_zero_label_shifts_the_values(shapes):
     for split in ('train', 'val', 'test'):
         cfg[f'{split}_dataloader'].dataset.reduce_zero_label = True
     report = check_data(cfg)
-    assert texts(report) == []  # 1 to 3 become 0 to 2
-    counts = report.datasets[0][1].counts
+    (text,) = texts(report)  # 1 to 3 become 0 to 2
+    assert 'train: 1 classes have no pixel' in text and "'triangle'" in text
+    counts = report.datasets[0][1].classes
     assert counts['triangle'] == 0 and counts['background'] > 0
     # the transform and the dataset have to agree
     cfg.train_dataloader.dataset.pipeline[1]['reduce_zero_label'] = False
@@ -469,6 +470,5 @@ def test_all_processes_end_when_the_first_finds_bad_data(shapes, tmp_path):
     settings = dict(ranks=2, out=tmp_path / 'out', timeout=60)
     code, printed = forks.run(tmp_path / 'process.py', tmp_path / 'config.py', **settings)
     assert code == 1
-    second, first = sorted(line for line in printed.splitlines() if line.startswith('error: '))
-    assert 'instances_train2017.json does not exist' in first
-    assert second == 'error: the data, see the error of the first process'
+    (error,) = (line for line in printed.splitlines() if line.startswith('error: '))
+    assert 'instances_train2017.json does not exist' in error

@@ -1,12 +1,11 @@
 """Checks of a config's data, before hours are spent on it.
 
-``config`` compares datasets, heads and evaluators. ``coco``, ``coco_annotations`` and
-``coco_file`` check COCO annotations, ``segmentation`` label maps, and ``files`` images.
-``training`` runs the fast part before training.
+A check is a generator of problems and notes. ``coco`` checks COCO annotations, with ``masks``,
+``label_maps`` segmentation datasets, and ``config`` whether datasets, heads and evaluators agree.
+``split`` builds a dataset and opens its images with its own classes, ``checking`` runs the checks.
 """
 
-from .config import check_data
-from .report import Findings, Problem, Report
-from .training import require_data
+from .checking import NAMES, check_data, require_data
+from .report import Counts, Note, Problem, Report
 
-__all__ = ['Findings', 'Problem', 'Report', 'check_data', 'require_data']
+__all__ = ['NAMES', 'Counts', 'Note', 'Problem', 'Report', 'check_data', 'require_data']

@@ -1,118 +1,262 @@
-"""Detection datasets in COCO's format."""
+"""Checks of detection datasets in COCO's format."""
 
-from collections import Counter
-from pathlib import Path
+import json
+import math
+import mmap
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .coco_annotations import check_annotations, first_without
-from .coco_file import is_large, read_coco
-from .files import find_missing, has_root, is_remote, open_images, spread
-from .report import Findings
+from mmengine.fileio import get_local_path
 
-IMAGE_KEYS = ('id', 'file_name', 'height', 'width')
+from ...errors import describe
+from .masks import MISSING, box_options, mask_fault
+from .report import Note, Problem, Unchecked
+from .split import Split, dataset, images, read_items
+
+LARGE = 32 * 2**20  # bytes; larger files take more than a second or two to read
+FIRST_IMAGES = 20
+PART = 2**20
+NUMBERS = ('area', 'height', 'width')
+ANNOTATION_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
+# first bytes of files that pycocotools cannot read
+ENCODINGS = {
+    b'\xef\xbb\xbf': (
+        'has a byte-order mark, which the reader of COCO files does not accept',
+        r"save it as UTF-8 without this mark, for example with sed -i '1s/^\xEF\xBB\xBF//' {}",
+    ),
+    b'\xff\xfe': (UTF_16 := 'is encoded in UTF-16', 'save it as UTF-8'),
+    b'\xfe\xff': (UTF_16, 'save it as UTF-8'),
+    b'\x1f\x8b': ('is compressed with gzip', 'decompress it with gunzip'),
+    b'PK': ('is a zip archive', 'decompress it with unzip'),
+}
 
 
-def check_coco(dataset: Any, option: str, samples: int | None, fast: bool, masks: bool) -> Findings:
-    """Check a CocoDataset that was built with ``lazy_init=True``.
+class CocoSplit(Split):
+    """A CocoDataset.
 
-    Args:
-        dataset: mmdet's CocoDataset or a subclass with its annotation format.
-        option: Its place in the config, for remedies.
-        samples: How many images are opened, None for all.
-        fast: Whether large annotation files are read in part.
-        masks: Whether the model needs every instance's mask.
+    Attributes:
+        content: The annotation file. For large files read in part: categories and first images.
     """
-    found = Findings(classes=_class_names(dataset.metainfo.get('classes')))
-    if is_remote(dataset):
-        found.notes.append('not checked, its files are in another storage')
-        return found
-    if not has_root(dataset, option, found):
-        return found
-    path = Path(dataset.ann_file)
-    if not path.is_file():
-        found.stop(
+
+    content: dict[str, list[dict]]
+
+    @property
+    def path(self) -> str:
+        return self.dataset.ann_file
+
+    @property
+    def is_unlabelled(self) -> bool:
+        """Whether the config declares images without annotations, as for unlabelled data."""
+        settings = self.dataset.filter_cfg or {}
+        return settings.get('filter_empty_gt') is False or any(
+            name == 'LoadEmptyAnnotations' for name, _ in self.pipeline
+        )
+
+    @property
+    def metrics(self) -> set[str]:
+        """Metrics of COCO's evaluation that read the annotation file."""
+        return {
+            metric
+            for _, evaluator in self.evaluators
+            if evaluator.get('ann_file') and not evaluator.get('format_only')
+            for metric in _as_list(evaluator.get('metric', 'bbox'))
+        }
+
+    def used(self) -> Iterator[tuple[dict, dict, dict | None]]:
+        """Yield the annotations of the classes in the images that are used.
+
+        Yields:
+            An annotation, its image, and its instance as the dataset parses it, or None if the
+            dataset drops it.
+        """
+        images = {image['id']: dict(image, img_id=image['id']) for image in self.content['images']}
+        used = {item['img_id'] for item in self.items}
+        categories = self.content['categories']
+        of_classes = {each['id'] for each in categories if each['name'] in self.classes}
+        for annotation in self.content['annotations']:
+            image = images.get(annotation['image_id'])
+            if image is None or image['id'] not in used:
+                continue
+            if annotation['category_id'] not in of_classes:
+                continue
+            raw = dict(raw_img_info=image, raw_ann_info=[annotation])
+            instances = self.dataset.parse_data_info(raw)['instances']
+            yield annotation, image, instances[0] if instances else None
+
+
+def _as_list(value: Any) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+class Examples:
+    """Annotations by kind of fault."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._found: dict[Any, list[dict]] = defaultdict(list)
+
+    def add(self, kind: Any, annotation: dict) -> None:
+        self._found[kind].append(annotation)
+
+    def __contains__(self, kind: Any) -> bool:
+        return kind in self._found
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._found)
+
+    def shown(self, kind: Any) -> str:
+        """Describe the number of annotations of a kind and the first one."""
+        found = self._found[kind]
+        return (
+            f'{len(found)} annotations of {self.path}, as that with id {found[0]["id"]} of image '
+            f'{found[0]["image_id"]},'
+        )
+
+
+def annotation_file(split: CocoSplit) -> Iterator[Problem]:
+    """Annotation files that the dataset's own reader cannot read."""
+    path = split.path
+    if split.is_remote:
+        if split.fast:
+            raise Unchecked(f'{path} is in other storage: tools/check_data.py reads it')
+    elif not os.path.isfile(path):
+        yield Problem(
             f'the annotation file {path} does not exist: put it there, or say where it is with '
-            f'--cfg-options {option}.ann_file=PATH (from data_root)'
+            f'--cfg-options {split.option}.ann_file=PATH (from data_root)'
         )
-        return found
-    in_part = fast and is_large(path)
-    content = _read(path, in_part, found)
-    if content is None:
-        return found
-    _check_classes(found.classes, content['categories'], dataset.ann_file, option, found)
-    images = content['images']
-    found.images = None if in_part else len(images)
-    if not images:
-        found.stop(f'{dataset.ann_file} lists no images: export it again with its images')
-        return found
-    _check_images(dataset, images, option, samples, fast, found)
-    if not in_part:
-        check_annotations(dataset, content, masks, found)
-    return found
-
-
-def _class_names(classes: Any) -> tuple[str, ...] | None:
-    return tuple(classes) if isinstance(classes, list | tuple) else None
-
-
-def _read(path: Path, in_part: bool, found: Findings) -> dict | None:
+        return
+    split.in_part = split.fast and os.path.getsize(path) > LARGE
     try:
-        content = read_coco(path, in_part)
+        with get_local_path(path, backend_args=split.dataset.backend_args) as local:
+            start = _first_bytes(local)
+            content = _read_part(local) if split.in_part else _read(local)
     except ValueError as error:
-        found.stop(
-            f"{path} is not JSON in COCO's format ({error}): get it again, or export it as COCO"
+        for mark, (fault, remedy) in ENCODINGS.items():
+            if start.startswith(mark):
+                yield Problem(f'{path} {fault}: {remedy.format(path)}')
+                return
+        yield Problem(
+            f"{path} is not JSON in COCO's format ({describe(error)}): get it again, or export it "
+            'as COCO, in UTF-8'
         )
-        return None
-    for key in ('images', 'categories'):
-        entries = content.get(key)
-        wanted = IMAGE_KEYS if key == 'images' else ('id', 'name')
-        if not isinstance(entries, list):
-            found.stop(f'{path} has no list {key!r}: export it in COCO\'s format ("instances")')
-            return None
-        bad = first_without(entries, wanted)
-        if bad is not None:
-            found.stop(
-                f'{path}: {bad} of {key!r} lacks one of {", ".join(wanted)}, or has no number '
-                'there: export it again'
-            )
-            return None
+        return
+    except Exception as error:
+        if split.is_remote:
+            raise Unchecked(f'{path} could not be read from its storage ({error})') from error
+        raise
+    for key in ('images', 'categories', 'annotations'):
+        may_lack = split.in_part or split.dataset.test_mode or split.is_unlabelled
+        if key == 'annotations' and may_lack:
+            content.setdefault(key, [])
+        if not isinstance(content.get(key), list):
+            yield Problem(f'{path} has no list {key!r}: export it in COCO\'s format ("instances")')
+            return
+    if not content['images']:
+        yield Problem(f'{path} lists no images: export it again with its images')
+    split.content = content
+
+
+def _first_bytes(path: str) -> bytes:
+    with open(path, 'rb') as file:
+        return file.read(4)
+
+
+def _read(path: str) -> dict:
+    """Read a file as pycocotools does: in the default encoding."""
+    with open(path) as file:
+        content = json.load(file)
+    if not isinstance(content, dict):
+        raise ValueError(f'it holds a {type(content).__name__}')
     return content
 
 
-def _check_classes(
-    classes: tuple[str, ...] | None,
-    categories: list[dict],
-    path: str,
-    option: str,
-    found: Findings,
-) -> None:
-    # mmdet numbers the labels in the order of the file, whatever order the config has
-    names = [category['name'] for category in categories]
-    if classes is None:
-        found.stop(
-            f'metainfo.classes is no tuple of names: set {option}.metainfo.classes to '
-            f'{_shown(names)}; a single one is written with a comma, as ("cat",)'
-        )
-        return
+def _read_part(path: str) -> dict:
+    """Read the categories and the first images of a file."""
+    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:64].lstrip()[:1] != b'{' or data[-64:].rstrip()[-1:] != b'}':
+            raise ValueError('it does not begin with { and end with }, it may be cut short')
+        return {
+            'categories': _read_list(data, b'categories', None),
+            'images': _read_list(data, b'images', FIRST_IMAGES),
+        }
+
+
+def _read_list(data: mmap.mmap, key: bytes, most: int | None) -> list | None:
+    """Read the first elements of a list near the beginning or the end of a file."""
+    pattern = re.compile(rb'"%s"\s*:\s*\[' % key)
+    places = ((0, PART), (max(0, len(data) - PART), len(data)), (0, len(data)))
+    match = next((found for place in places if (found := pattern.search(data, *place))), None)
+    if match is None:
+        return None
+    text = data[match.end() : match.end() + PART].decode(errors='replace').lstrip()
+    decoder, elements = json.JSONDecoder(), []
+    while text[:1] not in (']', '') and (most is None or len(elements) < most):
+        element, end = decoder.raw_decode(text)
+        elements.append(element)
+        text = text[end:].lstrip(', \t\r\n')
+    return elements
+
+
+def annotation_fields(split: CocoSplit) -> Iterator[Problem]:
+    """Entries of an annotation file that lack a field."""
+    image_keys = ['id', 'file_name', 'height', 'width']
+    reader = next(base for base in split.cls.__mro__ if 'load_data_list' in vars(base))
+    if reader.__name__ != 'CocoDataset':
+        image_keys.remove('file_name')  # such as LVIS, which reads another field
+    for key, wanted in (
+        ('images', image_keys),
+        ('categories', ('id', 'name')),
+        ('annotations', ANNOTATION_KEYS),
+    ):
+        for number, entry in enumerate(split.content[key]):
+            if not _has_fields(entry, wanted):
+                yield Problem(
+                    f'{split.path}: entry {number} of {key!r} lacks one of {", ".join(wanted)}, '
+                    'or has no number there: export it again'
+                )
+                break
+
+
+def _has_fields(entry: Any, keys: Sequence[str]) -> bool:
+    return (
+        isinstance(entry, Mapping)
+        and all(key in entry for key in keys)
+        and all(_is_number(entry[key]) for key in keys if key in NUMBERS)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def class_names(split: CocoSplit) -> Iterator[Problem | Note]:
+    """Class names that are not the categories, in their order."""
+    classes, option, path = split.classes, split.option, split.path
+    # mmdet numbers the labels in the order of the file, whatever the order in the config
+    names = [category['name'] for category in split.content['categories']]
     missing = [name for name in classes if name not in names]
     repeated = [name for name, times in Counter(names).items() if times > 1]
+    used = [name for name in names if name in classes]
     if missing:
-        found.stop(
+        yield Problem(
             f'{len(missing)} of the {len(classes)} classes of the config are no categories of '
             f'{path}, as {missing[0]!r}: its {len(names)} categories are {_shown(names)}; set '
             f"{option}.metainfo.classes to them and the heads' num_classes to their number"
         )
     elif repeated:
-        found.stop(f'{path} has several categories of the name {repeated[0]!r}: rename them')
-    elif [name for name in names if name in classes] != list(classes):
-        found.stop(
+        yield Problem(f'{path} has several categories of the name {repeated[0]!r}: rename them')
+    elif used != list(classes):
+        yield Problem(
             f'the classes of the config are in another order than the categories of {path}, so '
-            'that predictions would be given wrong names: set '
-            f'{option}.metainfo.classes to {_shown([n for n in names if n in classes])}'
+            f'that predictions would be given wrong names: set {option}.metainfo.classes to '
+            f'{_shown(used)}'
         )
     elif len(names) > len(classes):
         unused = [name for name in names if name not in classes]
-        found.notes.append(f'{len(unused)} categories of {path} are not used: {_shown(unused)}')
+        yield Note(f'{len(unused)} categories of {path} are not used: {_shown(unused)}')
 
 
 def _shown(names: list[str]) -> str:
@@ -120,35 +264,267 @@ def _shown(names: list[str]) -> str:
     return f'({shown}, … {len(names)} in all)' if len(names) > 10 else f'({shown})'
 
 
-def _check_images(
-    dataset: Any,
-    images: list[dict],
-    option: str,
-    samples: int | None,
-    fast: bool,
-    found: Findings,
-) -> None:
-    folder = Path(dataset.data_prefix.get('img', ''))
-    if not folder.is_dir():
-        found.stop(
-            f'the folder of images {folder} does not exist: put them there, or say where they are '
-            f'with --cfg-options {option}.data_prefix.img=PATH (from data_root)'
+def duplicate_ids(split: CocoSplit) -> Iterator[Problem]:
+    """Ids that occur several times."""
+    for key, entries in split.content.items():
+        if key not in ('images', 'annotations', 'categories'):
+            continue
+        ids = Counter(entry['id'] for entry in entries)
+        repeated = [i for i, times in ids.items() if times > 1]
+        if repeated:
+            yield Problem(
+                f'{split.path}: {len(repeated)} ids of {key!r} occur several times, as '
+                f'{repeated[0]}: number them again'
+            )
+
+
+def boxes(split: CocoSplit) -> Iterator[Problem]:
+    """Boxes and references of annotations."""
+    images = {image['id']: image for image in split.content['images']}
+    categories = {category['id'] for category in split.content['categories']}
+    bad = Examples(split.path)
+    for annotation in split.content['annotations']:
+        image, box = images.get(annotation['image_id']), annotation['bbox']
+        if image is None:
+            bad.add('image', annotation)
+        if annotation['category_id'] not in categories:
+            bad.add('category', annotation)
+        if not _is_box(box):
+            bad.add('box', annotation)
+        elif image is not None:
+            (x, y, width, height), right, bottom = box, image['width'], image['height']
+            if min(x, y) < -1 or x + width > right + 1 or y + height > bottom + 1:
+                bad.add('outside', annotation)
+    if 'box' in bad:
+        yield Problem(
+            f'{bad.shown("box")} have a bbox that is not four finite numbers x, y, width, height '
+            'with width and height of at least 0: correct them'
+        )
+    for kind, text in (
+        ('image', 'have an image_id of no image: correct or remove them'),
+        ('category', 'have a category_id of no category: correct them'),
+        (
+            'outside',
+            'have a box that reaches beyond its image: clip it, or if its values are corners x1, '
+            'y1, x2, y2, make them x, y, width, height',
+        ),
+    ):
+        if kind in bad:
+            yield Problem(f'{bad.shown(kind)} {text}', stops=False)
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) and min(box[2:]) >= 0
+    )
+
+
+def reading(split: CocoSplit) -> Iterator[Problem | Note]:
+    """What the dataset itself reads and keeps of its annotations."""
+    total = len(split.content['images'])
+    if split.in_part:
+        split.items = [
+            split.dataset.parse_data_info(
+                dict(raw_img_info=dict(image, img_id=image['id']), raw_ann_info=[])
+            )
+            for image in split.content['images']
+        ]
+        return
+    try:
+        read_items(split)
+    except Exception as error:
+        yield Problem(
+            f'{split.cls.__name__} cannot read {split.path} ({describe(error)}): correct it, or '
+            f'{split.option}'
         )
         return
-    paths = [str(folder / image['file_name']) for image in images]
-    remedy = f'put them there, or change {option}.data_prefix.img'
-    find_missing(paths, 'images', remedy, fast, found)
-    opened = spread(len(images), samples)
-    differ = []
-    for number, size in open_images([paths[i] for i in opened], found):
-        image = images[opened[number]]
-        if size != (image['height'], image['width']):
-            differ.append(
-                f'{paths[opened[number]]} is {size[1]}×{size[0]}, its entry says '
-                f'{image["width"]}×{image["height"]}'
-            )
-    if differ:
-        found.stop(
-            f'{len(differ)} images have another size (width × height, turned as Exif says) than '
-            f'in {dataset.ann_file}: {differ[0]}; correct the entries and their boxes'
+    left, settings = len(split.items), split.dataset.filter_cfg
+    if left == 0:
+        annotated = len({annotation['image_id'] for annotation in split.content['annotations']})
+        yield Problem(
+            f'no image is left for training: filter_cfg={dict(settings or {})} drops all {total}, '
+            f'{annotated} of them with an annotation; correct the annotations, the classes or '
+            'filter_cfg'
         )
+    elif left < total:
+        yield Note(f'the dataset uses {left} of {total} images (filter_cfg={dict(settings or {})})')
+
+
+def image_folder(split: CocoSplit) -> Iterator[Problem]:
+    """Folders of images that do not exist."""
+    folder = os.path.normpath(split.dataset.data_prefix.get('img') or '.')
+    if not (split.has_remote_images or os.path.isdir(folder)):
+        yield Problem(
+            f'the folder of images {folder} does not exist: put them there, or say where they are '
+            f'with --cfg-options {split.option}.data_prefix.img=PATH (from data_root)'
+        )
+
+
+def image_files(split: CocoSplit) -> Iterator[Problem]:
+    """Images that do not exist."""
+    remedy = f'put them there, or change {split.option}.data_prefix.img'
+    yield from split.missing('img_path', 'images', remedy)
+
+
+def image_sizes(split: CocoSplit) -> Iterator[Problem]:
+    """Images of another size than their entries."""
+    differ = [
+        opened
+        for opened in split.opened
+        if opened.size and opened.size != (opened.item['height'], opened.item['width'])
+    ]
+    if not differ:
+        return
+    item, (height, width) = differ[0].item, differ[0].size
+    text = (
+        f'{len(differ)} images have another size (width × height, as loaded) than in '
+        f'{split.path}: {item["img_path"]} is {width}×{height}, its entry says '
+        f'{item["width"]}×{item["height"]}; correct the entries and their boxes'
+    )
+    if differ[0].orientation > 1 and (width, height) == (item['height'], item['width']):
+        text += (
+            ', or, if the boxes belong to the image as it is stored (without the rotation of its '
+            "Exif data), set color_type='color_ignore_orientation' in LoadImageFromFile of every "
+            'pipeline'
+        )
+    yield Problem(text)
+
+
+def instances(split: CocoSplit) -> Iterator[Problem | Note]:
+    """Datasets of which nothing, or little, is left to learn from."""
+    if split.in_part:
+        raise Unchecked(
+            f'{split.path} was not read completely, because it is large: tools/check_data.py does'
+        )
+    counts, kept, ignored, annotated = Counter(), 0, 0, set()
+    dropped = Examples(split.path)
+    names = {category['id']: category['name'] for category in split.content['categories']}
+    for annotation, image, instance in split.used():
+        if instance is None:
+            dropped.add('dropped', annotation)
+            continue
+        kept += 1
+        if instance.get('ignore_flag'):
+            ignored += 1
+            continue
+        counts[names[annotation['category_id']]] += 1
+        annotated.add(image['id'])
+    split.counts.classes = {name: counts[name] for name in split.classes}
+    split.counts.annotated = len(annotated)
+    if 'dropped' in dropped:
+        yield Note(
+            f'{dropped.shown("dropped")} are not used (ignored, without area, or smaller than a '
+            'pixel)'
+        )
+    unlabelled = split.is_unlabelled or not (split.trains or 'val' in split.names)
+    if not counts:
+        text = (
+            f'nothing is left to learn from: of {len(split.content["annotations"])} annotations '
+            f'in {split.path}, {ignored} are iscrowd or ignored and no other one is used; correct '
+            'iscrowd, ignore, area and bbox of the annotations'
+        )
+        if unlabelled and not kept:
+            yield Note(f'{split.path} has no instances')
+        elif split.trains:
+            yield Problem(text)
+        else:
+            yield Problem(f'every metric will be -1, because {text}', stops=False)
+    elif ignored > kept / 2:
+        yield Problem(
+            f'{ignored} of {kept} instances in {split.path} are iscrowd and not learned: set '
+            'iscrowd to 0 for annotations of single objects',
+            stops=False,
+        )
+
+
+def empty_class(split: CocoSplit) -> Iterator[Problem | Note]:
+    """Classes without an instance."""
+    empty = [name for name, number in split.counts.classes.items() if not number]
+    if not empty or len(empty) == len(split.counts.classes):
+        return
+    text = f'{len(empty)} classes have no instance, as {empty[0]!r}: {_shown(empty)}'
+    if split.trains:
+        yield Problem(
+            f'{text}; they will never be predicted: add annotations, or take them out of '
+            f'{split.option}.metainfo.classes',
+            stops=False,
+        )
+    else:
+        yield Note(f'{text}; they do not count in the metrics')
+
+
+def masks(split: CocoSplit) -> Iterator[Problem]:
+    """Masks that training or evaluation cannot use."""
+    loads, evaluates = split.loads('with_mask'), 'segm' in split.metrics
+    if not (loads or evaluates):
+        return
+    polygons_only = loads and not split.loads('poly2mask')
+    bad, usable = Examples(split.path), 0
+    for annotation, image, instance in split.used():
+        if not (evaluates or instance):
+            continue  # dropped by the dataset before its mask is loaded
+        fault = mask_fault(
+            annotation.get('segmentation'),
+            (image['height'], image['width']),
+            evaluates,
+            polygons_only and not annotation.get('iscrowd'),
+        )
+        usable += fault is None
+        if fault is not None:
+            bad.add(fault, annotation)
+    purpose = 'which the mask head is trained on' if split.trains else 'which mask AP needs'
+    for fault in bad:
+        text, remedy = f'{bad.shown(fault)} have {fault.text}', fault.remedy
+        if fault is MISSING:
+            text += f', {purpose}'
+            options = box_options(split.cfg, split.names)
+            if options:
+                remedy += f', or use boxes only: --cfg-options {" ".join(options)}'
+        yield Problem(f'{text}: {remedy}', fault.stops or not usable)
+
+
+def iscrowd(split: CocoSplit) -> Iterator[Problem]:
+    """Annotations without the field that COCO's evaluation needs."""
+    if split.metrics and any('iscrowd' not in each for each in split.content['annotations']):
+        yield Problem(
+            f"{split.path}: annotations lack 'iscrowd', which COCO's metric needs: add 0 to each"
+        )
+
+
+def loading(split: CocoSplit) -> Iterator[Problem]:
+    """Annotations that the loading transforms cannot load."""
+    for opened in split.opened:
+        if opened.error or not opened.item.get('instances'):
+            continue
+        results = dict(opened.item, ori_shape=opened.size, img_shape=opened.size)
+        for transform in split.loaders[1:]:
+            try:
+                transform(results)
+            except Exception as error:
+                yield Problem(
+                    f'{type(transform).__name__} cannot load the annotations of '
+                    f'{opened.item["img_path"]} ({describe(error)}): correct them in '
+                    f'{split.path}, or {split.option}.pipeline'
+                )
+                return
+
+
+# check → checks without whose success it cannot be run
+COCO = {
+    dataset: (),
+    annotation_file: (dataset,),
+    annotation_fields: (annotation_file,),
+    class_names: (annotation_fields,),
+    duplicate_ids: (annotation_fields,),
+    boxes: (annotation_fields,),
+    iscrowd: (annotation_fields,),
+    reading: (duplicate_ids, boxes),
+    image_folder: (dataset, annotation_file),
+    image_files: (reading, image_folder),
+    images: (reading, image_folder),
+    image_sizes: (images,),
+    instances: (reading, class_names),
+    empty_class: (instances,),
+    masks: (reading,),
+    loading: (masks, images),
+}

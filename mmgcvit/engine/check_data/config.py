@@ -1,149 +1,234 @@
-"""The datasets of a config, and whether model, evaluators and datasets belong together."""
+"""Checks of a config: the same thing said differently in two of its places."""
 
+import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, METRICS, MODELS, Registry
 
-from ...mmcv_ops import require_operators
-from ...registry import class_of, set_default_scope
-from .coco import check_coco
-from .report import Findings, Report
-from .segmentation import check_segmentation
+from ...registry import class_of
+from ...task import SEGMENTATION, inner_model, task_of
+from ..options import walk
+from .masks import box_options, monitored, predicts_masks
+from .report import Problem
+from .split import Split, find_evaluators
 
-SPLITS = ('train', 'val', 'test')
+# they tell only objects from background, or have classes of their own
+OTHER_HEADS = ('rpn_head', 'semantic_head')
 
 
-def check_data(
-    cfg: Config,
-    samples: int | None = 50,
-    fast: bool = False,
-    splits: Sequence[str] = SPLITS,
-) -> Report:
-    """Check the datasets of a config, and that its heads and evaluators are made for them.
+@dataclass
+class Setup:
+    """A config and its datasets.
 
-    Args:
-        cfg: Config of a detector or segmentor.
-        samples: How many images of each dataset are opened, None for all.
-        fast: Whether large annotation files are read in part and of many files only some looked
-            for, so that it takes a second or two whatever the dataset's size.
-        splits: Which of train, val and test.
+    Attributes:
+        cfg: The config.
+        splits: Names of the splits to check.
+        datasets: The datasets, equal ones once.
     """
-    require_operators()  # mmdet and mmseg import them with their datasets
-    set_default_scope(cfg.get('default_scope', 'mmengine'))
-    report = Report()
-    done: list[tuple[Mapping, int]] = []
-    for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        if not loader:
+
+    cfg: Config
+    splits: tuple[str, ...]
+    datasets: list[Split]
+
+    @property
+    def classes(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Names and classes of the datasets that have any."""
+        return [
+            (', '.join(split.names), split.classes)
+            for split in self.datasets
+            if 'dataset' in vars(split) and split.classes
+        ]
+
+    def setting(self, config: Mapping[str, Any], name: str, registry: Registry) -> Any:
+        """Return an argument of a config, or the default of its class, or None."""
+        if name in config:
+            return config[name]
+        cls = class_of(config, registry, self.cfg.get('default_scope'))
+        for base in getattr(cls, '__mro__', ()):
+            parameter = inspect.signature(base.__init__).parameters.get(name)
+            if parameter is not None and parameter.default is not parameter.empty:
+                return parameter.default
+        return None
+
+    def heads(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the places and configs of the heads that distinguish the classes."""
+        for name, value in walk(self.cfg.get('model') or {}, 'model'):
+            keys = name.split('.')
+            key = keys[-2] if keys[-1].isdigit() else keys[-1]
+            is_head = isinstance(value, Mapping) and key.endswith('head')
+            if is_head and not set(keys) & set(OTHER_HEADS):
+                yield name, value
+
+
+def evaluator_files(setup: Setup) -> Iterator[Problem]:
+    """Evaluators that read other annotations than those of their dataset."""
+    for name in setup.splits:
+        leaves = [split for split in setup.datasets if name in split.names]
+        if len(leaves) != 1 or name == 'train':
             continue
-        for option, leaf in find_datasets(loader['dataset'], f'{split}_dataloader.dataset'):
-            same = next((place for other, place in done if other == leaf), None)
-            if same is not None:
-                name, findings = report.datasets[same]
-                names = name if split in name.split(', ') else f'{name}, {split}'
-                report.datasets[same] = (names, findings)
-                continue
-            done.append((leaf, len(report.datasets)))
-            report.datasets.append((split, _check_dataset(cfg, leaf, option, samples, fast)))
-        if split != 'train':
-            _check_evaluator(cfg, split, report.config)
-    _check_class_counts(cfg, report)
-    return report
+        leaf = leaves[0].leaf
+        wanted = os.path.join(leaf.get('data_root') or '', leaf.get('ann_file') or '')
+        for place, evaluator in find_evaluators(setup.cfg, name):
+            path = evaluator.get('ann_file')
+            if path and leaf.get('ann_file') and os.path.realpath(path) != os.path.realpath(wanted):
+                yield Problem(
+                    f'{place}.ann_file is {path}, but the {name} dataset reads {wanted}: set '
+                    f'--cfg-options {place}.ann_file={wanted}'
+                )
 
 
-def find_datasets(cfg: Mapping, option: str) -> Iterator[tuple[str, Mapping]]:
-    """Yield the place and the config of every dataset inside wrappers (repeated, joined, …)."""
-    if 'datasets' in cfg:
-        for number, part in enumerate(cfg['datasets']):
-            yield from find_datasets(part, f'{option}.datasets.{number}')
-    elif isinstance(cfg.get('dataset'), Mapping):
-        yield from find_datasets(cfg['dataset'], f'{option}.dataset')
-    else:
-        yield option, cfg
-
-
-def _check_dataset(
-    cfg: Config, leaf: Mapping, option: str, samples: int | None, fast: bool
-) -> Findings:
-    kind = leaf.get('type')
-    found = Findings()
-    cls = class_of(leaf, DATASETS, cfg.get('default_scope'))
-    if cls is None:
-        found.stop(f'{option}.type={kind!r} is no known dataset: correct it, or import its module')
-        return found
-    # by name: a detector's user need not have mmseg installed, and the other way round
-    bases = {base.__name__ for base in cls.__mro__}
-    if not bases & {'CocoDataset', 'BaseSegDataset'} or bases & {'CocoPanopticDataset'}:
-        found.notes.append(f'not checked, {cls.__name__} is neither COCO-like nor of folders')
-        return found
-    settings = {key: value for key, value in leaf.items() if key != 'pipeline'}
-    try:
-        # the paths and class names are then those that the training will use
-        dataset = DATASETS.build(dict(settings, pipeline=[], lazy_init=True))
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-        found.stop(f'{cls.__name__} cannot be built ({reason[:300]}): correct {option}')
-        return found
-    if 'CocoDataset' in bases:
-        masks = bool((cfg.model.get('roi_head') or {}).get('mask_head'))
-        return check_coco(dataset, option, samples, fast, masks)
-    return check_segmentation(dataset, option, list(leaf.get('pipeline', [])), samples, fast)
-
-
-def _check_evaluator(cfg: Config, split: str, found: Findings) -> None:
-    """An evaluator that reads annotations has to read those of its dataset."""
-    evaluators = cfg.get(f'{split}_evaluator') or []
-    evaluators = [evaluators] if isinstance(evaluators, Mapping) else evaluators
-    leaves = list(find_datasets(cfg[f'{split}_dataloader']['dataset'], ''))
-    if len(leaves) != 1:
-        return
-    leaf = leaves[0][1]
-    wanted = os.path.join(leaf.get('data_root') or '', leaf.get('ann_file') or '')
-    for evaluator in evaluators:
-        path = evaluator.get('ann_file')
-        if path and leaf.get('ann_file') and os.path.realpath(path) != os.path.realpath(wanted):
-            found.stop(
-                f'{split}_evaluator.ann_file is {path}, but the {split} dataset reads {wanted}: '
-                f'set --cfg-options {split}_evaluator.ann_file={wanted}'
-            )
-
-
-def _check_class_counts(cfg: Config, report: Report) -> None:
-    known = [(name, found.classes) for name, found in report.datasets if found.classes]
+def class_counts(setup: Setup) -> Iterator[Problem]:
+    """Datasets and heads with different classes."""
+    known = setup.classes
     if not known:
         return
     split, classes = known[0]
     for other, names in known[1:]:
         if names != classes:
-            report.config.stop(
+            yield Problem(
                 f'the classes of {split} and of {other} differ ({len(classes)} and {len(names)}): '
                 'give both the same metainfo.classes, in the same order'
             )
-    for option, head in find_heads(cfg.model):
-        number = head.get('num_classes')
-        if number is not None and number != len(classes):
-            report.config.stop(
-                f'{option}.num_classes is {number}, but the {split} dataset has {len(classes)} '
-                f'classes: set --cfg-options {option}.num_classes={len(classes)}, or correct '
-                'metainfo.classes'
+    for place, head in setup.heads():
+        yield from _check_head(setup, place, head, split, len(classes))
+
+
+def _check_head(
+    setup: Setup, place: str, head: Mapping[str, Any], split: str, classes: int
+) -> Iterator[Problem]:
+    where = f'but the {split} dataset has {classes} classes'
+    things, stuff = (
+        setup.setting(head, f'num_{kind}_classes', MODELS) for kind in ('things', 'stuff')
+    )
+    if things is not None and stuff is not None:
+        if things + stuff != classes:
+            yield Problem(
+                f'{place}.num_things_classes is {things} and num_stuff_classes is {stuff}, {where}'
+                f': for instances, set --cfg-options {place}.num_things_classes={classes} '
+                f'{place}.num_stuff_classes=0'
             )
+    else:
+        number = setup.setting(head, 'num_classes', MODELS)
+        agnostic = 'num_classes' not in head and head.get('class_agnostic')
+        if number is not None and number != classes and not agnostic:
+            default = '' if 'num_classes' in head else ' by default'
+            yield Problem(
+                f'{place}.num_classes is {number}{default}, {where}: set --cfg-options '
+                f'{place}.num_classes={classes}, or correct metainfo.classes'
+            )
+    for name, weights in walk(head, place):
+        if name.endswith('.class_weight') and isinstance(weights, list | tuple):
+            loss = name.split('.')[-2 if not name.split('.')[-2].isdigit() else -3]
+            config = _at(setup.cfg, name.rpartition('.')[0])
+            # softmax over the classes and background
+            background = loss == 'loss_cls' and not config.get('use_sigmoid')
+            wanted = classes + background
+            if len(weights) != wanted:
+                yield Problem(
+                    f'{name} has {len(weights)} numbers, {where}: give it {wanted}'
+                    + (' (the last one is for the background)' if background else '')
+                )
 
 
-def find_heads(model: Mapping) -> Iterator[tuple[str, Mapping]]:
-    """Yield the place and the config of every head of a model that tells classes apart."""
-    roi_head = model.get('roi_head') or {}
-    places: list[tuple[str, Any]] = [
-        *((f'model.roi_head.{name}', roi_head.get(name)) for name in ('bbox_head', 'mask_head')),
-        *(
-            (f'model.{name}', model.get(name))
-            for name in ('bbox_head', 'decode_head', 'auxiliary_head')
-        ),
-    ]
-    for option, heads in places:
-        if isinstance(heads, Mapping):
-            yield option, heads
-        elif isinstance(heads, list | tuple):
-            yield from ((f'{option}.{number}', head) for number, head in enumerate(heads))
+def _at(cfg: Config, name: str) -> Any:
+    node = cfg
+    for key in name.split('.'):
+        node = node[int(key)] if isinstance(node, list | tuple) else node[key]
+    return node
+
+
+def ignore_index(setup: Setup) -> Iterator[Problem]:
+    """Different label values that are ignored, in datasets, heads, losses and evaluators."""
+    if task_of(setup.cfg) is not SEGMENTATION:
+        return
+    said: dict[str, Any] = {}
+    preprocessor = inner_model(setup.cfg).get('data_preprocessor') or {}
+    said['model.data_preprocessor.seg_pad_val'] = setup.setting(preprocessor, 'seg_pad_val', MODELS)
+    for place, head in setup.heads():
+        said[f'{place}.ignore_index'] = setup.setting(head, 'ignore_index', MODELS)
+        said |= {name: value for name, value in walk(head, place) if name.endswith('.ignore_index')}
+    for split in setup.datasets:
+        index = setup.setting(split.leaf, 'ignore_index', DATASETS)
+        for name in split.names:
+            place = split.option.replace(f'{split.names[0]}_', f'{name}_', 1)
+            said[f'{place}.ignore_index'] = index
+    for name in setup.splits:
+        for place, evaluator in find_evaluators(setup.cfg, name):
+            said[f'{place}.ignore_index'] = setup.setting(evaluator, 'ignore_index', METRICS)
+    said = {place: value for place, value in said.items() if value is not None}
+    values = sorted(set(said.values()), key=lambda value: (value == 255, value))
+    if len(values) > 1:
+        # not the default: the user chose it
+        meant = values[0]
+        others = [place for place, value in said.items() if value != meant]
+        first = next(place for place, value in said.items() if value == meant)
+        yield Problem(
+            f'{first} is {meant}, but {", ".join(f"{p} is {said[p]}" for p in others)}: the label '
+            'value to ignore must be the same in all places, set --cfg-options '
+            f'{" ".join(f"{place}={meant}" for place in others)}'
+        )
+
+
+def label_values(setup: Setup) -> Iterator[Problem]:
+    """Datasets whose label values have different meanings."""
+    said = {
+        f'{split.option}.reduce_zero_label': bool(
+            setup.setting(split.leaf, 'reduce_zero_label', DATASETS)
+        )
+        for split in setup.datasets
+        if 'BaseSegDataset' in split.bases
+    }
+    if len(set(said.values())) > 1:
+        yield Problem(
+            f'{", ".join(f"{place} is {value}" for place, value in said.items())}: set the same '
+            'value in all, and shift the label maps accordingly'
+        )
+
+
+def mask_settings(setup: Setup) -> Iterator[Problem]:
+    """Masks that the model predicts, the pipelines load or the metrics need, but others do not."""
+    cfg = setup.cfg
+    predicts = predicts_masks(inner_model(cfg))
+    for split in setup.datasets:
+        if split.trains and predicts and 'CocoDataset' in split.bases:
+            place = next(
+                (
+                    f'{split.option}.pipeline.{number}'
+                    for number, step in enumerate(split.leaf.get('pipeline') or [])
+                    if isinstance(step, Mapping) and 'with_bbox' in step
+                ),
+                None,
+            )
+            if place is not None and not split.loads('with_mask'):
+                yield Problem(
+                    f'the model has a mask head, but {place}.with_mask is False: set --cfg-options '
+                    f'{place}.with_mask=True, or train on boxes only with --cfg-options '
+                    f'{" ".join(box_options(cfg, ["train"]))}'
+                )
+    evaluators = [each for name in setup.splits for each in find_evaluators(cfg, name)]
+    asked = [place for place, each in evaluators if 'segm' in (each.get('metric') or ())]
+    if predicts is False and asked:
+        yield Problem(
+            f'{asked[0]}.metric needs masks, but the model has no mask head: set --cfg-options '
+            f'{" ".join(box_options(cfg, setup.splits))}'
+        )
+    watched = list(monitored(cfg, 'segm_'))
+    if 'val' in setup.splits and watched and evaluators and not asked:
+        name, value = watched[0]
+        yield Problem(
+            f'{name} is {value}, but no evaluator computes mask AP: set --cfg-options '
+            f'{name}={value.replace("segm", "bbox")}, or add segm to val_evaluator.metric'
+        )
+
+
+CONFIG = {
+    evaluator_files: (),
+    class_counts: (),
+    ignore_index: (),
+    label_values: (),
+    mask_settings: (),
+}

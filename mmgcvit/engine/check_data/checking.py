@@ -1,0 +1,187 @@
+"""Run all checks of a config."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.logging import print_log
+
+from ...errors import UserError, describe
+from ...mmcv_ops import require_operators
+from ...registry import set_default_scope
+from .coco import COCO, CocoSplit
+from .config import CONFIG, Setup
+from .label_maps import LABEL_MAPS
+from .masks import SPLITS
+from .report import Note, Problem, Report, Unchecked
+from .split import Split
+
+Check = Callable[[Any], Iterator[Problem | Note]]
+
+
+def name_of(check: Check) -> str:
+    """Return the name of a check for users, such as 'empty-class'."""
+    return check.__name__.replace('_', '-')
+
+
+NAMES = tuple(
+    dict.fromkeys(name_of(check) for checks in (COCO, LABEL_MAPS, CONFIG) for check in checks)
+)
+
+
+def check_data(
+    cfg: Config,
+    samples: int | None = 50,
+    fast: bool = False,
+    splits: Sequence[str] = SPLITS,
+) -> Report:
+    """Check the datasets of a config, and whether its heads and evaluators fit them.
+
+    The config's key ``skip_checks`` is a list of names of checks that are not run.
+
+    Args:
+        cfg: Config of a detector or segmentor.
+        samples: Number of items of each dataset to open, None for all.
+        fast: Whether large annotation files are not read completely, and only some of many files
+            are looked up, so that the check takes a second or two with datasets of any size.
+        splits: Which of train, val and test.
+
+    Raises:
+        UserError: If ``skip_checks`` has unknown names.
+    """
+    require_operators()  # mmdet and mmseg import them with their datasets
+    set_default_scope(cfg.get('default_scope', 'mmengine'))
+    skip = _read_skipped(cfg)
+    report = Report()
+    datasets = _find_splits(cfg, samples, fast, splits)
+    for split in datasets:
+        name = ', '.join(split.names)
+        checks = COCO if isinstance(split, CocoSplit) else LABEL_MAPS
+        report.add(run_checks(checks, split, f'{name}: ', skip))
+        report.datasets.append((name, split.counts))
+    report.add(run_checks(CONFIG, Setup(cfg, tuple(splits), datasets), '', skip))
+    return report
+
+
+def _read_skipped(cfg: Config) -> set[str]:
+    skip = cfg.get('skip_checks') or []
+    skip = [skip] if isinstance(skip, str) else skip
+    unknown = [name for name in skip if name not in NAMES]
+    if unknown:
+        raise UserError(
+            f'skip_checks names {unknown[0]!r}, which is no check: use some of {", ".join(NAMES)}'
+        )
+    return set(skip)
+
+
+def run_checks(
+    checks: Mapping[Check, Sequence[Check]], subject: Any, where: str, skip: set[str]
+) -> list[Problem | Note]:
+    """Run checks in order.
+
+    Args:
+        checks: Each check with those without whose success it cannot be run.
+        subject: What they check.
+        where: Beginning of the texts.
+        skip: Names of checks that are left out.
+    """
+    results: list[Problem | Note] = []
+    failed: set[Check] = set()
+    for check, needed in checks.items():
+        name = name_of(check)
+        if failed.intersection(needed):
+            failed.add(check)
+        elif name not in skip:
+            found: list[Problem | Note] = []
+            try:
+                found += check(subject) or ()
+            except Unchecked as reason:
+                found.append(Note(f'not checked, {reason}'))
+                failed.add(check)
+            except Exception as error:  # what cannot be checked may still train
+                found.append(Note(f'{name} could not be checked ({describe(error)})'))
+                failed.add(check)
+            if any(isinstance(each, Problem) and each.stops for each in found):
+                failed.add(check)
+            for each in found:
+                label = f'[{name}] ' if isinstance(each, Problem) else ''
+                changes = {'name': name} if isinstance(each, Problem) else {}
+                results.append(replace(each, text=f'{label}{where}{each.text}', **changes))
+    return results
+
+
+def _find_splits(
+    cfg: Config, samples: int | None, fast: bool, splits: Sequence[str]
+) -> list[Split]:
+    found: list[Split] = []
+    for name in splits:
+        loader = cfg.get(f'{name}_dataloader')
+        if not loader:
+            continue
+        for option, leaf in find_datasets(loader['dataset'], f'{name}_dataloader.dataset'):
+            same = next((split for split in found if split.leaf == leaf), None)
+            if same is None:
+                split = Split(cfg, [name], option, leaf, samples, fast)
+                if 'CocoDataset' in split.bases:
+                    split = CocoSplit(cfg, [name], option, leaf, samples, fast)
+                found.append(split)
+            elif name not in same.names:
+                same.names.append(name)
+    return found
+
+
+def find_datasets(cfg: Mapping, option: str) -> Iterator[tuple[str, Mapping]]:
+    """Yield the place and the config of every dataset inside wrappers (repeated, joined, …)."""
+    if 'datasets' in cfg:
+        for number, part in enumerate(cfg['datasets']):
+            yield from find_datasets(part, f'{option}.datasets.{number}')
+    elif isinstance(cfg.get('dataset'), Mapping):
+        yield from find_datasets(cfg['dataset'], f'{option}.dataset')
+    else:
+        yield option, cfg
+
+
+def require_data(cfg: Config, splits: Sequence[str] | None = None) -> None:
+    """Check a config's data, and end every process if training or testing would fail.
+
+    The first process checks, the others wait for the result: call it in all of them, once they
+    are connected.
+
+    Args:
+        cfg: Config of a training or test.
+        splits: Which of train, val and test; by default those that a training reads.
+
+    Raises:
+        UserError: In the first process, with a line for each reason.
+        SystemExit: In the other processes, with exit code 1.
+    """
+    found: list[str | None] = [None]
+    if is_main_process():
+        found = [_errors(cfg, splits or (('train', 'val') if cfg.get('val_cfg') else ('train',)))]
+    broadcast_object_list(found)
+    if found[0]:
+        if not is_main_process():
+            raise SystemExit(1)
+        raise UserError(found[0])
+
+
+def _errors(cfg: Config, splits: Sequence[str]) -> str | None:
+    try:
+        report = check_data(cfg, samples=3, fast=True, splits=splits)
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # the other processes wait, and it may train nevertheless
+        print_log(f'the data could not be checked ({describe(error)})', 'current', logging.WARNING)
+        return None
+    for note in report.notes:
+        print_log(note, 'current')
+    for problem in report.problems:
+        if not problem.stops:
+            print_log(problem.text, 'current', logging.WARNING)
+    stopping = [problem.text for problem in report.problems if problem.stops]
+    if len(stopping) < 2:
+        return ''.join(stopping)
+    return '\n'.join([f'{len(stopping)} problems with the data:', *stopping])

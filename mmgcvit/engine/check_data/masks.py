@@ -1,0 +1,157 @@
+"""The masks of instances: which of them mmdet and pycocotools can use, and who asks for masks."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.config import Config
+
+from ...task import inner_model
+from ..options import walk
+from .split import find_evaluators
+
+SPLITS = ('train', 'val', 'test')
+
+
+@dataclass(frozen=True)
+class MaskFault:
+    """A reason why a mask cannot be used.
+
+    Attributes:
+        text: What the annotation has.
+        remedy: What to do.
+        stops: Whether it ends training or evaluation; otherwise, the instance is ignored.
+    """
+
+    text: str
+    remedy: str
+    stops: bool = True
+
+
+MISSING = MaskFault('no segmentation', 'add it')
+FLAT = MaskFault(
+    'a segmentation that is one flat list of numbers',
+    'put each polygon into a list of its own, as [[x1, y1, x2, y2, x3, y3]]',
+)
+NOT_NUMBERS = MaskFault(
+    'polygons with coordinates that are not finite numbers', 'correct or remove the polygons'
+)
+OTHER_KIND = MaskFault(
+    'a segmentation that is neither a list of polygons nor RLE with counts and size',
+    'export the masks again',
+)
+RLE_SIZE = MaskFault(
+    'RLE masks of another size than their images',
+    'write size as [height, width] of the image, and encode the masks at this size',
+)
+RLE_SUM = MaskFault(
+    'RLE masks whose counts do not add up to the number of pixels', 'encode the masks again'
+)
+RLE_IGNORED = MaskFault(
+    'RLE masks, which LoadAnnotations(poly2mask=False) ignores together with the instances',
+    'remove poly2mask=False from the pipeline, or convert the masks to polygons',
+    stops=False,
+)
+TOO_SHORT = 'polygons that are not an even number of at least 6 coordinates'
+TOO_SHORT_REMEDY = 'draw polygons of at least three points, or remove the annotations'
+SHORT = MaskFault(TOO_SHORT, TOO_SHORT_REMEDY)
+SHORT_IGNORED = MaskFault(f'only {TOO_SHORT}, and are ignored', TOO_SHORT_REMEDY, stops=False)
+
+
+def mask_fault(
+    mask: Any, size: Sequence[int], evaluated: bool, polygons_only: bool
+) -> MaskFault | None:
+    """Return why a mask cannot be used, or None if it can.
+
+    pycocotools cannot do this: with some of these masks, it takes all memory or ends the process.
+
+    Args:
+        mask: The field ``segmentation`` of an annotation.
+        size: Height and width of the image.
+        evaluated: Whether mask AP is computed from it; it accepts fewer polygons than mmdet.
+        polygons_only: Whether the training ignores RLE.
+    """
+    if not mask:
+        return MISSING
+    if isinstance(mask, list):
+        if not all(isinstance(polygon, list) for polygon in mask):
+            return NOT_NUMBERS if any(isinstance(each, list) for each in mask) else FLAT
+        if not all(_are_numbers(polygon) for polygon in mask):
+            return NOT_NUMBERS
+        if evaluated and len(mask[0]) <= 4:  # taken for a box
+            return SHORT
+        usable = any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask)
+        return None if usable else SHORT_IGNORED
+    if not isinstance(mask, dict) or not isinstance(mask.get('counts'), list | str):
+        return OTHER_KIND
+    if mask.get('size') != list(size):
+        return RLE_SIZE
+    counts = mask['counts']
+    if isinstance(counts, list) and not (
+        _are_numbers(counts) and min(counts) >= 0 and sum(counts) == math.prod(size)
+    ):
+        return RLE_SUM
+    return RLE_IGNORED if polygons_only else None
+
+
+def _are_numbers(values: list) -> bool:
+    try:
+        return all(map(math.isfinite, values))
+    except TypeError:
+        return False
+
+
+def predicts_masks(model: Mapping[str, Any]) -> bool | None:
+    """Return whether a detector predicts masks, or None for a model of unknown structure."""
+    roi_head = model.get('roi_head')
+    if any(model.get(head) for head in ('mask_head', 'panoptic_head', 'panoptic_fusion_head')):
+        return True
+    return None if roi_head is None else bool(roi_head.get('mask_head'))
+
+
+def box_options(cfg: Config, splits: Sequence[str]) -> list[str]:
+    """Return the settings with which a detector is trained or evaluated on boxes only.
+
+    Args:
+        cfg: Config of a detector.
+        splits: Splits without masks. If training has none, no split needs any.
+
+    Returns:
+        Arguments for ``--cfg-options``, or none if the model needs masks.
+    """
+    options: dict[str, str] = {}
+    if 'train' in splits:
+        model = inner_model(cfg)
+        if predicts_masks(model):
+            if model is not cfg.model or not (model.get('roi_head') or {}).get('mask_head'):
+                return []
+            options = {
+                f'model.roi_head.{key}': 'None'
+                for key in ('mask_head', 'mask_roi_extractor')
+                if model.roi_head.get(key)
+            }
+        splits = SPLITS
+    for split in splits:
+        options |= {
+            f'{split}_dataloader.{name}': 'False'
+            for name, value in walk(cfg.get(f'{split}_dataloader') or {})
+            if name.rpartition('.')[2] in ('with_mask', 'by_mask') and value
+        }
+        options |= {
+            f'{place}.metric': 'bbox'
+            for place, evaluator in find_evaluators(cfg, split)
+            if 'segm' in evaluator.get('metric', ())
+        }
+    if 'val' in splits:
+        options |= {name: value.replace('segm', 'bbox') for name, value in monitored(cfg, 'segm_')}
+    return [f'{name}={value}' for name, value in options.items()]
+
+
+def monitored(cfg: Config, metric: str) -> Iterator[tuple[str, str]]:
+    """Yield the settings of hooks and schedules that read a metric of the validation."""
+    for key in ('default_hooks', 'custom_hooks', 'param_scheduler'):
+        for name, value in walk(cfg.get(key) or {}, key):
+            is_monitor = {'save_best', 'monitor'} & set(name.split('.')[-2:])
+            if is_monitor and isinstance(value, str) and metric in value:
+                yield name, value

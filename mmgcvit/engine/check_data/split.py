@@ -1,0 +1,345 @@
+"""A dataset of a config as the checks see it: built, read and opened by its own classes.
+
+H, W: height and width of an image in pixels.
+"""
+
+import contextlib
+import copy
+import io
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import mmcv
+import numpy as np
+from mmengine import fileio
+from mmengine.config import Config
+from mmengine.registry import DATASETS, TRANSFORMS
+from PIL import Image
+
+from ...errors import describe
+from ...registry import class_of
+from ...sampling import evenly
+from .report import Counts, Problem, Unchecked
+
+FEW = 5000  # files that can be looked up within a moment, on a network file system too
+SOME = 20
+ORIENTATION = 0x0112  # Exif tag; 1 is upright
+
+
+@dataclass
+class Opened:
+    """An item of a dataset after its loading transforms.
+
+    Attributes:
+        item: The dataset's entry.
+        error: Why the image cannot be loaded.
+        size: Image height and width, or None if unknown.
+        orientation: Exif orientation if the transform turned the image by it, otherwise 1.
+        label_size: Height and width of the label map.
+        pixels: Number of pixels by label value, as loaded.
+        label_fault: What is wrong with the file of the label map.
+    """
+
+    item: dict[str, Any]
+    error: str | None = None
+    size: tuple[int, int] | None = None
+    orientation: int = 1
+    label_size: tuple[int, int] | None = None
+    pixels: dict[int, int] = field(default_factory=dict)
+    label_fault: str | None = None
+
+
+class Split:
+    """A dataset of a config.
+
+    Args:
+        cfg: The config.
+        names: Splits that use the dataset, such as ['val', 'test'].
+        option: Its place in the config, for remedies.
+        leaf: Its config, without wrappers.
+        samples: Number of items to open, None for all.
+        fast: Whether large annotation files are not read completely, and only some of many files
+            are looked up.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        names: list[str],
+        option: str,
+        leaf: Mapping[str, Any],
+        samples: int | None,
+        fast: bool,
+    ) -> None:
+        self.cfg, self.names, self.option, self.leaf = cfg, names, option, leaf
+        self.samples, self.fast = samples, fast
+        self.counts = Counts()
+        self.items: list[dict] = []  # of the dataset, after its filter
+        self.in_part = False  # whether `items` are only the first ones
+
+    @cached_property
+    def cls(self) -> Any:
+        return class_of(self.leaf, DATASETS, self.cfg.get('default_scope'))
+
+    @cached_property
+    def bases(self) -> set[str]:
+        # names, because users may have installed only one of mmdet and mmseg
+        return {base.__name__ for base in getattr(self.cls, '__mro__', ())}
+
+    @cached_property
+    def dataset(self) -> Any:
+        """The dataset as the training builds it, but not yet read."""
+        lazily = dict(self.leaf, pipeline=[], lazy_init=True, serialize_data=False)
+        try:
+            return DATASETS.build(lazily)
+        except TypeError:  # a class may not have all arguments
+            return DATASETS.build(dict(self.leaf))
+
+    @cached_property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names, None if the dataset has none."""
+        classes = self.dataset.metainfo.get('classes')
+        return tuple(classes) if isinstance(classes, list | tuple) else None
+
+    @property
+    def trains(self) -> bool:
+        return 'train' in self.names
+
+    @cached_property
+    def pipeline(self) -> list[tuple[str, dict]]:
+        """Class names and configs of the transforms."""
+        scope = self.cfg.get('default_scope')
+        steps = [step for step in self.leaf.get('pipeline') or [] if isinstance(step, Mapping)]
+        classes = [class_of(step, TRANSFORMS, scope) for step in steps]
+        return [
+            (getattr(cls, '__name__', str(cls)), step)
+            for cls, step in zip(classes, steps, strict=True)
+        ]
+
+    @cached_property
+    def loaders(self) -> list[Any]:
+        """The transforms that read files: the first one, which loads the image, and all ``Load…``.
+
+        Raises:
+            Unchecked: If there is none.
+        """
+        steps = [
+            step
+            for number, (name, step) in enumerate(self.pipeline)
+            if number == 0 or name.startswith('Load')
+        ]
+        if not steps:
+            raise Unchecked(f'{self.option}.pipeline has no transform that loads images')
+        return [TRANSFORMS.build(step) for step in steps]
+
+    def loads(self, key: str) -> bool:
+        """Return whether a loading transform has this argument set to True."""
+        return any(bool(getattr(loader, key, False)) for loader in self.loaders)
+
+    @property
+    def evaluators(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Places and configs of the evaluators of these splits."""
+        for name in self.names:
+            yield from find_evaluators(self.cfg, name)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether annotations are read from another place than this machine's folders."""
+        paths = [self.dataset.data_root, self.dataset.ann_file]
+        return is_remote(getattr(self.dataset, 'backend_args', None), *paths)
+
+    @cached_property
+    def has_remote_images(self) -> bool:
+        prefixes = self.dataset.data_prefix.values()
+        backend = getattr(self.loaders[0], 'backend_args', None)
+        return self.is_remote or is_remote(backend, *prefixes)
+
+    def missing(self, key: str, what: str, remedy: str) -> Iterator[Problem]:
+        """Look up the files of the items.
+
+        Args:
+            key: Key of their paths in the items.
+            what: Their name in the message, in the plural.
+            remedy: What to do if they are missing.
+        """
+        if self.has_remote_images:
+            raise Unchecked(f'the {what} are in other storage')
+        paths = [item[key] for item in self.items if item.get(key)]
+        if self.fast and len(paths) > FEW:
+            paths = [paths[i] for i in evenly(len(paths), SOME)]
+        missing = [path for path in paths if not os.path.isfile(path)]
+        if missing:
+            yield Problem(
+                f'{len(missing)} of {len(paths)} {what} are missing, as {missing[0]}: {remedy}'
+            )
+
+    @cached_property
+    def opened(self) -> list[Opened]:
+        """Items that were opened, evenly spaced. Missing files are left out."""
+        count = len(self.items) if self.samples is None else self.samples
+        chosen = [self.items[i] for i in evenly(len(self.items), count)] if self.items else []
+        if not self.has_remote_images:
+            chosen = [item for item in chosen if os.path.isfile(item['img_path'])]
+        return [opened for item in chosen if (opened := self._open(item)) is not None]
+
+    def _open(self, item: dict) -> Opened | None:
+        opened = Opened(item)
+        image = self.loaders[0]
+        try:
+            loaded = image(copy.deepcopy(item))
+        except Exception as error:  # a loader may raise anything
+            opened.error = describe(error)
+            return opened
+        if loaded is None:  # ignore_empty=True: training skips the image
+            return None
+        pixels = loaded.get('img')
+        opened.size = loaded.get('ori_shape') or getattr(pixels, 'shape', (None,) * 2)[:2]
+        if None in opened.size:
+            opened.size = None
+        if _turns(image):
+            opened.orientation = _orientation(item['img_path'], image)
+        if self.labels is not None and item.get('seg_map_path'):
+            self._open_labels(opened, loaded)
+        return opened
+
+    @cached_property
+    def labels(self) -> Any:
+        """The transform that loads label maps, or None."""
+        if 'BaseSegDataset' not in self.bases:
+            return None
+        return next((loader for loader in self.loaders[1:] if hasattr(loader, 'with_seg')), None)
+
+    def _open_labels(self, opened: Opened, loaded: dict) -> None:
+        path = opened.item['seg_map_path']
+        if not (self.has_remote_images or os.path.isfile(path)):
+            return  # reported as missing
+        backend = getattr(self.labels, 'imdecode_backend', None)
+        if backend is not None:
+            # the transform casts to 8 bits, which hides larger values
+            try:
+                content = fileio.get(path, backend_args=self.labels.backend_args)
+                raw = mmcv.imfrombytes(content, flag='unchanged', backend=backend)
+                largest, channels = raw.max(), raw.squeeze().shape[2:]
+            except Exception:
+                opened.label_fault = 'cannot be read as an image: get them again'
+                return
+            if channels:
+                opened.label_fault = (
+                    f'hold colours ({channels[0]} channels), not one label value per pixel: '
+                    'convert them to single-channel images of label values'
+                )
+                return
+            if largest > 255:
+                opened.label_fault = f'have label values above 255, as {largest}: use 0 to 255'
+                return
+        try:
+            labels = self.labels(loaded)['gt_seg_map']
+        except Exception as error:
+            opened.label_fault = (
+                f'cannot be loaded ({describe(error)}): correct LoadAnnotations in '
+                f'{self.option}.pipeline'
+            )
+            return
+        opened.label_size = labels.shape
+        values, counts = np.unique(labels, return_counts=True)
+        opened.pixels = dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def images(split: Split) -> Iterator[Problem]:
+    """Images that the loading transform cannot read."""
+    broken = [opened for opened in split.opened if opened.error]
+    if not broken:
+        return
+    number, total = len(broken), len(split.opened)
+    first = f'{broken[0].item["img_path"]} ({broken[0].error})'
+    if number == total and split.has_remote_images:
+        raise Unchecked(f'no image could be read from its storage, as {first}')
+    setting = f', or change {type(split.loaders[0]).__name__} in {split.option}.pipeline'
+    yield Problem(
+        f'{number} of {total} images that were opened are broken, as {first}: get them again, or '
+        f'take them out of the dataset{setting if number == total else ""}'
+    )
+
+
+def dataset(split: Split) -> Iterator[Problem]:
+    """Datasets that cannot be built."""
+    if split.cls is None:
+        yield Problem(
+            f'{split.option}.type={split.leaf.get("type")!r} is no known dataset: correct it, or '
+            'import its module'
+        )
+        return
+    name = getattr(split.cls, '__name__', split.cls)
+    if not split.bases & {'CocoDataset', 'BaseSegDataset'} or 'CocoPanopticDataset' in split.bases:
+        raise Unchecked(f'{name} is neither COCO-like nor of folders')
+    try:
+        built = split.dataset
+    except Exception as error:
+        yield Problem(f'{name} cannot be built ({describe(error)}): correct {split.option}')
+        return
+    try:
+        split.loaders  # noqa: B018
+    except Unchecked:
+        pass  # the checks that open images say so
+    except Exception as error:
+        yield Problem(
+            f'the transforms that load files cannot be built ({describe(error)}): correct '
+            f'{split.option}.pipeline'
+        )
+    if 'BaseSegDataset' in split.bases:
+        split.counts.unit = 'pixels'
+    if split.classes is None:
+        yield Problem(
+            f'metainfo.classes is no tuple of names: set {split.option}.metainfo.classes to the '
+            'names of the classes; a single one is written with a comma, as ("cat",)'
+        )
+    root = built.data_root
+    if root and not (split.is_remote or os.path.isdir(root)):
+        yield Problem(
+            f'data_root {root} does not exist (looked for from {os.getcwd()}): put the dataset '
+            f'there, or say where it is with --cfg-options {split.option}.data_root=PATH'
+        )
+
+
+def read_items(split: Split) -> None:
+    """Let the dataset read its annotations and filter its items."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        split.dataset.full_init()
+    split.items = split.dataset.data_list
+    if not split.items and getattr(split.dataset, 'serialize_data', False):
+        split.items = [split.dataset.get_data_info(i) for i in range(len(split.dataset))]
+    split.counts.images = len(split.items)
+
+
+def find_evaluators(cfg: Config, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the places and configs of a split's evaluators."""
+    evaluators = cfg.get(f'{name}_evaluator') or []
+    if isinstance(evaluators, Mapping):
+        yield f'{name}_evaluator', evaluators
+    else:
+        yield from ((f'{name}_evaluator.{i}', each) for i, each in enumerate(evaluators))
+
+
+def is_remote(backend_args: Mapping[str, Any] | None, *paths: str | None) -> bool:
+    """Return whether files are read by another backend than that of local files."""
+    backend = (backend_args or {}).get('backend', 'local')
+    return backend != 'local' or any('://' in str(path) for path in paths)
+
+
+def _turns(loader: Any) -> bool:
+    """Return whether a loading transform turns images as their Exif data says."""
+    return getattr(loader, 'color_type', None) in ('color', 'grayscale') and getattr(
+        loader, 'imdecode_backend', None
+    ) in ('cv2', 'pillow')
+
+
+def _orientation(path: str, loader: Any) -> int:
+    content = fileio.get(path, backend_args=getattr(loader, 'backend_args', None))
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a format that Pillow does not know
+        return 1
