@@ -1,7 +1,5 @@
 """What tools/check_data.py and the start of a training say of good and of bad data."""
 
-import copy
-import functools
 import json
 import re
 import shutil
@@ -9,78 +7,23 @@ import shutil
 import forks
 import numpy as np
 import pytest
+from checked import (
+    DETECTION,
+    SEGMENTATION,
+    annotations,
+    detection,
+    edit,
+    label_files,
+    segmentation,
+    texts,
+)
 from PIL import Image
 
-from mmgcvit.datasets import draw_shapes
-from mmgcvit.engine import check_data, load_config, require_data
+from mmgcvit.engine import check_data, require_data
 from mmgcvit.engine.check_data import coco
 from mmgcvit.errors import UserError
 
-DETECTION = 'configs/detection/custom_coco.py'
-SEGMENTATION = 'configs/segmentation/custom_dataset.py'
 NAMES = ['background', 'circle', 'rectangle', 'triangle']
-
-
-@pytest.fixture(scope='module')
-def drawn(tmp_path_factory):
-    """Shapes as COCO, and with label values from 0, as a user's own segmentation set has them."""
-    root = tmp_path_factory.mktemp('check') / 'shapes'
-    draw_shapes(root, num_train=6, num_val=3, progress=False)
-    values = {1: 0, 120: 1, 42: 2, 115: 3}
-    for path in root.glob('ADEChallengeData2016/annotations/*/*.png'):
-        labels = np.asarray(Image.open(path))
-        own = np.zeros_like(labels)
-        for theirs, ours in values.items():
-            own[labels == theirs] = ours
-        Image.fromarray(own).save(path)
-    return root
-
-
-@pytest.fixture
-def shapes(drawn, tmp_path):
-    """A copy of the data to spoil."""
-    shutil.copytree(drawn, tmp_path / 'shapes')
-    return tmp_path / 'shapes'
-
-
-@functools.cache
-def published(path):
-    return load_config(path)
-
-
-def detection(shapes):
-    root = shapes / 'coco'
-    options = {f'{s}_dataloader.dataset.data_root': str(root) for s in ('train', 'val', 'test')}
-    for split in ('val', 'test'):
-        options[f'{split}_evaluator.ann_file'] = str(root / 'annotations/instances_val2017.json')
-    cfg = copy.deepcopy(published(DETECTION))
-    cfg.merge_from_dict(options)
-    return cfg
-
-
-def segmentation(shapes):
-    root = str(shapes / 'ADEChallengeData2016')
-    splits = ('train', 'val', 'test')
-    options = {f'{split}_dataloader.dataset.data_root': root for split in splits}
-    cfg = copy.deepcopy(published(SEGMENTATION))
-    cfg.merge_from_dict(options)
-    return cfg
-
-
-def annotations(shapes, split='train2017'):
-    return shapes / f'coco/annotations/instances_{split}.json'
-
-
-def edit(shapes, change, split='train2017'):
-    """Change the content of an annotation file."""
-    path = annotations(shapes, split)
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def texts(report):
-    return [problem.text for problem in report.problems]
 
 
 def as_options(cfg_options):
@@ -279,11 +222,11 @@ def test_all_problems_are_listed_with_a_number(shapes, capsys, load_tool):
     for part in (
         '1. [class-names] train: the classes of the config are in another order',
         '2. [image-files] train: 1 of 6 images are missing',
-        '3. [evaluator-files] val_evaluator.ann_file is data/shapes/coco/annotations/instances_val2017.json, but',
+        '3. [evaluator-files] val_evaluator.ann_file is data/shapes/coco/annotations/instances_val',
         '4. [evaluator-files] test_evaluator.ann_file is',
         '5. [class-counts] the classes of train and of val, test differ',
-        '6. [class-counts] model.roi_head.bbox_head.1.num_classes is 80, but the train dataset has 3 classes: '
-        'set --cfg-options model.roi_head.bbox_head.1.num_classes=3',
+        '6. [class-counts] model.roi_head.bbox_head.1.num_classes is 80, but the train dataset has '
+        '3 classes: set --cfg-options model.roi_head.bbox_head.1.num_classes=3',
     ):
         assert f'\n{part}' in printed, part
 
@@ -346,10 +289,6 @@ def test_large_annotation_files_are_read_in_part_only_before_training(shapes, mo
     annotations(shapes).write_text(content[:-3])
     (text,) = texts(check_data(cfg, fast=True, splits=('train',)))
     assert 'it may be cut short' in text
-
-
-def label_files(shapes):
-    return sorted((shapes / 'ADEChallengeData2016/annotations/training').glob('*.png'))
 
 
 def rewrite(change):

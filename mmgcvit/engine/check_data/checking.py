@@ -117,6 +117,7 @@ def _find_splits(
     cfg: Config, samples: int | None, fast: bool, splits: Sequence[str]
 ) -> list[Split]:
     found: list[Split] = []
+    boxes_only: set[str] = set()
     for name in splits:
         loader = cfg.get(f'{name}_dataloader')
         if not loader:
@@ -126,7 +127,8 @@ def _find_splits(
             if same is None:
                 split = Split(cfg, [name], option, leaf, samples, fast)
                 if 'CocoDataset' in split.bases:
-                    split = CocoSplit(cfg, [name], option, leaf, samples, fast)
+                    arguments = (cfg, [name], option, leaf, samples, fast)
+                    split = CocoSplit(*arguments, boxes_only=boxes_only)
                 found.append(split)
             elif name not in same.names:
                 same.names.append(name)

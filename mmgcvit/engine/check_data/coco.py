@@ -39,9 +39,14 @@ class CocoSplit(Split):
 
     Attributes:
         content: The annotation file. For large files read in part: categories and first images.
+        boxes_only: Splits for which the remedy was to use boxes only, shared by all datasets.
     """
 
     content: dict[str, list[dict]]
+
+    def __init__(self, *arguments: Any, boxes_only: set[str]) -> None:
+        super().__init__(*arguments)
+        self.boxes_only = boxes_only
 
     @property
     def path(self) -> str:
@@ -85,6 +90,16 @@ class CocoSplit(Split):
             raw = dict(raw_img_info=image, raw_ann_info=[annotation])
             instances = self.dataset.parse_data_info(raw)['instances']
             yield annotation, image, instances[0] if instances else None
+
+    def use_boxes_only(self) -> str:
+        """Return the remedy if masks are missing, once for all splits of a training."""
+        if 'train' in self.boxes_only:
+            return ', or use boxes only, as above'
+        options = box_options(self.cfg, self.names)
+        if not options:
+            return ''
+        self.boxes_only.update(self.names)
+        return f', or use boxes only: --cfg-options {" ".join(options)}'
 
 
 def _as_list(value: Any) -> list:
@@ -416,19 +431,16 @@ def instances(split: CocoSplit) -> Iterator[Problem | Note]:
             f'{dropped.shown("dropped")} are not used (ignored, without area, or smaller than a '
             'pixel)'
         )
-    unlabelled = split.is_unlabelled or not (split.trains or 'val' in split.names)
-    if not counts:
+    if not counts and not kept and (split.is_unlabelled or split.names == ['test']):
+        yield Note(f'{split.path} has no instances')
+    elif not counts:
         text = (
-            f'nothing is left to learn from: of {len(split.content["annotations"])} annotations '
-            f'in {split.path}, {ignored} are iscrowd or ignored and no other one is used; correct '
-            'iscrowd, ignore, area and bbox of the annotations'
+            f'of {len(split.content["annotations"])} annotations in {split.path}, {ignored} are '
+            'iscrowd or ignored, and no other one is used: correct iscrowd, ignore, area and bbox '
+            'of the annotations'
         )
-        if unlabelled and not kept:
-            yield Note(f'{split.path} has no instances')
-        elif split.trains:
-            yield Problem(text)
-        else:
-            yield Problem(f'every metric will be -1, because {text}', stops=False)
+        purpose = 'nothing is left to train on' if split.trains else 'all metrics will be -1'
+        yield Problem(f'{purpose}, {text}', stops=split.trains)
     elif ignored > kept / 2:
         yield Problem(
             f'{ignored} of {kept} instances in {split.path} are iscrowd and not learned: set '
@@ -477,9 +489,7 @@ def masks(split: CocoSplit) -> Iterator[Problem]:
         text, remedy = f'{bad.shown(fault)} have {fault.text}', fault.remedy
         if fault is MISSING:
             text += f', {purpose}'
-            options = box_options(split.cfg, split.names)
-            if options:
-                remedy += f', or use boxes only: --cfg-options {" ".join(options)}'
+            remedy += split.use_boxes_only()
         yield Problem(f'{text}: {remedy}', fault.stops or not usable)
 
 

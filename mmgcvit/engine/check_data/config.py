@@ -4,7 +4,7 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, MODELS, Registry
@@ -13,11 +13,33 @@ from ...registry import class_of
 from ...task import SEGMENTATION, inner_model, task_of
 from ..options import walk
 from .masks import box_options, monitored, predicts_masks
-from .report import Problem
+from .report import Problem, Unchecked
 from .split import Split, find_evaluators
 
 # they tell only objects from background, or have classes of their own
 OTHER_HEADS = ('rpn_head', 'semantic_head')
+
+
+class Classes(NamedTuple):
+    """Classes of a dataset.
+
+    Attributes:
+        names: All of them.
+        things: Number of those that have instances, None if unknown.
+    """
+
+    names: tuple[str, ...]
+    things: int | None
+
+
+def _classes(split: Split) -> Classes | None:
+    if 'CocoPanopticDataset' in split.bases:
+        metainfo = {**split.cls.METAINFO, **(split.leaf.get('metainfo') or {})}
+        things = metainfo.get('thing_classes')
+        return Classes(tuple(metainfo['classes']), None if things is None else len(things))
+    if 'dataset' not in vars(split) or not split.classes:
+        return None  # not checked, or it could not be built
+    return Classes(split.classes, len(split.classes))
 
 
 @dataclass
@@ -35,13 +57,10 @@ class Setup:
     datasets: list[Split]
 
     @property
-    def classes(self) -> list[tuple[str, tuple[str, ...]]]:
+    def classes(self) -> list[tuple[str, Classes]]:
         """Names and classes of the datasets that have any."""
-        return [
-            (', '.join(split.names), split.classes)
-            for split in self.datasets
-            if 'dataset' in vars(split) and split.classes
-        ]
+        found = [(', '.join(split.names), _classes(split)) for split in self.datasets]
+        return [(name, classes) for name, classes in found if classes is not None]
 
     def setting(self, config: Mapping[str, Any], name: str, registry: Registry) -> Any:
         """Return an argument of a config, or the default of its class, or None."""
@@ -59,8 +78,9 @@ class Setup:
         for name, value in walk(self.cfg.get('model') or {}, 'model'):
             keys = name.split('.')
             key = keys[-2] if keys[-1].isdigit() else keys[-1]
-            is_head = isinstance(value, Mapping) and key.endswith('head')
-            if is_head and not set(keys) & set(OTHER_HEADS):
+            if not (isinstance(value, Mapping) and key.endswith('head')):
+                continue
+            if not set(keys) & set(OTHER_HEADS) or 'num_things_classes' in value:
                 yield name, value
 
 
@@ -68,8 +88,8 @@ def evaluator_files(setup: Setup) -> Iterator[Problem]:
     """Evaluators that read other annotations than those of their dataset."""
     for name in setup.splits:
         leaves = [split for split in setup.datasets if name in split.names]
-        if len(leaves) != 1 or name == 'train':
-            continue
+        if len(leaves) != 1 or name == 'train' or 'CocoPanopticDataset' in leaves[0].bases:
+            continue  # panoptic annotations are in several files
         leaf = leaves[0].leaf
         wanted = os.path.join(leaf.get('data_root') or '', leaf.get('ann_file') or '')
         for place, evaluator in find_evaluators(setup.cfg, name):
@@ -84,49 +104,55 @@ def evaluator_files(setup: Setup) -> Iterator[Problem]:
 def class_counts(setup: Setup) -> Iterator[Problem]:
     """Datasets and heads with different classes."""
     known = setup.classes
+    if any(split.leaf.get('return_classes') for split in setup.datasets):
+        raise Unchecked('the model reads the names of the classes, not their number')
     if not known:
         return
     split, classes = known[0]
-    for other, names in known[1:]:
-        if names != classes:
+    for other, (names, _) in known[1:]:
+        if names != classes.names:
             yield Problem(
-                f'the classes of {split} and of {other} differ ({len(classes)} and {len(names)}): '
-                'give both the same metainfo.classes, in the same order'
+                f'the classes of {split} and of {other} differ ({len(classes.names)} and '
+                f'{len(names)}): give both the same metainfo.classes, in the same order'
             )
     for place, head in setup.heads():
-        yield from _check_head(setup, place, head, split, len(classes))
+        yield from _check_head(setup, place, head, split, classes)
 
 
 def _check_head(
-    setup: Setup, place: str, head: Mapping[str, Any], split: str, classes: int
+    setup: Setup, place: str, head: Mapping[str, Any], split: str, classes: Classes
 ) -> Iterator[Problem]:
-    where = f'but the {split} dataset has {classes} classes'
-    things, stuff = (
-        setup.setting(head, f'num_{kind}_classes', MODELS) for kind in ('things', 'stuff')
-    )
-    if things is not None and stuff is not None:
-        if things + stuff != classes:
+    total, things = len(classes.names), classes.things
+    where = f'but the {split} dataset has {total} classes'
+    number = setup.setting(head, 'num_classes', MODELS)
+    counted = [setup.setting(head, f'num_{kind}_classes', MODELS) for kind in ('things', 'stuff')]
+    is_default = 'num_classes' not in head
+    if is_default and None not in counted:
+        number = None
+        meant = counted[0] if things is None else things
+        if counted != [meant, total - meant]:
             yield Problem(
-                f'{place}.num_things_classes is {things} and num_stuff_classes is {stuff}, {where}'
-                f': for instances, set --cfg-options {place}.num_things_classes={classes} '
-                f'{place}.num_stuff_classes=0'
+                f'{place}.num_things_classes is {counted[0]} and num_stuff_classes is '
+                f'{counted[1]}, {where}: set --cfg-options {place}.num_things_classes={meant} '
+                f'{place}.num_stuff_classes={max(total - meant, 0)}'
             )
-    else:
-        number = setup.setting(head, 'num_classes', MODELS)
-        agnostic = 'num_classes' not in head and head.get('class_agnostic')
-        if number is not None and number != classes and not agnostic:
-            default = '' if 'num_classes' in head else ' by default'
-            yield Problem(
-                f'{place}.num_classes is {number}{default}, {where}: set --cfg-options '
-                f'{place}.num_classes={classes}, or correct metainfo.classes'
-            )
+    elif is_default and head.get('class_agnostic'):
+        number = None
+    # the boxes and masks of a panoptic model are those of things
+    wanted = things if '.roi_head.' in place else total
+    if number is not None and wanted is not None and number != wanted:
+        yield Problem(
+            f'{place}.num_classes is {number}{" by default" * is_default}, '
+            f'{where.replace(str(total), str(wanted))}: set --cfg-options '
+            f'{place}.num_classes={wanted}, or correct metainfo.classes'
+        )
     for name, weights in walk(head, place):
         if name.endswith('.class_weight') and isinstance(weights, list | tuple):
-            loss = name.split('.')[-2 if not name.split('.')[-2].isdigit() else -3]
-            config = _at(setup.cfg, name.rpartition('.')[0])
+            loss = _at(setup.cfg, name.rpartition('.')[0])
             # softmax over the classes and background
-            background = loss == 'loss_cls' and not config.get('use_sigmoid')
-            wanted = classes + background
+            is_cls = '.loss_cls.' in name or 'cls' in loss.get('loss_name', '')
+            background = is_cls and not loss.get('use_sigmoid')
+            wanted = total + background
             if len(weights) != wanted:
                 yield Problem(
                     f'{name} has {len(weights)} numbers, {where}: give it {wanted}'
@@ -193,8 +219,9 @@ def mask_settings(setup: Setup) -> Iterator[Problem]:
     """Masks that the model predicts, the pipelines load or the metrics need, but others do not."""
     cfg = setup.cfg
     predicts = predicts_masks(inner_model(cfg))
+    takes_boxes = bool(box_options(cfg, ['train'])) and predicts
     for split in setup.datasets:
-        if split.trains and predicts and 'CocoDataset' in split.bases:
+        if split.trains and takes_boxes and 'dataset' in vars(split):
             place = next(
                 (
                     f'{split.option}.pipeline.{number}'

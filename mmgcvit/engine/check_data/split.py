@@ -7,6 +7,7 @@ import contextlib
 import copy
 import io
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -148,8 +149,8 @@ class Split:
     @property
     def is_remote(self) -> bool:
         """Whether annotations are read from another place than this machine's folders."""
-        paths = [self.dataset.data_root, self.dataset.ann_file]
-        return is_remote(getattr(self.dataset, 'backend_args', None), *paths)
+        paths = [self.leaf.get('data_root'), self.leaf.get('ann_file')]
+        return is_remote(self.leaf.get('backend_args'), *paths)
 
     @cached_property
     def has_remote_images(self) -> bool:
@@ -275,10 +276,19 @@ def dataset(split: Split) -> Iterator[Problem]:
     name = getattr(split.cls, '__name__', split.cls)
     if not split.bases & {'CocoDataset', 'BaseSegDataset'} or 'CocoPanopticDataset' in split.bases:
         raise Unchecked(f'{name} is neither COCO-like nor of folders')
+    root = split.leaf.get('data_root')
+    if root and not split.is_remote and not os.path.isdir(root):
+        yield Problem(
+            f'data_root {root} does not exist (looked for from {os.getcwd()}): put the dataset '
+            f'there, or say where it is with --cfg-options {split.option}.data_root=PATH'
+        )
+        with contextlib.suppress(Exception):  # its classes are compared with those of the heads
+            split.dataset  # noqa: B018
+        return
     try:
-        built = split.dataset
+        split.dataset  # noqa: B018
     except Exception as error:
-        yield Problem(f'{name} cannot be built ({describe(error)}): correct {split.option}')
+        yield Problem(f'{name} cannot be built ({_reason(error)}): correct {split.option}')
         return
     try:
         split.loaders  # noqa: B018
@@ -286,7 +296,7 @@ def dataset(split: Split) -> Iterator[Problem]:
         pass  # the checks that open images say so
     except Exception as error:
         yield Problem(
-            f'the transforms that load files cannot be built ({describe(error)}): correct '
+            f'the transforms that load files cannot be built ({_reason(error)}): correct '
             f'{split.option}.pipeline'
         )
     if 'BaseSegDataset' in split.bases:
@@ -296,12 +306,12 @@ def dataset(split: Split) -> Iterator[Problem]:
             f'metainfo.classes is no tuple of names: set {split.option}.metainfo.classes to the '
             'names of the classes; a single one is written with a comma, as ("cat",)'
         )
-    root = built.data_root
-    if root and not (split.is_remote or os.path.isdir(root)):
-        yield Problem(
-            f'data_root {root} does not exist (looked for from {os.getcwd()}): put the dataset '
-            f'there, or say where it is with --cfg-options {split.option}.data_root=PATH'
-        )
+
+
+def _reason(error: Exception) -> str:
+    """Describe an exception; an assertion without text by its line of code."""
+    line = '' if str(error) else f'{traceback.extract_tb(error.__traceback__)[-1].line}'
+    return describe(error) + line
 
 
 def read_items(split: Split) -> None:
