@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from ...errors import UserError, describe
 from ...mmcv_ops import require_operators
 from ...registry import set_default_scope
-from .coco import COCO, CocoSplit
+from .coco import COCO
 from .config import CONFIG, Setup
 from .label_maps import LABEL_MAPS
 from .masks import SPLITS
@@ -59,7 +59,7 @@ def check_data(
     datasets = _find_splits(cfg, samples, fast, splits)
     for split in datasets:
         name = ', '.join(split.names)
-        checks = COCO if isinstance(split, CocoSplit) else LABEL_MAPS
+        checks = COCO if 'CocoDataset' in split.bases else LABEL_MAPS
         report.add(run_checks(checks, split, f'{name}: ', skip))
         report.datasets.append((name, split.counts))
     report.add(run_checks(CONFIG, Setup(cfg, tuple(splits), datasets), '', skip))
@@ -125,11 +125,7 @@ def _find_splits(
         for option, leaf in find_datasets(loader['dataset'], f'{name}_dataloader.dataset'):
             same = next((split for split in found if split.leaf == leaf), None)
             if same is None:
-                split = Split(cfg, [name], option, leaf, samples, fast)
-                if 'CocoDataset' in split.bases:
-                    arguments = (cfg, [name], option, leaf, samples, fast)
-                    split = CocoSplit(*arguments, boxes_only=boxes_only)
-                found.append(split)
+                found.append(Split(cfg, [name], option, leaf, samples, fast, boxes_only))
             elif name not in same.names:
                 same.names.append(name)
     return found

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmengine.fileio import get_local_path
+from mmengine import fileio
 
 from ...errors import describe
 from .masks import MISSING, box_options, mask_fault
@@ -18,7 +18,8 @@ from .split import Split, dataset, images, read_items
 
 LARGE = 32 * 2**20  # bytes; larger files take more than a second or two to read
 FIRST_IMAGES = 20
-PART = 2**20
+PART = 16 * 2**20  # more than any list of categories
+SEPARATOR = re.compile(r'[,\s]*')
 NUMBERS = ('area', 'height', 'width')
 ANNOTATION_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
 # first bytes of files that pycocotools cannot read
@@ -34,104 +35,58 @@ ENCODINGS = {
 }
 
 
-class CocoSplit(Split):
-    """A CocoDataset.
+def is_unlabelled(split: Split) -> bool:
+    """Return whether the config declares images without annotations."""
+    settings = split.dataset.filter_cfg or {}
+    return settings.get('filter_empty_gt') is False or any(
+        name == 'LoadEmptyAnnotations' for name, _ in split.pipeline
+    )
 
-    Attributes:
-        content: The annotation file. For large files read in part: categories and first images.
-        boxes_only: Splits for which the remedy was to use boxes only, shared by all datasets.
+
+def metrics_of(split: Split) -> set[str]:
+    """Return the metrics of COCO's evaluation that read the annotation file."""
+    return {
+        metric
+        for _, evaluator in split.evaluators
+        if evaluator.get('ann_file') and not evaluator.get('format_only')
+        for metric in _as_list(evaluator.get('metric', 'bbox'))
+    }
+
+
+def used_annotations(split: Split) -> Iterator[tuple[dict, dict, dict | None]]:
+    """Yield the annotations of the classes in the images that are used.
+
+    Yields:
+        An annotation, its image, and its instance as the dataset parses it, or None if the dataset
+        drops it.
     """
-
-    content: dict[str, list[dict]]
-
-    def __init__(self, *arguments: Any, boxes_only: set[str]) -> None:
-        super().__init__(*arguments)
-        self.boxes_only = boxes_only
-
-    @property
-    def path(self) -> str:
-        return self.dataset.ann_file
-
-    @property
-    def is_unlabelled(self) -> bool:
-        """Whether the config declares images without annotations, as for unlabelled data."""
-        settings = self.dataset.filter_cfg or {}
-        return settings.get('filter_empty_gt') is False or any(
-            name == 'LoadEmptyAnnotations' for name, _ in self.pipeline
-        )
-
-    @property
-    def metrics(self) -> set[str]:
-        """Metrics of COCO's evaluation that read the annotation file."""
-        return {
-            metric
-            for _, evaluator in self.evaluators
-            if evaluator.get('ann_file') and not evaluator.get('format_only')
-            for metric in _as_list(evaluator.get('metric', 'bbox'))
-        }
-
-    def used(self) -> Iterator[tuple[dict, dict, dict | None]]:
-        """Yield the annotations of the classes in the images that are used.
-
-        Yields:
-            An annotation, its image, and its instance as the dataset parses it, or None if the
-            dataset drops it.
-        """
-        images = {image['id']: dict(image, img_id=image['id']) for image in self.content['images']}
-        used = {item['img_id'] for item in self.items}
-        categories = self.content['categories']
-        of_classes = {each['id'] for each in categories if each['name'] in self.classes}
-        for annotation in self.content['annotations']:
-            image = images.get(annotation['image_id'])
-            if image is None or image['id'] not in used:
-                continue
-            if annotation['category_id'] not in of_classes:
-                continue
-            raw = dict(raw_img_info=image, raw_ann_info=[annotation])
-            instances = self.dataset.parse_data_info(raw)['instances']
-            yield annotation, image, instances[0] if instances else None
-
-    def use_boxes_only(self) -> str:
-        """Return the remedy if masks are missing, once for all splits of a training."""
-        if 'train' in self.boxes_only:
-            return ', or use boxes only, as above'
-        options = box_options(self.cfg, self.names)
-        if not options:
-            return ''
-        self.boxes_only.update(self.names)
-        return f', or use boxes only: --cfg-options {" ".join(options)}'
+    images = {image['id']: dict(image, img_id=image['id']) for image in split.content['images']}
+    used = {item['img_id'] for item in split.items}
+    categories = split.content['categories']
+    of_classes = {each['id'] for each in categories if each['name'] in split.classes}
+    for annotation in split.content['annotations']:
+        image = images.get(annotation['image_id'])
+        if image is None or image['id'] not in used or annotation['category_id'] not in of_classes:
+            continue
+        raw = dict(raw_img_info=image, raw_ann_info=[annotation])
+        instances = split.dataset.parse_data_info(raw)['instances']
+        yield annotation, image, instances[0] if instances else None
 
 
 def _as_list(value: Any) -> list:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-class Examples:
-    """Annotations by kind of fault."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._found: dict[Any, list[dict]] = defaultdict(list)
-
-    def add(self, kind: Any, annotation: dict) -> None:
-        self._found[kind].append(annotation)
-
-    def __contains__(self, kind: Any) -> bool:
-        return kind in self._found
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._found)
-
-    def shown(self, kind: Any) -> str:
-        """Describe the number of annotations of a kind and the first one."""
-        found = self._found[kind]
-        return (
-            f'{len(found)} annotations of {self.path}, as that with id {found[0]["id"]} of image '
-            f'{found[0]["image_id"]},'
-        )
+def _shown(annotations: list[dict], path: str) -> str:
+    """Describe the number of annotations with a fault, and the first one."""
+    first = annotations[0]
+    return (
+        f'{len(annotations)} annotations of {path}, as that with id {first["id"]} of image '
+        f'{first["image_id"]},'
+    )
 
 
-def annotation_file(split: CocoSplit) -> Iterator[Problem]:
+def annotation_file(split: Split) -> Iterator[Problem]:
     """Annotation files that the dataset's own reader cannot read."""
     path = split.path
     if split.is_remote:
@@ -145,25 +100,24 @@ def annotation_file(split: CocoSplit) -> Iterator[Problem]:
         return
     split.in_part = split.fast and os.path.getsize(path) > LARGE
     try:
-        with get_local_path(path, backend_args=split.dataset.backend_args) as local:
-            start = _first_bytes(local)
+        with fileio.get_local_path(path, backend_args=split.dataset.backend_args) as local:
             content = _read_part(local) if split.in_part else _read(local)
     except ValueError as error:
-        for mark, (fault, remedy) in ENCODINGS.items():
-            if start.startswith(mark):
-                yield Problem(f'{path} {fault}: {remedy.format(path)}')
-                return
-        yield Problem(
-            f"{path} is not JSON in COCO's format ({describe(error)}): get it again, or export it "
-            'as COCO, in UTF-8'
-        )
+        start = fileio.get(path, backend_args=split.dataset.backend_args)[:4]
+        encoded = next((mark for mark in ENCODINGS if start.startswith(mark)), None)
+        if encoded is None:
+            fault = f"is not JSON in COCO's format ({describe(error)})"
+            remedy = 'get it again, or export it as COCO, in UTF-8'
+        else:
+            fault, remedy = ENCODINGS[encoded]
+        yield Problem(f'{path} {fault}: {remedy.format(path)}')
         return
     except Exception as error:
         if split.is_remote:
             raise Unchecked(f'{path} could not be read from its storage ({error})') from error
         raise
     for key in ('images', 'categories', 'annotations'):
-        may_lack = split.in_part or split.dataset.test_mode or split.is_unlabelled
+        may_lack = split.in_part or split.dataset.test_mode or is_unlabelled(split)
         if key == 'annotations' and may_lack:
             content.setdefault(key, [])
         if not isinstance(content.get(key), list):
@@ -172,11 +126,6 @@ def annotation_file(split: CocoSplit) -> Iterator[Problem]:
     if not content['images']:
         yield Problem(f'{path} lists no images: export it again with its images')
     split.content = content
-
-
-def _first_bytes(path: str) -> bytes:
-    with open(path, 'rb') as file:
-        return file.read(4)
 
 
 def _read(path: str) -> dict:
@@ -206,16 +155,18 @@ def _read_list(data: mmap.mmap, key: bytes, most: int | None) -> list | None:
     match = next((found for place in places if (found := pattern.search(data, *place))), None)
     if match is None:
         return None
-    text = data[match.end() : match.end() + PART].decode(errors='replace').lstrip()
-    decoder, elements = json.JSONDecoder(), []
-    while text[:1] not in (']', '') and (most is None or len(elements) < most):
-        element, end = decoder.raw_decode(text)
+    text = data[match.end() : match.end() + PART].decode(errors='replace')
+    decoder, elements, position = json.JSONDecoder(), [], 0
+    while most is None or len(elements) < most:
+        position = SEPARATOR.match(text, position).end()
+        if text[position : position + 1] in (']', ''):
+            break
+        element, position = decoder.raw_decode(text, position)
         elements.append(element)
-        text = text[end:].lstrip(', \t\r\n')
     return elements
 
 
-def annotation_fields(split: CocoSplit) -> Iterator[Problem]:
+def annotation_fields(split: Split) -> Iterator[Problem]:
     """Entries of an annotation file that lack a field."""
     image_keys = ['id', 'file_name', 'height', 'width']
     reader = next(base for base in split.cls.__mro__ if 'load_data_list' in vars(base))
@@ -247,7 +198,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def class_names(split: CocoSplit) -> Iterator[Problem | Note]:
+def class_names(split: Split) -> Iterator[Problem | Note]:
     """Class names that are not the categories, in their order."""
     classes, option, path = split.classes, split.option, split.path
     # mmdet numbers the labels in the order of the file, whatever the order in the config
@@ -258,7 +209,7 @@ def class_names(split: CocoSplit) -> Iterator[Problem | Note]:
     if missing:
         yield Problem(
             f'{len(missing)} of the {len(classes)} classes of the config are no categories of '
-            f'{path}, as {missing[0]!r}: its {len(names)} categories are {_shown(names)}; set '
+            f'{path}, as {missing[0]!r}: its {len(names)} categories are {_listed(names)}; set '
             f"{option}.metainfo.classes to them and the heads' num_classes to their number"
         )
     elif repeated:
@@ -267,24 +218,22 @@ def class_names(split: CocoSplit) -> Iterator[Problem | Note]:
         yield Problem(
             f'the classes of the config are in another order than the categories of {path}, so '
             f'that predictions would be given wrong names: set {option}.metainfo.classes to '
-            f'{_shown(used)}'
+            f'{_listed(used)}'
         )
     elif len(names) > len(classes):
         unused = [name for name in names if name not in classes]
-        yield Note(f'{len(unused)} categories of {path} are not used: {_shown(unused)}')
+        yield Note(f'{len(unused)} categories of {path} are not used: {_listed(unused)}')
 
 
-def _shown(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     shown = ', '.join(repr(name) for name in names[:10])
     return f'({shown}, … {len(names)} in all)' if len(names) > 10 else f'({shown})'
 
 
-def duplicate_ids(split: CocoSplit) -> Iterator[Problem]:
+def duplicate_ids(split: Split) -> Iterator[Problem]:
     """Ids that occur several times."""
-    for key, entries in split.content.items():
-        if key not in ('images', 'annotations', 'categories'):
-            continue
-        ids = Counter(entry['id'] for entry in entries)
+    for key in ('images', 'annotations', 'categories'):
+        ids = Counter(entry['id'] for entry in split.content[key])
         repeated = [i for i, times in ids.items() if times > 1]
         if repeated:
             yield Problem(
@@ -293,39 +242,31 @@ def duplicate_ids(split: CocoSplit) -> Iterator[Problem]:
             )
 
 
-def boxes(split: CocoSplit) -> Iterator[Problem]:
+def boxes(split: Split) -> Iterator[Problem]:
     """Boxes and references of annotations."""
     images = {image['id']: image for image in split.content['images']}
     categories = {category['id'] for category in split.content['categories']}
-    bad = Examples(split.path)
+    bad = defaultdict(list)
     for annotation in split.content['annotations']:
         image, box = images.get(annotation['image_id']), annotation['bbox']
-        if image is None:
-            bad.add('image', annotation)
-        if annotation['category_id'] not in categories:
-            bad.add('category', annotation)
         if not _is_box(box):
-            bad.add('box', annotation)
-        elif image is not None:
+            bad[
+                'have a bbox that is not four finite numbers x, y, width, height with width and '
+                'height of at least 0: correct them'
+            ].append(annotation)
+        if image is None:
+            bad['have an image_id of no image: correct or remove them'].append(annotation)
+        elif _is_box(box):
             (x, y, width, height), right, bottom = box, image['width'], image['height']
             if min(x, y) < -1 or x + width > right + 1 or y + height > bottom + 1:
-                bad.add('outside', annotation)
-    if 'box' in bad:
-        yield Problem(
-            f'{bad.shown("box")} have a bbox that is not four finite numbers x, y, width, height '
-            'with width and height of at least 0: correct them'
-        )
-    for kind, text in (
-        ('image', 'have an image_id of no image: correct or remove them'),
-        ('category', 'have a category_id of no category: correct them'),
-        (
-            'outside',
-            'have a box that reaches beyond its image: clip it, or if its values are corners x1, '
-            'y1, x2, y2, make them x, y, width, height',
-        ),
-    ):
-        if kind in bad:
-            yield Problem(f'{bad.shown(kind)} {text}', stops=False)
+                bad[
+                    'have a box that reaches beyond its image: clip it, or if its values are '
+                    'corners x1, y1, x2, y2, make them x, y, width, height'
+                ].append(annotation)
+        if annotation['category_id'] not in categories:
+            bad['have a category_id of no category: correct them'].append(annotation)
+    for text, found in bad.items():
+        yield Problem(f'{_shown(found, split.path)} {text}', stops='have a bbox' in text)
 
 
 def _is_box(box: Any) -> bool:
@@ -334,7 +275,7 @@ def _is_box(box: Any) -> bool:
     )
 
 
-def reading(split: CocoSplit) -> Iterator[Problem | Note]:
+def reading(split: Split) -> Iterator[Problem | Note]:
     """What the dataset itself reads and keeps of its annotations."""
     total = len(split.content['images'])
     if split.in_part:
@@ -349,7 +290,7 @@ def reading(split: CocoSplit) -> Iterator[Problem | Note]:
         read_items(split)
     except Exception as error:
         yield Problem(
-            f'{split.cls.__name__} cannot read {split.path} ({describe(error)}): correct it, or '
+            f'{split.cls.__name__} cannot read {split.path} ({describe(error)}): correct it or '
             f'{split.option}'
         )
         return
@@ -365,7 +306,7 @@ def reading(split: CocoSplit) -> Iterator[Problem | Note]:
         yield Note(f'the dataset uses {left} of {total} images (filter_cfg={dict(settings or {})})')
 
 
-def image_folder(split: CocoSplit) -> Iterator[Problem]:
+def image_folder(split: Split) -> Iterator[Problem]:
     """Folders of images that do not exist."""
     folder = os.path.normpath(split.dataset.data_prefix.get('img') or '.')
     if not (split.has_remote_images or os.path.isdir(folder)):
@@ -375,13 +316,13 @@ def image_folder(split: CocoSplit) -> Iterator[Problem]:
         )
 
 
-def image_files(split: CocoSplit) -> Iterator[Problem]:
+def image_files(split: Split) -> Iterator[Problem]:
     """Images that do not exist."""
     remedy = f'put them there, or change {split.option}.data_prefix.img'
     yield from split.missing('img_path', 'images', remedy)
 
 
-def image_sizes(split: CocoSplit) -> Iterator[Problem]:
+def image_sizes(split: Split) -> Iterator[Problem]:
     """Images of another size than their entries."""
     differ = [
         opened
@@ -405,18 +346,17 @@ def image_sizes(split: CocoSplit) -> Iterator[Problem]:
     yield Problem(text)
 
 
-def instances(split: CocoSplit) -> Iterator[Problem | Note]:
+def instances(split: Split) -> Iterator[Problem | Note]:
     """Datasets of which nothing, or little, is left to learn from."""
     if split.in_part:
         raise Unchecked(
             f'{split.path} was not read completely, because it is large: tools/check_data.py does'
         )
-    counts, kept, ignored, annotated = Counter(), 0, 0, set()
-    dropped = Examples(split.path)
+    counts, kept, ignored, annotated, dropped = Counter(), 0, 0, set(), []
     names = {category['id']: category['name'] for category in split.content['categories']}
-    for annotation, image, instance in split.used():
+    for annotation, image, instance in used_annotations(split):
         if instance is None:
-            dropped.add('dropped', annotation)
+            dropped.append(annotation)
             continue
         kept += 1
         if instance.get('ignore_flag'):
@@ -426,12 +366,12 @@ def instances(split: CocoSplit) -> Iterator[Problem | Note]:
         annotated.add(image['id'])
     split.counts.classes = {name: counts[name] for name in split.classes}
     split.counts.annotated = len(annotated)
-    if 'dropped' in dropped:
+    if dropped:
         yield Note(
-            f'{dropped.shown("dropped")} are not used (ignored, without area, or smaller than a '
-            'pixel)'
+            f'{_shown(dropped, split.path)} are not used (ignored, without area, or smaller than '
+            'a pixel)'
         )
-    if not counts and not kept and (split.is_unlabelled or split.names == ['test']):
+    if not counts and not kept and (is_unlabelled(split) or split.names == ['test']):
         yield Note(f'{split.path} has no instances')
     elif not counts:
         text = (
@@ -449,12 +389,12 @@ def instances(split: CocoSplit) -> Iterator[Problem | Note]:
         )
 
 
-def empty_class(split: CocoSplit) -> Iterator[Problem | Note]:
+def empty_class(split: Split) -> Iterator[Problem | Note]:
     """Classes without an instance."""
     empty = [name for name, number in split.counts.classes.items() if not number]
     if not empty or len(empty) == len(split.counts.classes):
         return
-    text = f'{len(empty)} classes have no instance, as {empty[0]!r}: {_shown(empty)}'
+    text = f'{len(empty)} classes have no instance, as {empty[0]!r}: {_listed(empty)}'
     if split.trains:
         yield Problem(
             f'{text}; they will never be predicted: add annotations, or take them out of '
@@ -465,14 +405,14 @@ def empty_class(split: CocoSplit) -> Iterator[Problem | Note]:
         yield Note(f'{text}; they do not count in the metrics')
 
 
-def masks(split: CocoSplit) -> Iterator[Problem]:
+def masks(split: Split) -> Iterator[Problem]:
     """Masks that training or evaluation cannot use."""
-    loads, evaluates = split.loads('with_mask'), 'segm' in split.metrics
+    loads, evaluates = split.loads('with_mask'), 'segm' in metrics_of(split)
     if not (loads or evaluates):
         return
     polygons_only = loads and not split.loads('poly2mask')
-    bad, usable = Examples(split.path), 0
-    for annotation, image, instance in split.used():
+    bad, usable = defaultdict(list), 0
+    for annotation, image, instance in used_annotations(split):
         if not (evaluates or instance):
             continue  # dropped by the dataset before its mask is loaded
         fault = mask_fault(
@@ -483,25 +423,34 @@ def masks(split: CocoSplit) -> Iterator[Problem]:
         )
         usable += fault is None
         if fault is not None:
-            bad.add(fault, annotation)
+            bad[fault].append(annotation)
     purpose = 'which the mask head is trained on' if split.trains else 'which mask AP needs'
-    for fault in bad:
-        text, remedy = f'{bad.shown(fault)} have {fault.text}', fault.remedy
+    for fault, found in bad.items():
+        text, remedy = f'{_shown(found, split.path)} have {fault.text}', fault.remedy
         if fault is MISSING:
             text += f', {purpose}'
-            remedy += split.use_boxes_only()
+            remedy += _use_boxes_only(split)
         yield Problem(f'{text}: {remedy}', fault.stops or not usable)
 
 
-def iscrowd(split: CocoSplit) -> Iterator[Problem]:
+def _use_boxes_only(split: Split) -> str:
+    """Return the remedy if masks are missing, once for all splits of a training."""
+    if 'train' in split.boxes_only:
+        return ', or use boxes only, as above'
+    options = box_options(split.cfg, split.names)
+    split.boxes_only.update(split.names if options else ())
+    return f', or use boxes only: --cfg-options {" ".join(options)}' if options else ''
+
+
+def iscrowd(split: Split) -> Iterator[Problem]:
     """Annotations without the field that COCO's evaluation needs."""
-    if split.metrics and any('iscrowd' not in each for each in split.content['annotations']):
+    if metrics_of(split) and any('iscrowd' not in each for each in split.content['annotations']):
         yield Problem(
             f"{split.path}: annotations lack 'iscrowd', which COCO's metric needs: add 0 to each"
         )
 
 
-def loading(split: CocoSplit) -> Iterator[Problem]:
+def loading(split: Split) -> Iterator[Problem]:
     """Annotations that the loading transforms cannot load."""
     for opened in split.opened:
         if opened.error or not opened.item.get('instances'):

@@ -53,10 +53,11 @@ class Opened:
     label_fault: str | None = None
 
 
+@dataclass
 class Split:
     """A dataset of a config.
 
-    Args:
+    Attributes:
         cfg: The config.
         names: Splits that use the dataset, such as ['val', 'test'].
         option: Its place in the config, for remedies.
@@ -64,22 +65,24 @@ class Split:
         samples: Number of items to open, None for all.
         fast: Whether large annotation files are not read completely, and only some of many files
             are looked up.
+        boxes_only: Splits for which the remedy was to use boxes only; all datasets share it.
+        counts: What training or evaluation uses.
+        content: COCO's annotation file.
+        items: Entries of the dataset after its filter.
+        in_part: Whether only the categories and the first images were read.
     """
 
-    def __init__(
-        self,
-        cfg: Config,
-        names: list[str],
-        option: str,
-        leaf: Mapping[str, Any],
-        samples: int | None,
-        fast: bool,
-    ) -> None:
-        self.cfg, self.names, self.option, self.leaf = cfg, names, option, leaf
-        self.samples, self.fast = samples, fast
-        self.counts = Counts()
-        self.items: list[dict] = []  # of the dataset, after its filter
-        self.in_part = False  # whether `items` are only the first ones
+    cfg: Config
+    names: list[str]
+    option: str
+    leaf: Mapping[str, Any]
+    samples: int | None
+    fast: bool
+    boxes_only: set[str]
+    counts: Counts = field(default_factory=Counts)
+    content: dict[str, list[dict]] = field(default_factory=dict)
+    items: list[dict] = field(default_factory=list)
+    in_part: bool = False
 
     @cached_property
     def cls(self) -> Any:
@@ -104,6 +107,10 @@ class Split:
         """Class names, None if the dataset has none."""
         classes = self.dataset.metainfo.get('classes')
         return tuple(classes) if isinstance(classes, list | tuple) else None
+
+    @property
+    def path(self) -> str:
+        return self.dataset.ann_file
 
     @property
     def trains(self) -> bool:
