@@ -3,7 +3,8 @@
 python tools/check_data.py configs/detection/custom_coco.py
 python tools/check_data.py CONFIG --samples 500 --cfg-options train_dataloader.dataset.data_root=DIR
 
-All problems are listed, each with its remedy; the exit code is 1 if there are any.
+All problems are listed, each with the name of its check and its remedy; the exit code is 1 if there
+are any. --cfg-options skip_checks=NAME,NAME switches checks off.
 """
 
 from collections.abc import Sequence

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import forks
 import numpy as np
@@ -20,6 +21,7 @@ from checked import (
 from PIL import Image
 
 from mmgcvit.engine import check_data, require_data
+from mmgcvit.engine.check_data import NAMES as NAMES_OF_CHECKS
 from mmgcvit.engine.check_data import coco
 from mmgcvit.errors import UserError
 
@@ -411,3 +413,9 @@ def test_all_processes_end_when_the_first_finds_bad_data(shapes, tmp_path):
     assert code == 1
     (error,) = (line for line in printed.splitlines() if line.startswith('error: '))
     assert 'instances_train2017.json does not exist' in error
+
+
+def test_every_check_is_in_the_docs_with_its_name():
+    page = (Path(__file__).parents[2] / 'docs' / 'training.md').read_text()
+    table = page[page.index('| check | finds |') :].partition('\n\n')[0]
+    assert set(re.findall(r'^\| `([a-z-]+)` \|', table, re.MULTILINE)) == set(NAMES_OF_CHECKS)

@@ -7,6 +7,7 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from mmgcvit.engine import check_data
+from mmgcvit.engine.check_data import split as split_module
 from mmgcvit.errors import UserError
 
 SPLITS = ('train', 'val', 'test')
@@ -146,6 +147,35 @@ def test_images_of_an_own_loader_pass_as_they_train(shapes):
     np.save(path, np.zeros((5, 7, 3), np.uint8))
     (text,) = texts(check_data(cfg))
     assert 'val, test: 1 of 3 label maps' in text and 'have another size' in text
+
+
+def test_a_missing_reader_of_tiff_is_named(shapes, monkeypatch):
+    cfg = segmentation(shapes)
+    cfg.train_dataloader.dataset.pipeline[0].imdecode_backend = 'tifffile'
+    monkeypatch.setattr('mmcv.image.io.tifffile', None)
+    monkeypatch.setattr(split_module, 'find_spec', lambda name: None)
+    (text,) = texts(check_data(cfg))
+    assert "reads images by tifffile: 'pip install tifffile'" in text
+
+
+@TRANSFORMS.register_module()
+class ReadLabels:
+    """A loader of label maps with a name of its own."""
+
+    def __call__(self, results):
+        results['gt_seg_map'] = np.asarray(Image.open(results['seg_map_path']))
+        return results
+
+
+def test_label_maps_that_were_not_loaded_are_said_not_to_be_checked(shapes):
+    cfg = segmentation(shapes)
+    cfg.train_dataloader.dataset.pipeline[1] = dict(type='mmengine.ReadLabels')
+    report = check_data(cfg)
+    assert texts(report) == []
+    assert (
+        'train: not checked, train_dataloader.dataset.pipeline has loaded no label map'
+        in report.notes
+    )
 
 
 def test_images_in_other_storage_that_cannot_be_reached_are_said_not_to_be_checked(shapes):

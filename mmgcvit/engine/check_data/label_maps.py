@@ -7,7 +7,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from .report import Note, Problem
+from .report import Note, Problem, Unchecked
 from .split import Split, dataset, images, read_items
 
 
@@ -33,6 +33,7 @@ def folders(split: Split) -> Iterator[Problem]:
 def reading(split: Split) -> Iterator[Problem]:
     """Datasets without images."""
     read_items(split)
+    split.counts.unit = 'pixels'
     if not split.items:
         built = split.dataset
         yield Problem(
@@ -121,6 +122,8 @@ def empty_class(split: Split) -> Iterator[Problem | Note]:
         pixels.update(opened.pixels)
     labelled = [opened for opened in split.opened if opened.pixels]
     if not labelled:
+        if split.trains:
+            raise Unchecked(f'{split.option}.pipeline has loaded no label map')
         return
     ignored = split.dataset.ignore_index
     lost = pixels.pop(ignored, 0)

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import mmcv
@@ -218,7 +219,8 @@ class Split:
         """The transform that loads label maps, or None."""
         if 'BaseSegDataset' not in self.bases:
             return None
-        return next((loader for loader in self.loaders[1:] if hasattr(loader, 'with_seg')), None)
+        others = self.loaders[1:]
+        return next((each for each in others if hasattr(each, 'with_seg')), (*others, None)[0])
 
     def _open_labels(self, opened: Opened, loaded: dict) -> None:
         path = opened.item['seg_map_path']
@@ -244,12 +246,14 @@ class Split:
                 opened.label_fault = f'have label values above 255, as {largest}: use 0 to 255'
                 return
         try:
-            labels = self.labels(loaded)['gt_seg_map']
+            labels = self.labels(loaded).get('gt_seg_map')
         except Exception as error:
             opened.label_fault = (
                 f'cannot be loaded ({describe(error)}): correct LoadAnnotations in '
                 f'{self.option}.pipeline'
             )
+            return
+        if labels is None:  # a transform of the user's own
             return
         opened.label_size = labels.shape
         values, counts = np.unique(labels, return_counts=True)
@@ -265,7 +269,11 @@ def images(split: Split) -> Iterator[Problem]:
     first = f'{broken[0].item["img_path"]} ({broken[0].error})'
     if number == total and split.has_remote_images:
         raise Unchecked(f'no image could be read from its storage, as {first}')
-    setting = f', or change {type(split.loaders[0]).__name__} in {split.option}.pipeline'
+    loader = split.loaders[0]
+    if getattr(loader, 'imdecode_backend', None) == 'tifffile' and find_spec('tifffile') is None:
+        yield Problem(f"{split.option}.pipeline reads images by tifffile: 'pip install tifffile'")
+        return
+    setting = f', or change {type(loader).__name__} in {split.option}.pipeline'
     yield Problem(
         f'{number} of {total} images that were opened are broken, as {first}: get them again, or '
         f'take them out of the dataset{setting if number == total else ""}'
@@ -306,8 +314,6 @@ def dataset(split: Split) -> Iterator[Problem]:
             f'the transforms that load files cannot be built ({_reason(error)}): correct '
             f'{split.option}.pipeline'
         )
-    if 'BaseSegDataset' in split.bases:
-        split.counts.unit = 'pixels'
     if split.classes is None:
         yield Problem(
             f'metainfo.classes is no tuple of names: set {split.option}.metainfo.classes to the '
