@@ -12,7 +12,7 @@ from typing import Any
 from mmengine import fileio
 
 from ...errors import describe
-from .masks import MISSING, box_options, mask_fault
+from .masks import IGNORED, MISSING, box_options, mask_fault
 from .report import Note, Problem, Unchecked
 from .split import Split, dataset, images, read_items
 
@@ -306,20 +306,17 @@ def reading(split: Split) -> Iterator[Problem | Note]:
         yield Note(f'the dataset uses {left} of {total} images (filter_cfg={dict(settings or {})})')
 
 
-def image_folder(split: Split) -> Iterator[Problem]:
-    """Folders of images that do not exist."""
+def image_files(split: Split) -> Iterator[Problem]:
+    """Images, or their folder, that do not exist."""
     folder = os.path.normpath(split.dataset.data_prefix.get('img') or '.')
-    if not (split.has_remote_images or os.path.isdir(folder)):
+    if split.has_remote_images or os.path.isdir(folder):
+        remedy = f'put them there, or change {split.option}.data_prefix.img'
+        yield from split.missing('img_path', 'images', remedy)
+    else:
         yield Problem(
             f'the folder of images {folder} does not exist: put them there, or say where they are '
             f'with --cfg-options {split.option}.data_prefix.img=PATH (from data_root)'
         )
-
-
-def image_files(split: Split) -> Iterator[Problem]:
-    """Images that do not exist."""
-    remedy = f'put them there, or change {split.option}.data_prefix.img'
-    yield from split.missing('img_path', 'images', remedy)
 
 
 def image_sizes(split: Split) -> Iterator[Problem]:
@@ -426,11 +423,10 @@ def masks(split: Split) -> Iterator[Problem]:
             bad[fault].append(annotation)
     purpose = 'which the mask head is trained on' if split.trains else 'which mask AP needs'
     for fault, found in bad.items():
-        text, remedy = f'{_shown(found, split.path)} have {fault.text}', fault.remedy
-        if fault is MISSING:
-            text += f', {purpose}'
-            remedy += _use_boxes_only(split)
-        yield Problem(f'{text}: {remedy}', fault.stops or not usable)
+        text = f'{_shown(found, split.path)} {fault}'
+        if fault == MISSING:
+            text += f', {purpose}: add it{_use_boxes_only(split)}'
+        yield Problem(text, stops=fault not in IGNORED or not usable)
 
 
 def _use_boxes_only(split: Split) -> str:
@@ -478,9 +474,8 @@ COCO = {
     boxes: (annotation_fields,),
     iscrowd: (annotation_fields,),
     reading: (duplicate_ids, boxes),
-    image_folder: (dataset, annotation_file),
-    image_files: (reading, image_folder),
-    images: (reading, image_folder),
+    image_files: (reading,),
+    images: (reading,),
     image_sizes: (images,),
     instances: (reading, class_names),
     empty_class: (instances,),

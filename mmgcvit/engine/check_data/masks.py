@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import Config
@@ -14,54 +13,39 @@ from .split import find_evaluators
 SPLITS = ('train', 'val', 'test')
 
 
-@dataclass(frozen=True)
-class MaskFault:
-    """A reason why a mask cannot be used.
-
-    Attributes:
-        text: What the annotation has.
-        remedy: What to do.
-        stops: Whether it ends training or evaluation; otherwise, the instance is ignored.
-    """
-
-    text: str
-    remedy: str
-    stops: bool = True
-
-
-MISSING = MaskFault('no segmentation', 'add it')
-FLAT = MaskFault(
-    'a segmentation that is one flat list of numbers',
-    'put each polygon into a list of its own, as [[x1, y1, x2, y2, x3, y3]]',
+# what is wrong with a mask, and the remedy
+MISSING = 'have no segmentation'
+FLAT = (
+    'have a segmentation that is one flat list of numbers: put each polygon into a list of its '
+    'own, as [[x1, y1, x2, y2, x3, y3]]'
 )
-NOT_NUMBERS = MaskFault(
-    'polygons with coordinates that are not finite numbers', 'correct or remove the polygons'
+NOT_NUMBERS = (
+    'have polygons with coordinates that are not finite numbers: correct or remove the polygons'
 )
-OTHER_KIND = MaskFault(
-    'a segmentation that is neither a list of polygons nor RLE with counts and size',
-    'export the masks again',
+OTHER_KIND = (
+    'have a segmentation that is neither a list of polygons nor RLE with counts and size: export '
+    'the masks again'
 )
-RLE_SIZE = MaskFault(
-    'RLE masks of another size than their images',
-    'write size as [height, width] of the image, and encode the masks at this size',
+RLE_SIZE = (
+    'have RLE masks of another size than their images: write size as [height, width] of the image, '
+    'and encode the masks at this size'
 )
-RLE_SUM = MaskFault(
-    'RLE masks whose counts do not add up to the number of pixels', 'encode the masks again'
+RLE_SUM = (
+    'have RLE masks whose counts do not add up to the number of pixels: encode the masks again'
 )
-RLE_IGNORED = MaskFault(
-    'RLE masks, which LoadAnnotations(poly2mask=False) ignores together with the instances',
-    'remove poly2mask=False from the pipeline, or convert the masks to polygons',
-    stops=False,
+SHORT = (
+    'have polygons that are not an even number of at least 6 coordinates: draw polygons of at '
+    'least three points, or remove the annotations'
 )
-TOO_SHORT = 'polygons that are not an even number of at least 6 coordinates'
-TOO_SHORT_REMEDY = 'draw polygons of at least three points, or remove the annotations'
-SHORT = MaskFault(TOO_SHORT, TOO_SHORT_REMEDY)
-SHORT_IGNORED = MaskFault(f'only {TOO_SHORT}, and are ignored', TOO_SHORT_REMEDY, stops=False)
+SHORT_IGNORED = SHORT.replace('have polygons', 'are ignored, because they have only polygons')
+RLE_IGNORED = (
+    'are ignored, because LoadAnnotations(poly2mask=False) takes no RLE: remove poly2mask=False '
+    'from the pipeline, or convert the masks to polygons'
+)
+IGNORED = (SHORT_IGNORED, RLE_IGNORED)  # training survives these
 
 
-def mask_fault(
-    mask: Any, size: Sequence[int], evaluated: bool, polygons_only: bool
-) -> MaskFault | None:
+def mask_fault(mask: Any, size: Sequence[int], evaluated: bool, polygons_only: bool) -> str | None:
     """Return why a mask cannot be used, or None if it can.
 
     pycocotools cannot do this: with some of these masks, it takes all memory or ends the process.
