@@ -14,7 +14,6 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
-import mmcv
 import numpy as np
 from mmengine import fileio
 from mmengine.config import Config
@@ -228,6 +227,8 @@ class Split:
             return  # reported as missing
         backend = getattr(self.labels, 'imdecode_backend', None)
         if backend is not None:
+            import mmcv  # the package is imported without it, too
+
             # the transform casts to 8 bits, which hides larger values
             try:
                 content = fileio.get(path, backend_args=self.labels.backend_args)
