@@ -136,6 +136,21 @@ def test_counts_are_of_what_the_dataset_uses(shapes):
     assert any('uses 6 of 7 images' in note for note in report.notes)
 
 
+def test_instances_of_images_that_the_filter_drops_are_not_counted(shapes):
+    cfg = detection(shapes)
+    content = json.loads(annotations(shapes).read_text())
+    small = {
+        image['id'] for image in content['images'] if min(image['width'], image['height']) < 350
+    }
+    assert 0 < len(small) < 6
+    cfg.train_dataloader.dataset.filter_cfg.min_size = 350
+    cfg.skip_checks = ['empty-class']
+    counts = check_data(cfg).datasets[0][1]
+    assert counts.images == 6 - len(small)
+    left = [each for each in content['annotations'] if each['image_id'] not in small]
+    assert sum(counts.classes.values()) == len(left)
+
+
 def test_iscrowd_is_needed_where_coco_evaluates(shapes):
     edit(shapes, lambda c: c['annotations'][0].pop('iscrowd'), 'val2017')
     (text,) = texts(check_data(detection(shapes)))

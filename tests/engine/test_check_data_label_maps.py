@@ -58,6 +58,15 @@ def test_label_maps_of_the_ignored_value_alone_are_named(shapes):
     assert 'val, test: none of the 3 label maps that were opened has a pixel of any class' in text
 
 
+def test_pixels_of_a_class_that_is_ignored_do_not_count(shapes):
+    cfg = segmentation(shapes)
+    cfg.train_dataloader.dataset.ignore_index = 0
+    report = check_data(cfg, splits=('train',))
+    assert names(report) == ['empty-class', 'ignore-index']
+    assert "'background'" in texts(report)[0]
+    assert report.datasets[0][1].classes['background'] == 0
+
+
 def test_cv2_reads_the_label_maps_where_the_config_says_so(shapes):
     path = label_files(shapes)[1]
     palette = Image.fromarray(np.asarray(Image.open(path)), mode='P')
