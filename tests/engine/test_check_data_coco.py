@@ -67,7 +67,7 @@ def test_crowds_are_nothing_to_train_on(shapes):
     ]
     train, val = texts(report)
     number = len(json.loads(annotations(shapes).read_text())['annotations'])
-    assert f'nothing is left to train on, of {number} annotations' in train
+    assert f'nothing is left to train on: of {number} annotations' in train
     assert f'{number} are iscrowd or ignored' in train and 'correct iscrowd' in train
     assert 'all metrics will be -1' in val
     assert [counts.annotated for _, counts in report.datasets] == [0, 0]

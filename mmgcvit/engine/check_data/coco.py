@@ -373,11 +373,11 @@ def instances(split: Split) -> Iterator[Problem | Note]:
     elif not counts:
         text = (
             f'of {len(split.content["annotations"])} annotations in {split.path}, {ignored} are '
-            'iscrowd or ignored, and no other one is used: correct iscrowd, ignore, area and bbox '
+            'iscrowd or ignored, and no other one is used; correct iscrowd, ignore, area and bbox '
             'of the annotations'
         )
         purpose = 'nothing is left to train on' if split.trains else 'all metrics will be -1'
-        yield Problem(f'{purpose}, {text}', stops=split.trains)
+        yield Problem(f'{purpose}: {text}', stops=split.trains)
     elif ignored > kept / 2:
         yield Problem(
             f'{ignored} of {kept} instances in {split.path} are iscrowd and not learned: set '
