@@ -68,8 +68,9 @@ class Run:
             'MASTER_PORT': choose_port(nodes, node),
             'TORCHELASTIC_RUN_ID': 'none',  # shows that a launcher has started the process
         }
-        if number > 1:
+        if number > 1:  # as torchrun and mmengine do, with a warning each
             environment.setdefault('OMP_NUM_THREADS', '1')
+            environment.setdefault('MKL_NUM_THREADS', '1')
         for rank in range(number):
             ranks = {'RANK': str(self._first_rank + rank), 'LOCAL_RANK': str(rank)}
             # a new session: Ctrl-C reaches the processes once, from this launcher

@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from mmengine.utils import is_installed
 
 from ..errors import UserError, one_line
+from .launch import process_rank
 from .options import apply_options, walk
 
 # mmengine's warning about a config file that has `_deprecation_ = dict(expected=...)`
@@ -73,10 +74,9 @@ def _load(path: str | os.PathLike) -> Config:
         cfg = Config.fromfile(path)
         for _ in walk(cfg):
             pass  # a pure Python config imports its types when they are accessed
-    first = os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
     for warning in caught:
         renamed = RENAMED.match(str(warning.message))
-        if renamed and first:  # a DeprecationWarning, which Python hides by default
+        if renamed and process_rank() == 0:  # a DeprecationWarning, which Python hides by default
             old, new = renamed.groups()
             print_log(
                 f'{os.path.relpath(old)} has been renamed to {new}; the old name will be removed '

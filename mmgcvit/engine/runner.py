@@ -9,12 +9,14 @@ from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
 from ..mmcv_ops import require_operators
+from ..registry import class_of
 from ..weights import register_checkpoint_loaders
 from .adaptations import ADAPTATIONS, Adaptation
 from .device import Machine, choose_device
 from .hooks.checkpoint import register_file_backend
 from .launch import start_processes
 from .resume import forget_pretrained
+from .screen import with_short_screen
 
 
 def build_runner(cfg: Config, *options: Adaptation) -> Runner | FlexibleRunner:
@@ -41,7 +43,9 @@ def build_runner(cfg: Config, *options: Adaptation) -> Runner | FlexibleRunner:
         adapt(cfg, machine)
     register_checkpoint_loaders()
     register_file_backend()
-    runner = RUNNERS.build(cfg)
+    cls = class_of(cfg.get('runner_type', 'Runner'), RUNNERS)
+    # if there is no such class, mmengine raises
+    runner = with_short_screen(cls).from_cfg(cfg) if cls else RUNNERS.build(cfg)
     if cfg.get('resume'):
         if isinstance(runner, FlexibleRunner):  # builds the model when training begins
             runner.model = MODELS.build(runner.model)
