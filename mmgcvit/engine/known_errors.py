@@ -4,12 +4,15 @@ The libraries raise them deep inside a call. The frames of the traceback contain
 lacks: the config, and the class and the settings that were being built.
 """
 
+import codecs
 import difflib
 import inspect
+import json
 import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,7 +20,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-from ..errors import UserError, one_line
+from ..errors import UserError, describe, one_line
 from .options import walk
 
 UNEXPECTED = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
@@ -101,6 +104,37 @@ def _file(error: BaseException) -> str | None:
     return str(error) if isinstance(error, OSError) and error.filename else None
 
 
+def _encoding(error: BaseException) -> str | None:
+    """Name a text file that its reader cannot parse."""
+    if not isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return None
+    functions = (frame for frame in _frames(error) if frame.f_code.co_name != '<module>')
+    values = [value for frame in functions for value in frame.f_locals.values()]
+    names = [getattr(value, 'name', value) for value in values]  # files and paths
+    short = (name for name in names if isinstance(name, str | Path) and len(str(name)) < 4096)
+    file = next((name for name in short if Path(name).is_file()), None)
+    if file is None:
+        return None
+    with open(file, 'rb') as opened:
+        start = opened.read(3)
+    marks = {
+        codecs.BOM_UTF8: 'utf-8-sig',
+        codecs.BOM_UTF16_LE: 'utf-16',
+        codecs.BOM_UTF16_BE: 'utf-16',
+    }
+    encoding = next((name for mark, name in marks.items() if start.startswith(mark)), None)
+    if encoding:
+        return (
+            f'{file} begins with a byte order mark ({encoding}), and its reader takes only plain '
+            f"UTF-8: in Python, read it with encoding='{encoding}' and write it with "
+            "encoding='utf-8'; in an editor, save it as UTF-8 without BOM"
+        )
+    return (
+        f'{file} cannot be read ({describe(error)}): write it again, complete and as UTF-8, or set '
+        'the path of another file'
+    )
+
+
 def _argument(error: BaseException) -> str | None:
     """Explain an argument in the config that its class does not have."""
     found = isinstance(error, TypeError) and UNEXPECTED.search(str(error))
@@ -152,12 +186,17 @@ def _missing_argument(error: BaseException) -> str | None:
 
 def _type(error: BaseException) -> str | None:
     """Explain a type that no registry has."""
-    found = isinstance(error, KeyError) and NO_TYPE.search(str(error.args[0]))
     frames = list(_frames(error))
-    registry = next((r for f in frames if isinstance(r := f.f_locals.get('registry'), Registry)), 0)
-    if not found or not registry:
+    variables = [frame.f_locals for frame in frames]
+    registry = next((v['registry'] for v in variables if 'registry' in v), None)
+    found = isinstance(error, KeyError) and NO_TYPE.search(str(error.args[0]))
+    # mmengine's constructor of optimizers
+    optimizer = next(
+        (v['optimizer_cfg'] for v in variables if v.get('optimizer_cls', 0) is None), {}
+    )
+    name = found[1] if found else optimizer.get('type')
+    if name is None or not isinstance(registry, Registry):
         return None
-    name = found[1]
     places = [
         path
         for path, value in walk(_config_of(frames))
@@ -180,6 +219,7 @@ EXPLANATIONS = (
     _disk,
     _package,
     _file,
+    _encoding,
     _argument,
     _missing_argument,
     _type,

@@ -118,7 +118,7 @@ class NamingCompose(Compose):
                 raise UserError(
                     f'{image}: {name} cannot process this image ({describe(error)}): correct the '
                     f'image, its annotations or the settings of {name} in the pipeline, or '
-                    'remove the image. The log file has the traceback'
+                    'remove the image'
                 ) from error
             if data is None:
                 return None
