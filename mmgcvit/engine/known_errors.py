@@ -163,7 +163,8 @@ def _argument(error: BaseException) -> str | None:
         return (
             f'{" and ".join(f"{place}.{key}" for place in places)}: '
             f'{getattr(cls, "__name__", name)} has no argument {key}'
-            f'{f" (did you mean {close[0]}?)" if close else ""}. Allowed: {", ".join(arguments)}'
+            f'{f" (did you mean {close[0]}?)" if close else ""}. Allowed: {", ".join(arguments)}. '
+            'Arguments that a base config sets are dropped with _delete_=True beside type'
         )
     return None
 
@@ -182,6 +183,49 @@ def _missing_argument(error: BaseException) -> str | None:
         return None
     keys = keys.replace("'", '')
     return f'{places[-1]}: {name} needs {keys}: add {places[-1]}.{keys.partition(",")[0]}'
+
+
+def _value(error: BaseException) -> str | None:
+    """Explain a value that the constructor of a class in the config rejects."""
+    if not isinstance(error, ValueError | AssertionError) or not str(error):
+        return None
+    frames = list(_frames(error))
+    raising = frames[0]
+    # the constructor itself, or a function of this package, whose messages have a remedy
+    own = raising.f_globals.get('__name__', '').startswith(f'{__name__.partition(".")[0]}.models')
+    built = next((frame for frame in frames if 'obj_cls' in frame.f_locals), None)
+    if built is None or not (own or raising.f_back is built):
+        return None
+    place = _place_of(built, frames)
+    return f'{place and f"{place}: "}{built.f_locals["obj_cls"].__name__}: {one_line(error)}'
+
+
+def _no_dict(error: BaseException) -> str | None:
+    """Explain a number or text in the place of the settings of a class."""
+    frames = list(_frames(error))
+    built = next((frame for frame in frames if 'obj_cls' in frame.f_locals), None)
+    if built is None or not str(error).startswith('cfg should be a dict'):
+        return None
+    value, registry = (frames[0].f_locals.get(name) for name in ('cfg', 'registry'))
+    keys = [key for key, part in built.f_locals['args'].items() if part is value]
+    if not keys or not isinstance(registry, Registry):
+        return None
+    return (
+        f'{_place_of(built, frames) or built.f_locals["obj_cls"].__name__}.{keys[0]} is {value!r}, '
+        f'and has to be a dict with the type and the settings of a {registry.name}'
+    )
+
+
+def _place_of(built: FrameType, frames: list[FrameType]) -> str:
+    """Return the dotted name of the settings of a class that was being built, or ''."""
+    args, kind = built.f_locals['args'], built.f_locals['obj_type']
+    places = (
+        place
+        for place, node in _nodes(_config_of(frames))
+        if node.get('type') == kind
+        and all(args.get(key, value) == value for key, value in node.items())
+    )
+    return next(places, '')
 
 
 def _type(error: BaseException) -> str | None:
@@ -222,6 +266,8 @@ EXPLANATIONS = (
     _encoding,
     _argument,
     _missing_argument,
+    _value,
+    _no_dict,
     _type,
 )
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS, METRICS, TRANSFORMS
+from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from toy import toy_config
 
 from mmgcvit.engine import build_runner
@@ -39,6 +39,13 @@ class Fails:
         return {'inputs': torch.ones(()), 'data_samples': data['img_path']}
 
 
+@MODELS.register_module()
+class Wrapper(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = MODELS.build(inner)
+
+
 def message_of(function, *args):
     """What is printed of the error that a function raises, or None if it is not known."""
     try:
@@ -50,7 +57,11 @@ def message_of(function, *args):
 
 def train(tmp_path, options):
     cfg = toy_config(tmp_path, iterations=1)
-    cfg.merge_from_dict(options)
+    for name, value in options.items():
+        if '.' in name:
+            cfg.merge_from_dict({name: value})
+        else:
+            cfg[name] = value
     build_runner(cfg).train()
 
 
@@ -89,6 +100,23 @@ MISTAKES = {
         {'custom_hooks': [dict(type='EarlyStoppingHook')]},
         'custom_hooks.0: EarlyStoppingHook needs monitor: add custom_hooks.0.monitor',
     ),
+    'a value': (
+        {'optim_wrapper.accumulative_counts': 0},
+        'OptimWrapper: _accumulative_counts at least greater than or equal to 1',
+    ),
+    'settings of a hook': (
+        {'custom_hooks': dict(type='EMAHook')},
+        "custom_hooks is {'type': 'EMAHook'} in the config, and has to be a list",
+    ),
+    'settings of a dataset': (
+        {'train_dataloader.dataset': 'coco'},
+        "train_dataloader.dataset is 'coco' in the config, and has to be a dict",
+    ),
+    'no loop': (
+        {'train_cfg': None},
+        'the config has train_dataloader and optim_wrapper, and no train_cfg: add it, or set '
+        'train_dataloader = None as well',
+    ),
     'a type': (
         {'model.type': 'ToyModle'},
         'model.type is ToyModle, and there is no such model: did you mean mmengine.ToyModel',
@@ -111,6 +139,22 @@ def test_a_mistake_in_the_config_is_named_with_its_place(tmp_path, mistake):
     found = message_of(train, tmp_path, options)
     assert found and found.startswith(message), found
     assert '\n' not in found
+
+
+def test_a_number_for_the_settings_of_a_part_is_named():
+    cfg = Config(dict(model=dict(type='Wrapper', inner=7)))
+    found = message_of(lambda cfg: MODELS.build(cfg.model), cfg)
+    assert found == (
+        'model.inner is 7, and has to be a dict with the type and the settings of a model'
+    )
+
+
+def test_a_value_that_gc_vit_rejects_is_named_with_its_place():
+    cfg = Config(
+        dict(model=dict(backbone=dict(type='mmgcvit.GCViT', arch='tiny', window_size='x')))
+    )
+    found = message_of(lambda cfg: MODELS.build(cfg.model.backbone), cfg)
+    assert found.startswith("model.backbone: GCViT: window_size='x' is not allowed: give 4")
 
 
 def test_arguments_that_a_class_passes_on_are_allowed():
