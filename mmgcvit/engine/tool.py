@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -33,6 +34,8 @@ def run_tool(main: Callable[[], None]) -> None:
     Of several processes with the same error, only the first one prints it.
     """
     enable()
+    if process_rank() and not sys.warnoptions:
+        warnings.simplefilter('ignore')  # the first process shows the same warnings
     try:
         main()
     except SystemExit as end:
