@@ -47,8 +47,16 @@ def known_error(error: BaseException) -> str | None:
     return next((text for text in explanations if text), None)
 
 
+def _text(error: BaseException | None, limit: int = 10_000) -> str:
+    """Return the text of an error, of a data worker's error without the traceback in it."""
+    text = str(error)
+    if 'in DataLoader worker process' in text:
+        text = text.strip().rpartition('\n')[2]
+    return one_line(text, limit)
+
+
 def _memory(error: BaseException) -> str | None:
-    text = one_line(error, 10_000)
+    text = _text(error)
     if isinstance(error, torch.cuda.OutOfMemoryError) or 'CUDA out of memory' in text:
         needed = re.search(r'Tried to allocate [\d.]+ \w+', text)
         return (
@@ -58,17 +66,17 @@ def _memory(error: BaseException) -> str | None:
         )
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
         return (
-            f'this machine is out of memory ({one_line(error)}): reduce batch_size or num_workers '
-            'of the dataloaders, or set model.backbone.recompute=block'
+            f'this machine is out of memory ({_text(error, 300)}): reduce batch_size or '
+            'num_workers of the dataloaders, or set model.backbone.recompute=block'
         )
     return None
 
 
 def _data_worker(error: BaseException) -> str | None:
-    texts = [one_line(error, 10_000), one_line(error.__cause__, 10_000)]
+    texts = [_text(error), _text(error.__cause__)]
     killed = [match for text in texts if (match := WORKER_KILLED.search(text))]
     if 'shared memory' in ' '.join(texts) or '</torch_' in ' '.join(texts):
-        return f'shared memory is full ({one_line(error, 150)}): {SHARED_MEMORY}'
+        return f'shared memory is full ({_text(error, 150)}): {SHARED_MEMORY}'
     if killed:
         return (
             f'a data worker was killed ({killed[-1][0]}): the machine is probably out of memory '
@@ -77,18 +85,18 @@ def _data_worker(error: BaseException) -> str | None:
         )
     if 'Too many open files' in texts[0]:
         return (
-            f'too many files are open ({one_line(error, 150)}): raise the limit with '
+            f'too many files are open ({_text(error, 150)}): raise the limit with '
             '"ulimit -n 65535", or reduce num_workers of the dataloaders'
         )
     return None
 
 
 def _disk(error: BaseException) -> str | None:
-    text = one_line(error, 10_000)
+    text = _text(error)
     # torch.save reports a failed write without its reason
     if any(part in text for part in ('No space left', 'quota exceeded', 'inline_container.cc')):
         return (
-            f'a file could not be written ({one_line(error, 150)}): the disk is probably full. '
+            f'a file could not be written ({_text(error, 150)}): the disk is probably full. '
             'Make room in the work dir, then go on with --resume'
         )
     return None
@@ -96,7 +104,7 @@ def _disk(error: BaseException) -> str | None:
 
 def _package(error: BaseException) -> str | None:
     if isinstance(error, ImportError) and 'install' in str(error):
-        return f'{one_line(error)} (the Python environment is {sys.prefix})'
+        return f'{_text(error, 300)} (the Python environment is {sys.prefix})'
     return None
 
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -22,6 +23,8 @@ from .options import ReadOptions
 # Seconds after which the first process has reported an error that all processes have: their
 # launcher then ends the others. torchrun 2.1 looks at its processes every 5 seconds.
 TIME_TO_REPORT = 10
+# what gloo and NCCL raise in one process because another one has ended
+OTHER_ENDED = re.compile('(closed|reset) by peer|remote process exited|Broken pipe')
 
 
 def run_tool(main: Callable[[], None]) -> None:
@@ -53,25 +56,32 @@ def run_tool(main: Callable[[], None]) -> None:
         rank = process_rank()
         if known:
             _leave(1, f'error: {known} (process {rank})' if rank else f'error: {known}')
-        _leave(1, f'process {rank}:\n{report}' if rank else report)
+        other_ended = _has_others() and bool(OTHER_ENDED.search(str(error)))
+        _leave(1, f'process {rank}:\n{report}' if rank else report, other_ended)
     if _has_others():
         # together: under Slurm, the first process hosts the store that connects the others
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
-def _leave(code: int, message: str = '') -> NoReturn:
+def _leave(code: int, message: str = '', other_reports: bool = False) -> NoReturn:
     """Exit this process, even if other processes of the run never reach the same point.
 
     The process group cannot be destroyed then, because that waits for pending collectives. A normal
     exit of the interpreter is not safe either, because gloo's threads may still hold tensors: with
     torch 2.14, one of six such processes aborted with "terminate called without an active
     exception".
+
+    Args:
+        code: Exit code.
+        message: What to print, if anything.
+        other_reports: Whether another process has caused the error, and reports it.
     """
-    if process_rank() and code in (1, 2):
-        # torchrun, srun and tools/_launch.py end this process if the first one has an error, too
+    if other_reports or (process_rank() and code in (1, 2)):
+        # torchrun, srun and tools/_launch.py end this process after the one that reports the error:
+        # the first one, or else the one with the lowest local rank
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(TIME_TO_REPORT)
+        time.sleep(TIME_TO_REPORT + 0.5 * int(os.environ.get('LOCAL_RANK') or 0))
     if message:
         # in one call, so that lines of several processes do not mix
         sys.stderr.write(f'{message}\n')

@@ -280,6 +280,13 @@ def raising(error):
             'a file could not be written ([Errno 28] No space left on device): the disk is',
         ),
         (ImportError('Please install lmdb to enable LmdbBackend.'), 'Please install lmdb to'),
+        (
+            ImportError(
+                'Caught ImportError in DataLoader worker process 1.\nOriginal Traceback:\n  '
+                'File "a.py", line 3\nImportError: `tifffile` is not installed'
+            ),
+            'ImportError: `tifffile` is not installed (',
+        ),
         (UserError('set x'), 'set x'),
     ],
 )
