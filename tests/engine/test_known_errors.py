@@ -84,7 +84,10 @@ MISTAKES = {
         'train_dataloader.dataset.size: ToyDataset has no argument size. Allowed: length, bad',
     ),
     'a dataloader': (
-        {'train_dataloader.workers': 2},
+        {
+            'train_dataloader.workers': 2,
+            'train_cfg': dict(type='IterBasedTrainLoop', max_iters=1),
+        },
         'train_dataloader.workers: DataLoader has no argument workers (did you mean num_workers?)',
     ),
     'a sampler': (

@@ -1,10 +1,14 @@
 """What is on the screen, and what is in the log file alone."""
 
+import logging
+
+import mmengine
 import pytest
 from mmengine.logging import MMLogger
 from toy import toy_config
 
 from mmgcvit.engine import build_runner, run_tool
+from mmgcvit.engine.screen import _is_no_dump
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +46,13 @@ def test_dumps_are_only_in_the_log_file(tmp_path, capfd, kind):
     if kind == 'Runner':
         assert 'loss_cls: ' in printed
         assert printed.count('\n') < 20
+
+
+@pytest.mark.parametrize(('level', 'shown'), [(logging.INFO, False), (logging.WARNING, True)])
+def test_warnings_of_several_lines_are_shown(level, shown):
+    file = mmengine.runner.runner.__file__
+    record = logging.LogRecord('mmengine', level, file, 1, 'first\nsecond', (), None)
+    assert _is_no_dump(record) == shown
 
 
 def test_the_traceback_of_a_known_error_is_in_the_log_file(tmp_path, capfd):

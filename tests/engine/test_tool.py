@@ -1,13 +1,14 @@
 """How the processes of tools end."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import forks
 import pytest
 
-from mmgcvit.engine import run_tool, runner_parser
+from mmgcvit.engine import run_tool, runner_parser, tool
 
 # Pairs of processes, one after the other; the parent imports torch for all of them. They exit
 # through the interpreter, unlike the processes of forks.py.
@@ -180,3 +181,26 @@ def test_a_process_that_leaves_the_report_to_the_first_one_waits_for_it(tmp_path
     (tmp_path / 'process.py').write_text(SILENT)
     code, printed = forks.run(tmp_path / 'process.py', out=tmp_path / 'out', timeout=60, ranks=2)
     assert (code, printed) == (1, 'error: the first process has found it\n')
+
+
+@pytest.mark.parametrize(
+    ('error', 'waits'),
+    [
+        ('[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1', True),
+        ('shapes differ', False),
+    ],
+)
+def test_only_an_error_that_another_process_causes_is_held_back(monkeypatch, error, waits):
+    waited = []
+
+    def main():
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(tool, '_has_others', lambda: True)
+    monkeypatch.setattr(tool.time, 'sleep', waited.append)
+    monkeypatch.setattr(tool.os, '_exit', sys.exit)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        run_tool(main)
+    signal.signal(signal.SIGTERM, before)
+    assert bool(waited) == waits

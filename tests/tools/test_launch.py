@@ -26,7 +26,7 @@ if kind == 'save' or kind == 'one cannot save' and rank == 0:
     signal.signal(signal.SIGTERM, save)
     signal.signal(signal.SIGHUP, save)
 elif kind == 'one cannot save':
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), os._exit(1)))
 elif kind == 'environment':
     open(f'{folder}/{rank}', 'w').write(json.dumps(dict(os.environ)))
     sys.exit()
@@ -112,7 +112,7 @@ def test_hangup_stays_ignored_under_nohup(start, tmp_path):
     while len(list(tmp_path.glob('started *'))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     launcher.send_signal(signal.SIGHUP)
-    time.sleep(0.5)
+    time.sleep(1.5)
     assert launcher.poll() is None
     launcher.terminate()
     launcher.communicate(timeout=50)
