@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,10 +41,19 @@ def known_error(error: BaseException) -> str | None:
             the libraries, for example that a class does not have an argument.
     """
     if isinstance(error, UserError):
+        # of a tool that cannot build the model: the place in the config says more
+        if error.__cause__ and (cause := _first(MISTAKES, error.__cause__)):
+            return cause
         # torch raises an error of a data worker again with its traceback as the text
         return str(error).rpartition(IN_WORKER)[2].strip()
-    explanations = (explain(error) for explain in EXPLANATIONS)
-    return next((text for text in explanations if text), None)
+    return _first((*FAILURES, *MISTAKES), error)
+
+
+def _first(
+    explanations: Iterable[Callable[[BaseException], str | None]], error: BaseException
+) -> str | None:
+    texts = (explain(error) for explain in explanations)
+    return next((text for text in texts if text), None)
 
 
 def _text(error: BaseException | None, limit: int = 10_000) -> str:
@@ -195,7 +204,8 @@ def _missing_argument(error: BaseException) -> str | None:
 
 def _value(error: BaseException) -> str | None:
     """Explain a value that the constructor of a class in the config rejects."""
-    if not isinstance(error, ValueError | AssertionError) or not str(error):
+    kinds = ValueError | AssertionError
+    if not isinstance(error, kinds) or isinstance(error, UserError) or not str(error):
         return None
     frames = list(_frames(error))
     raising = frames[0]
@@ -265,19 +275,10 @@ def _type(error: BaseException) -> str | None:
     )
 
 
-EXPLANATIONS = (
-    _memory,
-    _data_worker,
-    _disk,
-    _package,
-    _file,
-    _encoding,
-    _argument,
-    _missing_argument,
-    _value,
-    _no_dict,
-    _type,
-)
+# of the machine and its files
+FAILURES = (_memory, _data_worker, _disk, _package, _file, _encoding)
+# in the config
+MISTAKES = (_argument, _missing_argument, _value, _no_dict, _type)
 
 
 def _frames(error: BaseException) -> Iterator[FrameType]:

@@ -308,3 +308,15 @@ def test_a_pipeline_with_named_images_reaches_workers_that_are_spawned(tmp_path)
     runner = build_runner(listed(tmp_path, ['a.jpg']))
     dataset = runner.build_dataloader(runner.cfg.train_dataloader).dataset
     assert len(pickle.loads(pickle.dumps(dataset)).pipeline.transforms) == 1
+
+
+def test_a_tool_that_cannot_build_a_model_names_the_place_in_the_config(tmp_path):
+    def build():
+        cfg = toy_config(tmp_path, model=dict(clases=3))
+        try:
+            MODELS.build(cfg.model)
+        except TypeError as error:
+            raise UserError('the model cannot be built here') from error
+
+    start = 'model.clases: ToyModel has no argument clases (did you mean classes?)'
+    assert message_of(build).startswith(start)

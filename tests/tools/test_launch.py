@@ -1,5 +1,6 @@
 """tools/_launch.py with processes that import no torch. tests/tools/test_launching.py trains."""
 
+import functools
 import json
 import os
 import signal
@@ -27,6 +28,8 @@ if kind == 'save' or kind == 'one cannot save' and rank == 0:
     signal.signal(signal.SIGHUP, save)
 elif kind == 'one cannot save':
     signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), os._exit(1)))
+elif kind == 'interrupt':
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 elif kind == 'environment':
     open(f'{folder}/{rank}', 'w').write(json.dumps(dict(os.environ)))
     sys.exit()
@@ -53,6 +56,8 @@ def start(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # which shells have what they start in the background ignore
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
 
     return start
@@ -99,6 +104,10 @@ def test_signals_reach_the_processes_and_they_have_time_to_save(start, tmp_path,
     assert signalled(start('save'), tmp_path, number) == 75
     for rank in '01':
         assert (tmp_path / rank).read_text() == number.name
+
+
+def test_ctrl_c_ends_the_processes_in_their_own_way(start, tmp_path):
+    assert signalled(start('interrupt'), tmp_path, signal.SIGINT) == 130
 
 
 def test_a_process_that_cannot_save_decides_the_exit_code(start, tmp_path):
