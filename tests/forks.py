@@ -165,10 +165,21 @@ def _run(command, out, cwd, ranks, file_size, variables):
                 break
             children.append(child)
         else:
-            codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-            if len(set(codes)) > 1:
-                sys.exit(f'they ended with {codes}, not with one code')
-            sys.exit(codes[0])
+            sys.exit(_wait_as_launcher(children))
     os.chdir(cwd)
     sys.argv = command
     runpy.run_path(command[0], run_name='__main__')
+
+
+def _wait_as_launcher(children):
+    """Return the exit code of processes; as torchrun and srun do, end the others with the first."""
+    ended, failed = {}, False
+    while len(ended) < len(children):
+        child, status = os.wait()
+        ended[child] = os.waitstatus_to_exitcode(status)
+        if ended[child] and not failed:
+            failed = True
+            for other in set(children) - set(ended):
+                os.kill(other, signal.SIGTERM)
+    codes = set(ended.values()) - ({-signal.SIGTERM} if failed else set())
+    return codes.pop() if len(codes) == 1 else f'they ended with {ended}, not with one code'

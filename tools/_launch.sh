@@ -54,7 +54,7 @@ find_python() {
 
 # Runs a tool in several processes on this node, as one of NNODES nodes.
 run_on_nodes() { # processes, tool, arguments...
-    local processes=$1 tool=$2 nodes=${NNODES:-1} node=${NODE_RANK:-0} rendezvous
+    local processes=$1 tool=$2 nodes=${NNODES:-1} node=${NODE_RANK:-0}
     shift 2
     need_count NNODES "$nodes"
     if ! [[ $node =~ ^[0-9]+$ ]] || ((node >= nodes)); then
@@ -63,33 +63,10 @@ run_on_nodes() { # processes, tool, arguments...
     if [[ -n ${PORT:-} ]] && { ! [[ $PORT =~ ^[0-9]+$ ]] || ((PORT < 1 || PORT > 65535)); }; then
         fail "PORT must be from 1 to 65535, got '$PORT'"
     fi
-    if ((nodes == 1)) && [[ -z ${PORT:-} ]]; then
-        # explicit address, since not every machine can resolve its own host name
-        rendezvous=(--standalone --local-addr=127.0.0.1)
-    else
-        if ((nodes > 1)) && [[ -z ${MASTER_ADDR:-} ]]; then
-            fail "NNODES is $nodes: set MASTER_ADDR to the address of node 0"
-        fi
-        ((node > 0)) || need_free_port "${PORT:-29500}"
-        rendezvous=(
-            --nnodes="$nodes" --node_rank="$node"
-            --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}"
-        )
+    if ((nodes > 1)) && [[ -z ${MASTER_ADDR:-} ]]; then
+        fail "NNODES is $nodes: set MASTER_ADDR to the address of node 0"
     fi
-    exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node="$processes" \
-        "$root/tools/$tool" "$@" --launcher pytorch
-}
-
-need_free_port() { # port
-    "$python" - "$1" <<'PYTHON' || fail "port $1 is in use: set PORT to a free one"
-import socket, sys
-with socket.socket() as probe:
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        probe.bind(('', int(sys.argv[1])))
-    except OSError:
-        sys.exit(1)
-PYTHON
+    exec "$python" "$root/tools/_launch.py" "$processes" "$root/tools/$tool" "$@" --launcher pytorch
 }
 
 # Runs a tool in a Slurm job with GPUS tasks.

@@ -9,9 +9,11 @@ from .hooks import (
     ExactResumeHook,
     SafeCheckpointHook,
 )
+from .known_errors import known_error
 from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
 from .resume import find_checkpoint
 from .runner import build_runner
+from .screen import name_failing_images
 from .tool import config_parser, run_tool, runner_parser
 
 __all__ = [
@@ -30,7 +32,9 @@ __all__ = [
     'check_data',
     'config_parser',
     'find_checkpoint',
+    'known_error',
     'load_config',
+    'name_failing_images',
     'require_data',
     'run_tool',
     'runner_parser',

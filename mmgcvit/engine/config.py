@@ -15,10 +15,32 @@ from mmengine.logging import print_log
 from mmengine.utils import is_installed
 
 from ..errors import UserError, one_line
+from .launch import process_rank
 from .options import apply_options, walk
 
 # mmengine's warning about a config file that has `_deprecation_ = dict(expected=...)`
 RENAMED = re.compile(r'The config file (.+?) will be deprecated.*?Please use (\S+) instead', re.S)
+
+
+# Kinds of parts of a config. Parts may also be objects, such as a DataLoader.
+KINDS = {
+    (dict,): (
+        *('model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'optim_wrapper'),
+        *('train_cfg', 'val_cfg', 'test_cfg', 'default_hooks', 'auto_scale_lr', 'randomness'),
+        *('env_cfg', 'log_processor', 'visualizer', 'train_dataloader.dataset'),
+        *('val_dataloader.dataset', 'test_dataloader.dataset'),
+    ),
+    (list, tuple): ('custom_hooks',),
+    (dict, list, tuple): ('val_evaluator', 'test_evaluator', 'param_scheduler'),
+    (str,): ('load_from', 'work_dir', 'default_scope'),
+}
+PLAIN = (str, int, float, list, tuple, dict)
+# Parts that Runner needs together.
+TOGETHER = (
+    ('train_dataloader', 'train_cfg', 'optim_wrapper'),
+    ('val_dataloader', 'val_cfg', 'val_evaluator'),
+    ('test_dataloader', 'test_cfg', 'test_evaluator'),
+)
 
 
 def load_config(
@@ -67,16 +89,43 @@ def load_config(
     return cfg
 
 
+def require_kinds(cfg: Config) -> None:
+    """Raise a UserError if a part of a config is for example a number, and has to be a dict."""
+    for kinds, names in KINDS.items():
+        for name in names:
+            part, _, key = name.partition('.')
+            value = cfg.get(part)
+            if key:
+                value = value.get(key) if isinstance(value, dict) else None
+            if isinstance(value, PLAIN) and not isinstance(value, kinds):
+                raise UserError(
+                    f'{name} is {one_line(repr(value), 80)} in the config, and has to be a '
+                    f'{" or a ".join(kind.__name__ for kind in kinds)}: write it as in '
+                    'configs/detection/mask_rcnn_gcvit_shapes.py, or its bases'
+                )
+
+
+def require_parts(cfg: Config) -> None:
+    """Raise a UserError if a config can train, validate or test only in part."""
+    for names in TOGETHER:
+        missing = [name for name in names if cfg.get(name) is None]
+        if 0 < len(missing) < len(names):
+            present = [name for name in names if name not in missing]
+            raise UserError(
+                f'the config has {" and ".join(present)}, and no {" and ".join(missing)}: add it, '
+                f'or set {present[0]} = None as well'
+            )
+
+
 def _load(path: str | os.PathLike) -> Config:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         cfg = Config.fromfile(path)
         for _ in walk(cfg):
             pass  # a pure Python config imports its types when they are accessed
-    first = os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
     for warning in caught:
         renamed = RENAMED.match(str(warning.message))
-        if renamed and first:  # a DeprecationWarning, which Python hides by default
+        if renamed and process_rank() == 0:  # a DeprecationWarning, which Python hides by default
             old, new = renamed.groups()
             print_log(
                 f'{os.path.relpath(old)} has been renamed to {new}; the old name will be removed '

@@ -19,6 +19,11 @@ PR_SET_PDEATHSIG = 1  # option of prctl on Linux
 TORCH_SETTINGS = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
 
+def process_rank() -> int:
+    """Return the rank that the launcher has given to this process, even before it is connected."""
+    return int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0)
+
+
 def start_processes(cfg: Config, device: str) -> int:
     """Connect this process to the others of its run: with NCCL on CUDA, with gloo on a CPU.
 

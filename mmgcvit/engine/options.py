@@ -198,6 +198,7 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
         UserError: If an option does not match the config or has no effect.
     """
     _refuse_unread(cfg, options)
+    _refuse_replaced(cfg, options)
     try:
         for name in options:
             _make_room(cfg, name.split('.'))
@@ -253,6 +254,20 @@ def _refuse_unread(cfg: Config, options: Mapping[str, Any]) -> None:
             f'--cfg-options {"; ".join(texts)}. Set variables that only {cfg.filename} itself or '
             'your code uses in that file'
         )
+
+
+def _refuse_replaced(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Raise if an option replaces the settings of a class by a value of another kind."""
+    settings = dict(walk(cfg))
+    for name, value in options.items():
+        replaced = settings.get(name)
+        is_class = isinstance(replaced, Mapping) and 'type' in replaced
+        if is_class and value is not None and not isinstance(value, Mapping):
+            keys = ', '.join(f'{name}.{key}' for key in list(replaced)[:SHOWN])
+            raise UserError(
+                f'--cfg-options {name}={value} replaces the settings of {replaced["type"]}: set '
+                f'one of them, for example {keys}'
+            )
 
 
 def _read_keys(cfg: Config, options: Mapping[str, Any]) -> set[str]:

@@ -9,12 +9,15 @@ from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
 from ..mmcv_ops import require_operators
+from ..registry import class_of
 from ..weights import register_checkpoint_loaders
 from .adaptations import ADAPTATIONS, Adaptation
+from .config import require_kinds, require_parts
 from .device import Machine, choose_device
 from .hooks.checkpoint import register_file_backend
 from .launch import start_processes
 from .resume import forget_pretrained
+from .screen import with_short_screen
 
 
 def build_runner(cfg: Config, *options: Adaptation) -> Runner | FlexibleRunner:
@@ -32,6 +35,7 @@ def build_runner(cfg: Config, *options: Adaptation) -> Runner | FlexibleRunner:
     Raises:
         UserError: If the user has to fix the config, the environment or a checkpoint.
     """
+    require_kinds(cfg)
     cfg = copy.deepcopy(cfg)
     device = choose_device()
     machine = Machine(device, start_processes(cfg, device))
@@ -39,9 +43,12 @@ def build_runner(cfg: Config, *options: Adaptation) -> Runner | FlexibleRunner:
         print_log(f"mmcv's operators: {require_operators()}", logger='current')
     for adapt in (*options, *ADAPTATIONS):
         adapt(cfg, machine)
+    require_parts(cfg)
     register_checkpoint_loaders()
     register_file_backend()
-    runner = RUNNERS.build(cfg)
+    cls = class_of(cfg.get('runner_type', 'Runner'), RUNNERS)
+    # if there is no such class, mmengine raises
+    runner = with_short_screen(cls).from_cfg(cfg) if cls else RUNNERS.build(cfg)
     if cfg.get('resume'):
         if isinstance(runner, FlexibleRunner):  # builds the model when training begins
             runner.model = MODELS.build(runner.model)

@@ -1,50 +1,91 @@
-"""Arguments and exit codes of command-line tools."""
+"""Arguments, errors and exit codes of command-line tools."""
 
 import argparse
 import logging
 import os
+import re
+import signal
 import sys
+import time
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
 import torch.distributed
+from mmengine.logging import MMLogger
 
-from ..errors import UserError
 from ..mmcv_ops import enable
+from .known_errors import known_error
+from .launch import process_rank
 from .options import ReadOptions
+
+# Seconds after which the first process has reported an error that all processes have: their
+# launcher then ends the others. torchrun 2.1 looks at its processes every 5 seconds.
+TIME_TO_REPORT = 10
+# what gloo and NCCL raise in one process because another one has ended
+OTHER_ENDED = re.compile('(closed|reset) by peer|remote process exited|Broken pipe')
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool's main function. A UserError is printed on one line, with exit code 1."""
+    """Run a tool's main function. Print an error as the last thing on the screen.
+
+    An error that the user can correct is printed on one line, and its traceback is written to the
+    log file. Other errors are printed with a traceback. The exit code is 1 for errors and 130 for
+    Ctrl-C.
+
+    Of several processes with the same error, only the first one prints it.
+    """
     enable()
+    if process_rank() and not sys.warnoptions:
+        warnings.simplefilter('ignore')  # the first process shows the same warnings
     try:
         main()
-    except UserError as error:
-        _leave(1, f'error: {error}')
-    except OSError as error:
-        # other errors, for example of a network or a data worker, are printed with a traceback
-        _leave(1, f'error: {error}' if error.filename else traceback.format_exc().rstrip())
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            _leave(1, end.code)
+        if end.code:
+            _leave(end.code)
+        raise
     except KeyboardInterrupt:
-        _leave(130, '\ninterrupted')
-    except Exception:
-        _leave(1, traceback.format_exc().rstrip())
+        _leave(130, '' if process_rank() else '\ninterrupted')
+    except Exception as error:
+        report = traceback.format_exc().rstrip()
+        known = known_error(error)
+        _write_to_log(f'{report}\nerror: {known}' if known else report)
+        rank = process_rank()
+        if known:
+            _leave(1, f'error: {known} (process {rank})' if rank else f'error: {known}')
+        other_ended = _has_others() and bool(OTHER_ENDED.search(str(error)))
+        _leave(1, f'process {rank}:\n{report}' if rank else report, other_ended)
     if _has_others():
         # together: under Slurm, the first process hosts the store that connects the others
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
-def _leave(code: int, message: str) -> NoReturn:
+def _leave(code: int, message: str = '', other_reports: bool = False) -> NoReturn:
     """Exit this process, even if other processes of the run never reach the same point.
 
     The process group cannot be destroyed then, because that waits for pending collectives. A normal
     exit of the interpreter is not safe either, because gloo's threads may still hold tensors: with
     torch 2.14, one of six such processes aborted with "terminate called without an active
     exception".
+
+    Args:
+        code: Exit code.
+        message: What to print, if anything.
+        other_reports: Whether another process has caused the error, and reports it.
     """
-    sys.stderr.write(f'{message}\n')  # in one call, so that lines of several processes do not mix
-    sys.stderr.flush()
+    if other_reports or (process_rank() and code in (1, 2)):
+        # torchrun, srun and tools/_launch.py end this process after the one that reports the error:
+        # the first one, or else the one with the lowest local rank
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(TIME_TO_REPORT + 0.5 * int(os.environ.get('LOCAL_RANK') or 0))
+    if message:
+        # in one call, so that lines of several processes do not mix
+        sys.stderr.write(f'{message}\n')
+        sys.stderr.flush()
     if not _has_others():
         sys.exit(code)
     logging.shutdown()
@@ -56,11 +97,30 @@ def _has_others() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def _write_to_log(text: str) -> None:
+    """Write to the log file of the run, if there is one, and not to the screen."""
+    logger = MMLogger.get_current_instance()
+    logging.raiseExceptions = False  # if the disk is full, the error itself is still printed
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(
+                logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None)
+            )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Parser whose errors are printed once: all processes of a run have the same arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2. The first process prints the usage and the error."""
+        if process_rank():
+            sys.exit(2)
+        super().error(message)
+
+
 def config_parser(description: str | None) -> argparse.ArgumentParser:
     """Return the parser of a tool that reads a config, with the common arguments."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='path of a config file')
     parser.add_argument(
         '--cfg-options',

@@ -347,7 +347,7 @@ def test_processes_go_on_from_one_checkpoint_or_not_at_all(images, tmp_path):
     code, printed = forks.run(*command, out=out, timeout=120, ranks=2)
     assert code == 1, printed[-3000:]
     error = 'error: work/epoch_1.pth is not there, or not whole, for process 1 of 0 to 1: the work'
-    assert printed.count(error) == 2
+    assert printed.count(error) == 1
 
     (first / 'epoch_2.pth').write_bytes(b'cut')
     shutil.copytree(first, tmp_path / '1' / 'work')

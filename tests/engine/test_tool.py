@@ -1,12 +1,14 @@
 """How the processes of tools end."""
 
 import os
+import signal
 import subprocess
 import sys
 
+import forks
 import pytest
 
-from mmgcvit.engine import run_tool, runner_parser
+from mmgcvit.engine import run_tool, runner_parser, tool
 
 # Pairs of processes, one after the other; the parent imports torch for all of them. They exit
 # through the interpreter, unlike the processes of forks.py.
@@ -133,3 +135,72 @@ def test_without_a_launcher_no_rank_is_set(monkeypatch):
     monkeypatch.delenv('LOCAL_RANK', raising=False)
     runner_parser('').parse_args(['config.py'])
     assert 'LOCAL_RANK' not in os.environ
+
+
+ONE_FAILS = """
+import os
+import torch
+import torch.distributed as dist
+from mmgcvit.engine import run_tool
+
+def main():
+    dist.init_process_group('gloo')
+    if os.environ['RANK'] == '1':
+        raise RuntimeError('one alone')
+    dist.all_reduce(torch.ones(3))
+
+run_tool(main)
+"""
+
+
+def test_an_error_of_one_process_is_not_followed_by_those_that_it_causes(tmp_path):
+    (tmp_path / 'process.py').write_text(ONE_FAILS)
+    code, printed = forks.run(tmp_path / 'process.py', out=tmp_path / 'out', timeout=90, ranks=2)
+    assert code == 1
+    assert printed.startswith('process 1:\nTraceback') and printed.count('Traceback') == 1
+    assert printed.endswith('RuntimeError: one alone\n')
+
+
+SILENT = """
+import os
+from mmgcvit.engine import run_tool
+from mmgcvit.errors import UserError
+
+def main():
+    if os.environ['RANK'] == '1':
+        raise SystemExit(1)
+    import time
+    time.sleep(1)
+    raise UserError('the first process has found it')
+
+run_tool(main)
+"""
+
+
+def test_a_process_that_leaves_the_report_to_the_first_one_waits_for_it(tmp_path):
+    (tmp_path / 'process.py').write_text(SILENT)
+    code, printed = forks.run(tmp_path / 'process.py', out=tmp_path / 'out', timeout=60, ranks=2)
+    assert (code, printed) == (1, 'error: the first process has found it\n')
+
+
+@pytest.mark.parametrize(
+    ('error', 'waits'),
+    [
+        ('[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1', True),
+        ('shapes differ', False),
+    ],
+)
+def test_only_an_error_that_another_process_causes_is_held_back(monkeypatch, error, waits):
+    waited = []
+
+    def main():
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(tool, '_has_others', lambda: True)
+    monkeypatch.setattr(tool.time, 'sleep', waited.append)
+    monkeypatch.setattr(tool.os, '_exit', sys.exit)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        run_tool(main)
+    signal.signal(signal.SIGTERM, before)
+    assert bool(waited) == waits

@@ -88,6 +88,30 @@ def test_a_process_without_a_gpu_ends_all_of_them(run):
     assert ours[0].startswith('error: local rank 1 has no GPU: this node has 0. Start at most')
 
 
+def test_an_error_of_all_processes_is_printed_once_and_last(run, tmp_path):
+    missing = ('--cfg-options', 'train_dataloader.dataset.data_root=no')
+    command = script('dist_train.sh', UPERNET, 2, '--work-dir', tmp_path, *missing)
+    printed = run(*command, code=1)
+    *others, error = printed.splitlines()
+    assert error.startswith('error: train: data_root no does not exist')
+    assert len(others) < 15 and printed.count('error: ') == 1, printed
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'System environment' in log and error in log
+
+
+def test_an_error_of_another_process_is_printed_with_its_number(run):
+    launch = [sys.executable, ROOT / 'tools' / '_launch.py', 2]
+    printed = run(*launch, DATA / 'scripts' / 'one_gpu_too_few.py', code=1)
+    (error,) = printed.splitlines()
+    assert error.startswith('error: local rank 1 has no GPU') and error.endswith(' (process 1)')
+
+
+def test_wrong_arguments_of_all_processes_are_printed_once(run):
+    printed = run(*script('dist_train.sh', UPERNET, 2, '--no-such-option'), code=2)
+    assert printed.count('unrecognized arguments: --no-such-option\n') == 1
+    assert printed.count('usage: ') == 1
+
+
 def test_a_port_in_use_is_refused(run):
     with socket.socket() as busy:
         busy.bind(('', 0))

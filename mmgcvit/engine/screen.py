@@ -1,0 +1,133 @@
+"""What a training shows on the screen, and what is only in its log file."""
+
+import logging
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any
+
+import mmengine
+from mmengine._strategy import BaseStrategy
+from mmengine.dataset import Compose
+from mmengine.logging import MMLogger
+from mmengine.runner import FlexibleRunner, Runner
+from torch.utils.data import DataLoader
+
+from ..errors import UserError, describe, one_line
+
+# environment, config and list of hooks
+DUMPING = tuple(str(Path(mmengine.__file__).parent / name) for name in ('runner', '_strategy'))
+PER_PARAMETER = 'paramwise_options -- '
+
+
+def with_short_screen(cls: type[Runner | FlexibleRunner]) -> type[Runner | FlexibleRunner]:
+    """Return a subclass of a runner with less on the screen and images named in errors."""
+    return type(cls.__name__, (ShortScreen, cls), {'__module__': cls.__module__})
+
+
+class ShortScreen:
+    """Base class of runners, see :func:`with_short_screen`.
+
+    The environment, the config, the list of hooks and lines per parameter are only in the log file.
+    """
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Build the logger; see :meth:`mmengine.runner.Runner.build_logger`."""
+        logger = super().build_logger(*args, **kwargs)
+        keep_dumps_in_file(logger)
+        return logger
+
+    def build_strategy(self, *args: Any, **kwargs: Any) -> BaseStrategy:
+        """Build the strategy, which builds FlexibleRunner's logger."""
+        strategy = super().build_strategy(*args, **kwargs)
+        keep_dumps_in_file(strategy.logger)
+        return strategy
+
+    def build_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Build a dataloader whose dataset names images that its pipeline cannot process.
+
+        Raises:
+            UserError: If the dataset is empty.
+        """
+        loader = super().build_dataloader(*args, **kwargs)
+        require_images(loader.dataset)
+        name_failing_images(loader.dataset)
+        return loader
+
+
+def keep_dumps_in_file(logger: MMLogger) -> None:
+    """Show one line with the path of the log file instead of the dumps that it contains."""
+    files = [h.baseFilename for h in logger.handlers if isinstance(h, logging.FileHandler)]
+    if not files:
+        return  # only the first process has a log file, and the others show errors alone
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.addFilter(_is_no_dump)
+    logger.info(f'environment, config and hooks: {files[0]}')
+
+
+def _is_no_dump(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    dumps = '\n' in message and record.pathname.startswith(DUMPING)
+    return record.levelno > logging.INFO or not (dumps or message.startswith(PER_PARAMETER))
+
+
+def require_images(dataset: object) -> None:
+    """Raise a UserError if a dataset is empty."""
+    if isinstance(dataset, Sized) and len(dataset) == 0:
+        file = getattr(dataset, 'ann_file', '') or getattr(dataset, 'data_root', '')
+        raise UserError(
+            f'{type(dataset).__name__} has no images left{f" of {file}" if file else ""}: check '
+            'its annotation file, its data_prefix, and filter_cfg, which removes images without '
+            'annotations and small images'
+        )
+
+
+def name_failing_images(dataset: object) -> None:
+    """Make errors in the pipelines of a dataset name the image and the transform.
+
+    The pipelines are replaced in place, also those of wrapped datasets. A pipeline that is not
+    mmengine's Compose is left as it is.
+    """
+    if type(getattr(dataset, 'pipeline', None)) is Compose:
+        dataset.pipeline = NamingCompose(dataset.pipeline.transforms)
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    for part in inner:
+        if part is not None:
+            name_failing_images(part)
+
+
+class NamingCompose(Compose):
+    """mmengine's Compose, whose errors name the image and the transform."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
+        """Apply the transforms to one sample.
+
+        Raises:
+            UserError: If a transform fails.
+        """
+        image = _image_of(data)
+        for transform in self.transforms:
+            try:
+                data = transform(data)
+            except (UserError, MemoryError):
+                raise
+            except Exception as error:
+                name = type(transform).__name__
+                if isinstance(error, ImportError):
+                    raise UserError(f'{name} needs a package: {one_line(error)}') from error
+                raise UserError(
+                    f'{image}: {name} cannot process this image ({describe(error)}): correct the '
+                    f'image, its annotations or the settings of {name} in the pipeline, or '
+                    'remove the image'
+                ) from error
+            if data is None:
+                return None
+        return data
+
+
+def _image_of(data: Any) -> str:
+    if isinstance(data, dict):
+        for key in ('img_path', 'filename', 'img_id', 'sample_idx'):
+            if key in data:
+                return str(data[key]) if key in ('img_path', 'filename') else f'{key} {data[key]}'
+    return 'a sample'
