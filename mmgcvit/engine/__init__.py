@@ -8,6 +8,7 @@ from .hooks import (
     CheckpointFitHook,
     ExactResumeHook,
     SafeCheckpointHook,
+    record_failed_step,
 )
 from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
 from .resume import find_checkpoint
@@ -31,6 +32,7 @@ __all__ = [
     'config_parser',
     'find_checkpoint',
     'load_config',
+    'record_failed_step',
     'require_data',
     'run_tool',
     'runner_parser',
