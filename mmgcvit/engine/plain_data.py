@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import UserError
 
 _CLASS = '__class__'
+_ARRAY = 'numpy.ndarray'
 _ELEMENTS = (
     'mmdet.structures.DetDataSample',
     'mmdet.structures.ReIDDataSample',
@@ -51,7 +52,8 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':
-        return value
+        # a tensor, because pickles of empty arrays refer to more than the reader allows
+        return {_CLASS: _ARRAY, 'tensor': torch.as_tensor(value).clone()}
     if isinstance(value, Mapping):
         return {
             key if isinstance(key, int | str) else str(key): to_plain(item)
@@ -106,7 +108,7 @@ def from_plain(value: Any) -> Any:
     """
     if isinstance(value, dict):
         if _CLASS in value:
-            return _build(value)
+            return value['tensor'].numpy() if value[_CLASS] == _ARRAY else _build(value)
         return {key: from_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(from_plain(item) for item in value)
@@ -123,7 +125,7 @@ def _build(plain: Mapping[str, Any]) -> Any:
     try:
         cls = _import(path)
         if path in _OTHERS:
-            return cls(*(plain[name] for name in _OTHERS[path]))
+            return cls(*(from_plain(plain[name]) for name in _OTHERS[path]))
         element = cls(metainfo=_named(plain['metainfo']))
         for name, item in _named(plain['data']).items():
             setattr(element, name, item)

@@ -1,12 +1,14 @@
 """Recording of training steps that fail."""
 
 import logging
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
@@ -50,7 +52,10 @@ def record_failed_step(runner: Runner | FlexibleRunner) -> Iterator[None]:
         step = next(steps, None)
         if step is not None and _raised_in_step(error) and not _lost_connection(error):
             line = write_failed_step(runner, step, 'error', error)
-            print_log(line, logger='current', level=logging.ERROR)
+            if is_main_process():
+                print_log(line, logger='current', level=logging.WARNING)
+            else:  # whose logger prints only errors, with the place in the code
+                print(line, file=sys.stderr, flush=True)
         raise
 
 
