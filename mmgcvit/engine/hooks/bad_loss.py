@@ -20,6 +20,7 @@ from .failed_step import HoldStepHook
 
 MAX_SKIPPED = 32  # a loss scaler starts at 2 ** 16 and halves its scale at each skipped update
 FUSED = (Adam, AdamW, SGD)  # their fused kernels skip an update if ``found_inf`` is 1
+HOST_DECIDES = ('cpu',)  # devices on which the host decides about an update without waiting
 
 
 @HOOKS.register_module()
@@ -114,7 +115,7 @@ class BadLossHook(HoldStepHook):
             by_scaler = (found > 0).to(torch.int32)
             self._update = bad * (1 - by_scaler), by_scaler
             bad = torch.maximum(bad, by_scaler)
-        if _skips_on_device(optimizer, bad.device):
+        if bad.device.type not in HOST_DECIDES and _skips_on_device(optimizer):
             optimizer.found_inf = bad.float()  # kernels compare it with 1
         elif bad:
             for parameter in parameters:
@@ -226,10 +227,10 @@ def _is_due(runner: Runner) -> bool:
     return isinstance(wrapper, OptimWrapper) and wrapper.should_update()
 
 
-def _skips_on_device(optimizer: Optimizer, device: torch.device) -> bool:
+def _skips_on_device(optimizer: Optimizer) -> bool:
     """Whether an optimizer skips an update by itself if its ``found_inf`` is 1."""
-    if device.type == 'cpu' or not isinstance(optimizer, FUSED):
-        return False  # on a CPU, the host decides without waiting
+    if type(optimizer) not in FUSED:
+        return False
     for group in optimizer.param_groups:
         if not group.get('fused'):
             return False
