@@ -9,14 +9,13 @@ import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine import registry as mmengine_registry
 from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, Registry
 from mmengine.utils import get_object_from_string
@@ -35,7 +34,7 @@ from .plain_data import from_plain
 _KEYS = ('model', 'data_preprocessor', 'optim_wrapper', 'default_scope', 'sync_bn')
 # parts of the optimizer wrapper that are replaced
 _OPTIMIZER = ('optimizer', 'constructor', 'paramwise_cfg')
-_PACKAGES = ('mmgcvit', 'torch', *MODULE2PACKAGE)
+_PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmgcvit', 'torch')
 _IDENTIFIER = re.compile(r'[A-Za-z_]\w*')
 
 
@@ -177,7 +176,7 @@ def _is_registered(kind: str) -> bool:
     parts = kind.split('.')
     if parts[0] not in _PACKAGES or not all(_IDENTIFIER.fullmatch(part) for part in parts):
         return False
-    if parts[0] != 'torch':
+    with suppress(ImportError):  # mmcv and torch have no registries of their own
         importlib.import_module(f'{parts[0]}.registry')  # adds its registries to the tree
     registries = list(_registries())
     for each in registries:

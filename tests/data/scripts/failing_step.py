@@ -11,6 +11,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 
 from mmgcvit.engine import build_runner, load_config, record_failed_step, run_tool
+from mmgcvit.engine.options import parse_value
 
 config, work_dir, fault, rank, *options = sys.argv[1:]
 
@@ -33,7 +34,8 @@ class Spoil(Hook):
 
 def main():
     cfg = load_config(config, work_dir)
-    cfg.merge_from_dict(dict(option.split('=') for option in options))
+    settings = (option.split('=') for option in options)
+    cfg.merge_from_dict({name: parse_value(value) for name, value in settings})
     cfg.custom_hooks, cfg.custom_imports = [], None  # which save weights at the end
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4, val_interval=100)
