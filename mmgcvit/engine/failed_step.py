@@ -22,7 +22,20 @@ from ..files import write_atomically
 from ..weights import read_checkpoint
 from .plain_data import to_plain
 
-FORMAT = 1
+_CONTENT = (
+    *(
+        'reason',
+        'error_type',
+        'error',
+        'iteration',
+        'rank',
+        'processes',
+        'images',
+        'losses',
+        'batch',
+    ),
+    *('random_state', 'weights', 'weights_changed', 'loss_scaler', 'config', 'versions'),
+)
 # versions that can change what a step computes
 _PACKAGES = (
     *('torch', 'torchvision', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'),
@@ -136,7 +149,6 @@ def _content(
 ) -> dict[str, Any]:
     text = ''.join(traceback.format_exception(error))[-20000:] if error else None
     return {
-        'format': FORMAT,
         'reason': reason,
         'error_type': type(error).__name__ if error else None,
         'error': text,
@@ -151,7 +163,7 @@ def _content(
         'weights_changed': weights_changed,
         'loss_scaler': _unless_it_fails(lambda: runner.optim_wrapper.loss_scaler.state_dict()),
         'config': to_plain(runner.cfg.to_dict()),
-        'versions': versions(),
+        'versions': _unless_it_fails(versions) or {},
     }
 
 
@@ -176,7 +188,7 @@ def read_failed_step(path: str | Path) -> dict[str, Any]:
         UserError: If the file is damaged, could execute code, or is not such a file.
     """
     content = read_checkpoint(path)
-    if not isinstance(content, dict) or content.get('format') != FORMAT or 'batch' not in content:
+    if not isinstance(content, dict) or not set(_CONTENT) <= content.keys():
         raise UserError(
             f'{path} does not hold a failed step: pass a file failed_step_iter_N.pth, which '
             'tools/train.py writes to the work dir'
