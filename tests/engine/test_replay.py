@@ -87,9 +87,9 @@ def test_a_view_is_written_without_the_tensor_that_it_views():
             'data': {},
         },
         {
-            '__class__': 'mmengine.structures.PixelData',
+            '__class__': 'mmengine.structures.InstanceData',
             'metainfo': {},
-            'data': {'_data_fields': [1]},
+            'data': {'_data': [1]},
         },
     ],
     ids=str,

@@ -122,8 +122,10 @@ def test_it_is_reported_before_a_checkpoint_is_saved(tmp_path):
 
 
 def test_it_is_reported_at_the_end_of_the_training(tmp_path):
+    cfg = toy_config(tmp_path, bad=[3, 4, 5], iterations=6)
+    cfg.default_hooks.checkpoint = None  # which would have it reported
     with pytest.raises(UserError, match='stopped at iteration 6'):
-        train(tmp_path, OPTIMIZERS['adamw'], bad=[3, 4, 5])
+        build_runner(cfg).train()
 
 
 def test_a_good_iteration_in_between_resets_the_count(tmp_path):
@@ -146,6 +148,18 @@ def test_the_state_of_the_hook_at_a_checkpoint_has_all_iterations(tmp_path):
     other = BadLossHook()
     other.load_state_dict(hook.state_dict())
     assert other.state_dict() == hook.state_dict()
+
+
+def test_what_an_optimizer_had_before_an_update_comes_back():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    hook = BadLossHook()
+    optimizer.register_step_pre_hook(hook._before_update)
+    optimizer.register_step_post_hook(hook._after_update)
+    optimizer.found_inf = before = torch.tensor(0.0)
+    parameter.grad = torch.full((3,), torch.nan)
+    optimizer.step()
+    assert optimizer.found_inf is before and before == 0 and torch.equal(parameter, torch.ones(3))
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -294,6 +308,35 @@ def main():
     assert torch.equal(*other) and torch.isfinite(weights).all()
 run_tool(main)
 """
+
+
+SHARDS = """
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_rank
+from mmgcvit.engine import BadLossHook, run_tool
+from mmgcvit.engine.hooks import bad_loss
+from mmgcvit.engine.launch import start_processes
+
+def main():
+    start_processes(Config(dict(launcher='pytorch')), 'cpu')
+    bad_loss.HOST_DECIDES = {devices!r}
+    shard = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([shard], lr=0.1, fused=True)
+    optimizer.register_step_pre_hook(BadLossHook()._before_update)
+    shard.grad = torch.full((3,), torch.nan if get_rank() == 1 else 1.0)
+    optimizer.step()
+    assert torch.equal(shard, torch.ones(3)), shard
+run_tool(main)
+"""
+
+
+@pytest.mark.parametrize('devices', [(), ('cpu',)], ids=['device', 'host'])
+def test_all_shards_of_a_model_skip_an_update_if_the_gradients_of_one_are_bad(tmp_path, devices):
+    (tmp_path / 'process.py').write_text(SHARDS.format(devices=devices))
+    path = tmp_path / 'process.py'
+    code, printed = forks.run(path, out=tmp_path / 'out', timeout=60, ranks=2)
+    assert code == 0, printed
 
 
 @pytest.mark.parametrize(('bad', 'code'), [([3, 7], 0), ([3, 5, 7], 1)])
