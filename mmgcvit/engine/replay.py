@@ -5,6 +5,7 @@ from classes that the libraries and this package have registered.
 """
 
 import importlib
+import math
 import re
 import traceback
 import warnings
@@ -61,6 +62,8 @@ def replay(
     """
     content = read_failed_step(path)
     device = device or choose_device()
+    _check_device(device)
+    batch = from_plain(content['batch'])
     _print_head(content)
     cfg = _config(content['config'], path, allow_imports)
     machine = Machine(torch.device(device).type)
@@ -74,15 +77,15 @@ def replay(
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
         with _first_not_finite(model) as places:
-            losses = _run(model, wrapper, content)
+            losses = _run(model, wrapper, batch, content['random_state'])
     except Exception as error:  # the error that is looked for can be any
         return _compare_errors(content, error)
     _print_losses(losses)
-    norms = gradient_norms(model)
+    norms = _gradient_norms(model, wrapper)
     print('gradient norms: ' + ', '.join(f'{name} {norm:.4g}' for name, norm in norms.items()))
     bad_loss = not all(torch.isfinite(loss) for loss in losses.values())
-    bad_gradients = not all(torch.isfinite(torch.tensor(n)) for n in norms.values())
-    for place in places[:1]:
+    bad_gradients = not all(math.isfinite(norm) for norm in norms.values())
+    for place in places:
         print(f'first module whose output is not finite: {place}')
     if bad_loss or bad_gradients:
         model.load_state_dict(weights)  # running statistics may have changed
@@ -251,28 +254,40 @@ def _load_scaler(wrapper: OptimWrapper, content: Mapping[str, Any]) -> None:
         scaler.load_state_dict(content['loss_scaler'])
 
 
-def _run(model: nn.Module, wrapper: OptimWrapper, content: Mapping[str, Any]) -> dict[str, Tensor]:
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter if torch is built without CUDA
+        raise UserError(
+            f'--device {device} does not work ({one_line(error)}): pass cpu, cuda or cuda:N'
+        ) from error
+
+
+def _run(
+    model: nn.Module, wrapper: OptimWrapper, batch: Any, random_state: Mapping[str, Any]
+) -> dict[str, Tensor]:
     """Compute losses and gradients of the batch, as in the training."""
     model.zero_grad()
-    batch = from_plain(content['batch'])
-    set_random_state(content['random_state'])
+    set_random_state(random_state)
     outputs = model.train_step(batch, wrapper)
     return {name: value.detach() for name, value in outputs.items() if 'loss' in name}
 
 
-def gradient_norms(model: nn.Module) -> dict[str, float]:
+def _gradient_norms(model: nn.Module, wrapper: OptimWrapper) -> dict[str, float]:
     """Return the norm of the gradients of each top-level part that has gradients."""
+    scaler = getattr(wrapper, 'loss_scaler', None)
+    scale = 1.0 if scaler is None else scaler.get_scale()
     norms = {}
     for name, part in model.named_children():
         gradients = [p.grad.norm() for p in part.parameters() if p.grad is not None]
         if gradients:
-            norms[name] = torch.stack(gradients).norm().item()
+            norms[name] = torch.stack(gradients).norm().item() / scale
     return norms
 
 
 @contextmanager
 def _first_not_finite(model: nn.Module) -> Iterator[list[str]]:
-    """Yield a list of the modules whose outputs are not finite, in the order of computation."""
+    """Yield a list, which then has the first module whose output is not finite, if there is one."""
     places: list[str] = []
     handles = []
     for name, module in model.named_modules():
@@ -313,7 +328,7 @@ def _print_anomaly(model: nn.Module, wrapper: OptimWrapper, content: Mapping[str
     with warnings.catch_warnings(record=True) as caught, torch.autograd.detect_anomaly():
         warnings.simplefilter('always')
         try:
-            _run(model, wrapper, content)
+            _run(model, wrapper, from_plain(content['batch']), content['random_state'])
         except RuntimeError as error:
             print(f'anomaly detection: {one_line(error)}')
             for warning in caught:

@@ -208,3 +208,9 @@ def test_weights_of_another_model_are_named(edit):
 def test_a_model_that_cannot_be_built_is_named(edit):
     with pytest.raises(UserError, match=r'cannot be built .*install the versions'):
         replay(edit(config__model={'type': 'NoSuchModel'}), 'cpu')
+
+
+@pytest.mark.parametrize('device', ['gpu', 'cuda:77'])
+def test_a_device_that_does_not_exist_is_named(edit, device):
+    with pytest.raises(UserError, match=f'--device {device} does not work .*pass cpu, cuda'):
+        replay(edit(), device)
