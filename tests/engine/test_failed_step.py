@@ -78,7 +78,9 @@ def test_a_bad_image_is_written_and_reproduced(shapes, tmp_path, config, ranks, 
     assert losses(again, 'losses') == losses(again, 'losses in the training')
 
 
-@pytest.mark.parametrize('config', ['mask_rcnn_tiny.py', 'upernet_tiny.py'])
+@pytest.mark.parametrize(
+    'config', ['mask_rcnn_tiny.py', pytest.param('upernet_tiny.py', marks=pytest.mark.slow)]
+)
 def test_an_infinite_loss_weight_is_reproduced_with_all_losses(shapes, tmp_path, config):
     """The other losses are finite, and equal: same random numbers, weights and images."""
     head = 'roi_head.bbox_head.loss_cls' if 'rcnn' in config else 'auxiliary_head.loss_decode'
@@ -98,7 +100,12 @@ def test_an_infinite_loss_weight_is_reproduced_with_all_losses(shapes, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ('config', 'ranks'), [('mask_rcnn_tiny.py', 1), ('upernet_tiny.py', 1), ('upernet_tiny.py', 2)]
+    ('config', 'ranks'),
+    [
+        ('upernet_tiny.py', 1),
+        pytest.param('mask_rcnn_tiny.py', 1, marks=pytest.mark.slow),
+        pytest.param('upernet_tiny.py', 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_label_out_of_range_is_written_and_reproduced(shapes, tmp_path, config, ranks):
     printed = fail(shapes, tmp_path, config, 'truth', ranks=ranks, rank=ranks - 1)
