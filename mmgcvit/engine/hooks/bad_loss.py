@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from ...errors import UserError
 from ...registry import HOOKS
@@ -68,6 +69,7 @@ class BadLossHook(HoldStepHook):
         # update, or None without an update (accumulation).
         self._update: tuple[Tensor, Tensor | bool] | None = None
         self._found_by_scaler: Tensor | None = None
+        self._handles: list[RemovableHandle] = []
 
     def state_dict(self) -> dict[str, int]:
         """Return the numbers of consecutive bad iterations and skipped updates."""
@@ -80,11 +82,16 @@ class BadLossHook(HoldStepHook):
     def before_train(self, runner: Runner) -> None:
         """Check gradients before each update."""
         self._flags = ReducedFlags(next(iter(runner.model.parameters())).device)
+        self._unreported.clear()
+        for handle in self._handles:  # of an earlier training with this hook
+            handle.remove()
         if isinstance(runner.optim_wrapper, OptimWrapper):  # not an OptimWrapperDict
             optimizer = runner.optim_wrapper.optimizer
             _keep_fused(optimizer)
-            optimizer.register_step_pre_hook(self._before_update)
-            optimizer.register_step_post_hook(self._after_update)
+            self._handles = [
+                optimizer.register_step_pre_hook(self._before_update),
+                optimizer.register_step_post_hook(self._after_update),
+            ]
         self._report_before_checkpoints(runner)
 
     def _report_before_checkpoints(self, runner: Runner) -> None:

@@ -150,6 +150,20 @@ def test_the_state_of_the_hook_at_a_checkpoint_has_all_iterations(tmp_path):
     assert other.state_dict() == hook.state_dict()
 
 
+def test_a_hook_may_begin_several_trainings(tmp_path, log):
+    """Otherwise it would take its own flag for the loss scaler's."""
+    cfg = toy_config(tmp_path, bad=[2], iterations=4)
+    cfg.optim_wrapper.optimizer.fused = True
+    runner = build_runner(cfg)
+    runner.optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, BadLossHook))
+    hook.before_train(runner)
+    runner.train()
+    assert [
+        line for line in log if 'iteration 3: the loss is not finite' in line and 'skipp' in line
+    ]
+
+
 def test_what_an_optimizer_had_before_an_update_comes_back():
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([parameter], fused=True)
