@@ -10,6 +10,7 @@ from mmgcvit.engine import (
     adapt_lr_scaling,
     build_runner,
     load_config,
+    record_failed_step,
     require_data,
     run_tool,
     runner_parser,
@@ -49,7 +50,8 @@ def main() -> None:
         cfg.resume = args.resume
     runner = build_runner(cfg, *(args.options or ()))
     require_data(cfg)
-    runner.train()
+    with record_failed_step(runner):
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ from .hooks import (
     CheckpointFitHook,
     ExactResumeHook,
     SafeCheckpointHook,
+    record_failed_step,
 )
 from .known_errors import known_error
 from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
@@ -35,6 +36,7 @@ __all__ = [
     'known_error',
     'load_config',
     'name_failing_images',
+    'record_failed_step',
     'require_data',
     'run_tool',
     'runner_parser',

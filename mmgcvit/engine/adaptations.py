@@ -11,6 +11,7 @@ is read. Parts of such a config are moved without reading them: mmengine cannot 
 resolved references.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import MODEL_WRAPPERS, Registry
+from mmengine.registry import MODEL_WRAPPERS, OPTIMIZERS, Registry
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
@@ -31,7 +32,8 @@ from ..task import CLASSIFICATION, SEGMENTATION, task_of
 from .device import Machine, gpu_failure
 from .fsdp import ResumableFSDPStrategy
 from .hooks import AverageBatchNorm, BadLossHook, CheckpointFitHook, ExactResumeHook
-from .optimizers import LayerDecayOptimWrapperConstructor
+from .hooks.bad_loss import FUSED
+from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
 from .optimizers.mixed_precision import ONLY_AMP
 from .resume import resume_training
 
@@ -120,6 +122,33 @@ def adapt_precision(cfg: Config, machine: Machine) -> None:
         for name in ONLY_AMP:
             wrapper.pop(name, None)
         wrapper.type = 'mmgcvit.BFloat16OptimWrapper'
+
+
+def adapt_optimizer(cfg: Config, machine: Machine) -> None:
+    """Use the fused kernels of torch's Adam, AdamW and SGD on CUDA, and log it on rank 0.
+
+    Only they let BadLossHook skip a bad update without making the GPU wait for the host. A config
+    that sets ``fused``, ``foreach`` or ``differentiable`` keeps its settings.
+    """
+    wrapper = cfg.get('optim_wrapper') or {}
+    optimizer = wrapper.get('optimizer') or {}
+    cls = _class_of(cfg, optimizer, OPTIMIZERS)
+    strategy = cfg.get('strategy') or {}
+    if (
+        machine.device != 'cuda'
+        or _class_of(cfg, wrapper.get('type', 'OptimWrapper'), OPTIM_WRAPPERS)
+        not in (OptimWrapper, AmpOptimWrapper, BFloat16OptimWrapper)
+        or cls not in FUSED
+        or 'fused' not in inspect.signature(cls).parameters  # SGD before torch 2.3
+        or any(optimizer.get(name) is not None for name in ('fused', 'foreach', 'differentiable'))
+        # other strategies wrap the optimizer, and offloaded parameters are not on the GPU
+        or (strategy and _class_of(cfg, strategy, STRATEGIES) is not ResumableFSDPStrategy)
+        or (strategy.get('model_wrapper') or {}).get('cpu_offload')
+    ):
+        return
+    optimizer['fused'] = True
+    if is_main_process():
+        print_log(f'{cls.__name__} with fused=True: the GPU skips bad updates', logger='current')
 
 
 def adapt_fsdp(cfg: Config, machine: Machine) -> None:
@@ -244,6 +273,7 @@ ADAPTATIONS: tuple[Adaptation, ...] = (
     adapt_launcher,
     adapt_precision,
     adapt_fsdp,
+    adapt_optimizer,
     adapt_hooks,
     adapt_cpu,
     adapt_resume,

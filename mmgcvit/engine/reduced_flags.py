@@ -56,10 +56,21 @@ class ReducedFlags:
             ]
         )
         all_reduce(values, 'max')
-        if self._device.type != 'cuda':
-            self._pending = values
-            return
-        self._pending = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        self._pending.copy_(values, non_blocking=True)
-        self._copied = torch.cuda.Event()
-        self._copied.record()
+        self._pending, self._copied = copy_to_host(values)
+
+
+def copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Start to copy a tensor from CUDA to the host.
+
+    Returns:
+        The copy, and an event to wait for before the copy is read. The tensor itself and None if it
+        is on another device.
+    """
+    if values.device.type != 'cuda':
+        return values, None
+    # page-locked: a copy to other memory would wait for the GPU
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    copy.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return copy, copied

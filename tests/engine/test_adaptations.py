@@ -28,6 +28,7 @@ from mmgcvit.engine.adaptations import (
     adapt_fsdp,
     adapt_hooks,
     adapt_launcher,
+    adapt_optimizer,
     adapt_precision,
 )
 from mmgcvit.engine.device import Machine
@@ -239,3 +240,64 @@ def test_a_checkpoint_is_tested_as_a_whole_however_it_was_trained():
     cfg = Config(dict(needed, runner_type='FlexibleRunner', strategy=dict(type='FSDPStrategy')))
     adapt_test(cfg, CPU)
     assert cfg.to_dict() == needed
+
+
+def optimizer_of(machine, optimizer, **settings):
+    cfg = Config(dict(optim_wrapper=dict(optimizer=optimizer), **settings))
+    before = copy.deepcopy(cfg.optim_wrapper.optimizer)
+    adapt_optimizer(cfg, machine)
+    return before, cfg.optim_wrapper.optimizer
+
+
+@pytest.mark.parametrize('cls', [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize('wrapper', ['OptimWrapper', 'AmpOptimWrapper', None])
+def test_optimizers_are_fused_on_a_gpu_in_each_form(cls, wrapper, log):
+    for form in forms(cls, 'mmengine'):
+        cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type=form, lr=0.1))))
+        if wrapper:
+            cfg.optim_wrapper.type = wrapper
+        adapt_optimizer(cfg, GPU)
+        assert cfg.optim_wrapper.optimizer == dict(type=form, lr=0.1, fused=True)
+    said = [line for line in log if 'fused' in line]
+    assert said == [f'{cls.__name__} with fused=True: the GPU skips bad updates'] * 4
+
+
+@pytest.mark.parametrize(
+    ('machine', 'optimizer', 'settings'),
+    [
+        (CPU, {}, {}),
+        (GPU, dict(fused=False), {}),
+        (GPU, dict(foreach=True), {}),
+        (GPU, dict(differentiable=True), {}),
+        (GPU, dict(type='Adagrad'), {}),
+        (GPU, dict(type='RMSprop'), {}),
+        (GPU, {}, dict(strategy=dict(type='DeepSpeedStrategy'))),
+        (
+            GPU,
+            {},
+            dict(strategy=dict(type='mmgcvit.FSDPStrategy', model_wrapper=dict(cpu_offload=True))),
+        ),
+    ],
+    ids=str,
+)
+def test_other_optimizers_keep_their_settings(machine, optimizer, settings):
+    before, after = optimizer_of(machine, dict(dict(type='AdamW', lr=0.1), **optimizer), **settings)
+    assert after == before
+
+
+def test_an_optimizer_is_fused_with_fsdp_and_in_bfloat16():
+    fsdp = dict(strategy=dict(type='mmgcvit.FSDPStrategy', model_wrapper=dict(device_id=0)))
+    assert optimizer_of(GPU, dict(type='SGD', lr=0.1), **fsdp)[1].fused is True
+    cfg = Config(dict(model=dict(), optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16')))
+    cfg.optim_wrapper.optimizer = dict(type='AdamW', lr=0.1)
+    adapt_precision(cfg, GPU)
+    adapt_optimizer(cfg, GPU)
+    assert cfg.optim_wrapper.type == 'mmgcvit.BFloat16OptimWrapper'
+    assert cfg.optim_wrapper.optimizer.fused is True
+
+
+@pytest.mark.parametrize('settings', [{}, dict(optim_wrapper=None), dict(optim_wrapper=dict())])
+def test_a_config_without_an_optimizer_is_left_alone(settings):
+    cfg = Config(dict(settings))
+    adapt_optimizer(cfg, GPU)
+    assert cfg.to_dict() == settings

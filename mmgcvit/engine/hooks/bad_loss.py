@@ -1,35 +1,47 @@
 """Handling of losses and gradients that are not finite."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections import deque
 from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce
-from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from ...errors import UserError
 from ...registry import HOOKS
+from ..failed_step import Step, images_of, write_failed_step
+from ..reduced_flags import ReducedFlags
+from .failed_step import HoldStepHook
 
 MAX_SKIPPED = 32  # a loss scaler starts at 2 ** 16 and halves its scale at each skipped update
+FUSED = (Adam, AdamW, SGD)  # their fused kernels skip an update if ``found_inf`` is 1
+HOST_DECIDES = ('cpu',)  # devices on which the host decides about an update without waiting
 
 
 @HOOKS.register_module()
-class BadLossHook(Hook):
+class BadLossHook(HoldStepHook):
     """Skip updates with a NaN or infinite loss, and stop training after several of them.
 
     An iteration is bad if its loss or its gradients are not finite. Its update is skipped, so the
-    weights do not change, and its images are logged. Training stops in all processes, before the
-    next checkpoint is saved:
+    weights do not change, and its images are logged. The first bad iteration is written to a file
+    for ``tools/replay.py``. Training stops in all processes, before the next checkpoint is saved:
 
     - after ``max_consecutive`` consecutive bad iterations; a good update resets the count;
     - after 32 consecutive updates that a loss scaler skipped, because no scale helps;
     - immediately if the model itself contains values that are not finite, for example in the
       running statistics of a BatchNorm.
+
+    A GPU does not wait for the host: torch's Adam, AdamW and SGD with ``fused=True`` skip an update
+    on the device, and the iteration is reported one iteration later, but before a checkpoint is
+    saved. Other optimizers cannot skip an update by themselves. On a GPU, the host then waits for
+    the gradients once per update, as torch's GradScaler does. So does the first update of SGD with
+    momentum, whose kernel would leave the momentum uninitialized.
 
     Args:
         max_consecutive: Number of consecutive bad iterations after which training stops.
@@ -49,26 +61,79 @@ class BadLossHook(Hook):
         self.max_consecutive = max_consecutive
         self._bad = 0
         self._skipped = 0
-        # whether this iteration's gradients were finite, or None without an update (accumulation)
-        self._updated: bool | None = None
+        self._written = False
+        self._flags = ReducedFlags('cpu')
+        # steps whose flags are not available yet, and whether they ended with an update
+        self._unreported: deque[tuple[Step, bool]] = deque()
+        # Whether this iteration's gradients are not finite and whether the loss scaler skips its
+        # update, or None without an update (accumulation).
+        self._update: tuple[Tensor, Tensor | bool] | None = None
+        self._found_by_scaler: Tensor | None = None
+        self._handles: list[RemovableHandle] = []
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the numbers of consecutive bad iterations and skipped updates."""
+        return {'bad': self._bad, 'skipped': self._skipped}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Restore the numbers from :meth:`state_dict`."""
+        self._bad, self._skipped = state_dict['bad'], state_dict['skipped']
 
     def before_train(self, runner: Runner) -> None:
         """Check gradients before each update."""
+        self._flags = ReducedFlags(next(iter(runner.model.parameters())).device)
+        self._unreported.clear()
+        for handle in self._handles:  # of an earlier training with this hook
+            handle.remove()
         if isinstance(runner.optim_wrapper, OptimWrapper):  # not an OptimWrapperDict
-            runner.optim_wrapper.optimizer.register_step_pre_hook(self._before_update)
+            optimizer = runner.optim_wrapper.optimizer
+            _keep_fused(optimizer)
+            self._handles = [
+                optimizer.register_step_pre_hook(self._before_update),
+                optimizer.register_step_post_hook(self._after_update),
+            ]
+        self._report_before_checkpoints(runner)
+
+    def _report_before_checkpoints(self, runner: Runner) -> None:
+        # All processes call save_checkpoint, but before_save_checkpoint runs only in the first one,
+        # and reporting is a collective operation.
+        save = runner.save_checkpoint
+
+        @functools.wraps(save)
+        def reported(*args: Any, **kwargs: Any) -> None:
+            self._flush(runner)
+            save(*args, **kwargs)
+
+        runner.save_checkpoint = reported
 
     def _before_update(self, optimizer: Optimizer, *_: Any) -> None:
         parameters = [
             p for group in optimizer.param_groups for p in group['params'] if p.grad is not None
         ]
-        # used only to compute the norm: torch before 2.6 has no other public function for it
-        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf)
+        # Used only to compute the norm: torch before 2.6 has no other public function for it. The
+        # squares of gradients that a loss scaler has scaled could overflow.
+        scaled = getattr(optimizer, 'grad_scale', None) is not None
+        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf, math.inf if scaled else 2.0)
         bad = (~torch.isfinite(norm)).to(torch.int32)
         all_reduce(bad, 'max')  # with FSDP each process has a shard of the gradients
-        self._updated = not bad
-        if bad:
+        self._update = bad, False
+        self._found_by_scaler = found = getattr(optimizer, 'found_inf', None)
+        if found is not None:
+            by_scaler = (found > 0).to(torch.int32)
+            self._update = bad * (1 - by_scaler), by_scaler
+            bad = torch.maximum(bad, by_scaler)
+        if bad.device.type not in HOST_DECIDES and _skips_on_device(optimizer):
+            optimizer.found_inf = bad.float()  # kernels compare it with 1
+        elif bad:
             for parameter in parameters:
                 parameter.grad = None  # optimizers skip these parameters
+
+    def _after_update(self, optimizer: Optimizer, *_: Any) -> None:
+        if self._found_by_scaler is not None:
+            optimizer.found_inf = self._found_by_scaler  # GradScaler removes it
+            self._found_by_scaler = None
+        elif hasattr(optimizer, 'found_inf'):
+            del optimizer.found_inf
 
     def after_train_iter(
         self,
@@ -79,31 +144,65 @@ class BadLossHook(Hook):
     ) -> None:
         """Log a bad iteration, and stop training after too many of them."""
         losses = {k: v.detach() for k, v in (outputs or {}).items() if 'loss' in k}
-        # mmengine's sum of all losses
         total = losses.get('loss')
-        bad_here = total is not None and not bool(torch.isfinite(total))
-        corrupted_here = bad_here and not _is_finite(runner.model)
-        flags = torch.tensor([bad_here, corrupted_here], dtype=torch.int32)
-        all_reduce(flags, 'max')
-        bad, corrupted = flags.tolist()
-        updated, self._updated = self._updated, None
-        if not bad and updated is not False:
-            if updated:
+        bad_loss = False if total is None else ~torch.isfinite(total)
+        update, self._update = self._update, None
+        if update is None:
+            skipped = _is_due(runner)  # by a loss scaler, which did not call the optimizer
+            flags = (bad_loss, False, skipped)
+        else:
+            flags = (bad_loss, *update)
+        self.step.losses = losses
+        self._unreported.append((self.step, update is not None))
+        reduced = self._flags.exchange(*flags)
+        if reduced is not None:
+            self._report(runner, *reduced)
+
+    def after_train(self, runner: Runner) -> None:
+        """Report the last iteration."""
+        self._flush(runner)
+        super().after_train(runner)
+
+    def _flush(self, runner: Runner) -> None:
+        flags = self._flags.flush()
+        if flags is not None:
+            self._report(runner, *flags)
+
+    def _report(self, runner: Runner, bad_loss: int, bad_gradients: int, skipped: int) -> None:
+        """Act on the flags of the oldest iteration, in all processes alike."""
+        step, updated = self._unreported.popleft()
+        if not bad_loss and not bad_gradients:
+            if skipped:
+                self._count_skipped(step.iteration)
+            elif updated:
                 self._bad = self._skipped = 0
-            else:
-                self._count_skipped(runner)
             return
         self._bad += 1
-        iteration = runner.iter + 1
-        own = _images(data_batch) if bad_here or not bad else []
-        images = [name for names in all_gather_object(own) for name in names]
-        what = 'the loss is not finite' if bad else 'the gradients are not finite'
-        values = ', '.join(f'{k} {v.item()}' for k, v in losses.items() if not v.isfinite())
+        bad_here = not _loss_is_finite(step)
+        own: tuple[list[str], bool, str | None] = [], False, None
+        if bad_here or not bad_loss:
+            line = None
+            if not self._written:
+                # by this update or, on a GPU, by the one after it
+                changed = (updated and not bad_gradients) or step is not self.step
+                line = write_failed_step(
+                    runner, step, 'loss' if bad_loss else 'gradients', weights_changed=changed
+                )
+            own = _images(step.batch), bad_here and not _is_finite(runner.model), line
+        self._written = True
+        gathered = all_gather_object(own)
+        images = [name for names, _, _ in gathered for name in names]
+        what = 'the loss is not finite' if bad_loss else 'the gradients are not finite'
+        values = ', '.join(f'{k} {v.item()}' for k, v in step.losses.items() if not v.isfinite())
         runner.logger.warning(
-            f'iteration {iteration}: {what}{f" ({values})" if values else ""}'
-            f'{", update skipped" if updated is False else ""} (bad iteration {self._bad} of '
+            f'iteration {step.iteration}: {what}{f" ({values})" if values else ""}'
+            f'{", update skipped" if bad_gradients else ""} (bad iteration {self._bad} of '
             f'{self.max_consecutive} before training stops); images: {"; ".join(images)}'
         )
+        for _, _, line in gathered:
+            if line is not None:
+                runner.logger.warning(line)
+        corrupted = any(corrupted_there for _, corrupted_there, _ in gathered)
         if corrupted or self._bad >= self.max_consecutive:
             reason = (
                 'the model now contains values that are not finite'
@@ -111,25 +210,53 @@ class BadLossHook(Hook):
                 else f'consecutive bad iterations: {self._bad}'
             )
             raise UserError(
-                f'stopped at iteration {iteration}: {what} ({reason}); last images: '
+                f'stopped at iteration {step.iteration}: {what} ({reason}); last images: '
                 f'{"; ".join(images)}. The last checkpoint is not affected: check these images and '
                 'their annotations, lower optim_wrapper.optimizer.lr or set '
                 'optim_wrapper.clip_grad.max_norm, then --resume'
             )
 
-    def _count_skipped(self, runner: Runner) -> None:
+    def _count_skipped(self, iteration: int) -> None:
         """Count an iteration whose update the loss scaler skipped."""
-        wrapper = runner.optim_wrapper
-        if not isinstance(wrapper, OptimWrapper) or not wrapper.should_update():
-            return
         self._skipped += 1
         if self._skipped >= MAX_SKIPPED:
             raise UserError(
-                f'stopped at iteration {runner.iter + 1}: the loss scaler has skipped '
+                f'stopped at iteration {iteration}: the loss scaler has skipped '
                 f'{self._skipped} consecutive updates, because the gradients are not finite at any '
                 'scale. Lower optim_wrapper.optimizer.lr, or train in bfloat16 with '
                 'optim_wrapper.dtype=bfloat16 or without --amp, then --resume'
             )
+
+
+def _is_due(runner: Runner) -> bool:
+    """Whether this iteration ends with an update, not with accumulated gradients."""
+    wrapper = runner.optim_wrapper
+    return isinstance(wrapper, OptimWrapper) and wrapper.should_update()
+
+
+def _skips_on_device(optimizer: Optimizer) -> bool:
+    """Whether an optimizer skips an update by itself if its ``found_inf`` is 1."""
+    if type(optimizer) not in FUSED:
+        return False
+    for group in optimizer.param_groups:
+        if not group.get('fused'):
+            return False
+        if group.get('momentum') and any(
+            optimizer.state.get(p, {}).get('momentum_buffer') is None
+            for p in group['params']
+            if p.grad is not None
+        ):
+            return False
+    return True
+
+
+def _keep_fused(optimizer: Optimizer) -> None:
+    """Restore the optimizer's ``fused`` setting, which a checkpoint of another run replaces."""
+    groups = [group for group in optimizer.param_groups if 'fused' in group]
+    if any(group['fused'] != optimizer.defaults['fused'] for group in groups):
+        for group in groups:
+            group['fused'] = optimizer.defaults['fused']
+        optimizer.load_state_dict(optimizer.state_dict())  # moves the steps to the right device
 
 
 def _is_finite(model: torch.nn.Module) -> bool:
@@ -137,12 +264,16 @@ def _is_finite(model: torch.nn.Module) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
 
 
-def _images(data_batch: Any) -> Sequence[str]:
+def _loss_is_finite(step: Step) -> bool:
+    total = step.losses.get('loss')  # mmengine's sum of all losses
+    return total is None or bool(torch.isfinite(total))
+
+
+def _images(data_batch: Any) -> list[str]:
     """Return the path and, if available, the id of each image of a batch."""
-    samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
     names = []
-    for sample in samples or ():
-        name = str(getattr(sample, 'img_path', 'image without a path'))
-        number = getattr(sample, 'img_id', None)
+    for image in images_of(data_batch):
+        name = str(image['img_path'] or 'image without a path')
+        number = image['img_id']
         names.append(name if number is None else f'{name} (id {number})')
     return names

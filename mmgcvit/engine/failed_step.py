@@ -1,0 +1,196 @@
+"""Files that hold one training step with a bad loss or an error, for ``tools/replay.py``."""
+
+import io
+import random
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank, get_world_size
+from mmengine.model import is_model_wrapper
+from mmengine.runner import FlexibleRunner, Runner
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from ..errors import UserError, describe
+from ..files import write_atomically
+from ..weights import read_checkpoint
+from .plain_data import to_plain
+
+_CONTENT = (
+    *(
+        'reason',
+        'error_type',
+        'error',
+        'iteration',
+        'rank',
+        'processes',
+        'images',
+        'losses',
+        'batch',
+    ),
+    *('random_state', 'weights', 'weights_changed', 'loss_scaler', 'config', 'versions'),
+)
+# versions that can change what a step computes
+_PACKAGES = (
+    *('torch', 'torchvision', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'),
+    'mmgcvit',
+)
+_Result = TypeVar('_Result')
+
+
+def random_state() -> dict[str, Any]:
+    """Return the states of the random generators of Python, NumPy and torch.
+
+    On CUDA, this includes the generator of the current GPU. It does not wait for the GPU.
+    """
+    state = {
+        'python': random.getstate(),
+        'numpy': np.random.get_state(),
+        'torch': torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state['cuda'] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Set the states from :func:`random_state`."""
+    version, words, gauss = state['python']
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(state['numpy'])
+    torch.set_rng_state(state['torch'])
+    if 'cuda' in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'])
+
+
+@dataclass
+class Step:
+    """A training step.
+
+    Attributes:
+        iteration: Number of the iteration, counted from 1.
+        batch: Batch of the data loader.
+        random_state: See :func:`random_state`, before the step.
+        losses: Losses by name, 0-dim tensors, once they are computed.
+    """
+
+    iteration: int
+    batch: Any
+    random_state: dict[str, Any]
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+def images_of(batch: Any) -> list[dict[str, Any]]:
+    """Return the path and the id of each image of a batch, None where a sample has none."""
+    samples = batch.get('data_samples') if isinstance(batch, dict) else None
+    return [
+        {name: getattr(sample, name, None) for name in ('img_path', 'img_id')}
+        for sample in (samples if isinstance(samples, list | tuple) else ())
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, the libraries that are imported, CUDA and the GPU."""
+    found = {'python': sys.version.split()[0]}
+    for name in _PACKAGES:
+        if version := getattr(sys.modules.get(name), '__version__', None):
+            found[name] = str(version)
+    if torch.cuda.is_available():
+        found['cuda'] = str(torch.version.cuda)
+        found['gpu'] = torch.cuda.get_device_name()
+    return found
+
+
+def write_failed_step(
+    runner: Runner | FlexibleRunner,
+    step: Step,
+    reason: str,
+    error: BaseException | None = None,
+    weights_changed: bool = False,
+) -> str:
+    """Write ``WORK_DIR/failed_step_iter_N.pth``, with the rank in its name for several processes.
+
+    What cannot be read any more, for example after an error of the GPU, is left out. An error of
+    the disk is part of the returned text.
+
+    Args:
+        runner: Runner of the training.
+        step: The step.
+        reason: Why the step failed: 'loss', 'gradients' or 'error'.
+        error: The exception, if the reason is 'error'.
+        weights_changed: Whether the weights may have been updated since the step.
+
+    Returns:
+        One line for the user: the file and the command that runs the step again.
+    """
+    rank = f'_rank_{get_rank()}' if get_world_size() > 1 else ''
+    path = Path(runner.work_dir, f'failed_step_iter_{step.iteration}{rank}.pth')
+    try:
+        buffer = io.BytesIO()
+        torch.save(_content(runner, step, reason, error, weights_changed), buffer)
+        write_atomically(path, buffer.getvalue())
+    except Exception as problem:  # whatever it is, the error of the step matters more
+        return f'the failed step could not be written to {path} ({describe(problem)})'
+    return f'the failed step is in {path}; run it again with: python tools/replay.py {path}'
+
+
+def _content(
+    runner: Runner | FlexibleRunner,
+    step: Step,
+    reason: str,
+    error: BaseException | None,
+    weights_changed: bool,
+) -> dict[str, Any]:
+    text = ''.join(traceback.format_exception(error))[-20000:] if error else None
+    return {
+        'reason': reason,
+        'error_type': type(error).__name__ if error else None,
+        'error': text,
+        'iteration': step.iteration,
+        'rank': get_rank(),
+        'processes': get_world_size(),
+        'images': to_plain(images_of(step.batch)),
+        'losses': _unless_it_fails(lambda: {k: v.item() for k, v in step.losses.items()}),
+        'batch': _unless_it_fails(lambda: to_plain(step.batch)),
+        'random_state': step.random_state,
+        'weights': _unless_it_fails(lambda: _weights(runner.model)),
+        'weights_changed': weights_changed,
+        'loss_scaler': _unless_it_fails(lambda: runner.optim_wrapper.loss_scaler.state_dict()),
+        'config': to_plain(runner.cfg.to_dict()),
+        'versions': _unless_it_fails(versions) or {},
+    }
+
+
+def _weights(model: torch.nn.Module) -> dict[str, Tensor] | None:
+    if isinstance(model, FullyShardedDataParallel):
+        return None  # to gather the shards needs all processes
+    model = model.module if is_model_wrapper(model) else model
+    return to_plain(model.state_dict())
+
+
+def _unless_it_fails(read: Callable[[], _Result]) -> _Result | None:
+    try:
+        return read()
+    except Exception:  # the GPU may be out of memory or unusable after an error
+        return None
+
+
+def read_failed_step(path: str | Path) -> dict[str, Any]:
+    """Read a file of :func:`write_failed_step` without executing any code in it.
+
+    Raises:
+        UserError: If the file is damaged, could execute code, or is not such a file.
+    """
+    content = read_checkpoint(path)
+    if not isinstance(content, dict) or not set(_CONTENT) <= content.keys():
+        raise UserError(
+            f'{path} does not hold a failed step: pass a file failed_step_iter_N.pth, which '
+            'tools/train.py writes to the work dir'
+        )
+    return content
