@@ -33,6 +33,7 @@ from .fsdp import ResumableFSDPStrategy
 from .hooks import AverageBatchNorm, BadLossHook, CheckpointFitHook, ExactResumeHook
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .optimizers.mixed_precision import ONLY_AMP
+from .palettes import adapt_palettes
 from .resume import resume_training
 
 Adaptation = Callable[[Config, Machine], None]
@@ -246,6 +247,7 @@ ADAPTATIONS: tuple[Adaptation, ...] = (
     adapt_fsdp,
     adapt_hooks,
     adapt_cpu,
+    adapt_palettes,
     adapt_resume,
 )
 
