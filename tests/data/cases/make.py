@@ -315,6 +315,8 @@ param_scheduler = [
 @case
 def short_palette(folder: Path) -> None:
     detection(folder)
+    for split in ('train', 'val'):
+        edit(folder, split, lambda content: content['categories'].append(dict(id=4, name='star')))
     (folder / 'four.py').write_text(f"""_base_ = ['./det.py']
 data = dict(metainfo=dict(classes={(*CLASSES, 'star')}))
 train_dataloader = dict(dataset=data)
