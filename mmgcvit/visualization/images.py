@@ -3,7 +3,7 @@
 H, W: height and width of an image in pixels, C: number of channels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,7 @@ def load_image(dataset: Dataset, info: Mapping[str, Any]) -> np.ndarray:
         if results is None:
             break
         if 'img' in results:
-            # tifffile keeps the order of the file, other decoders return BGR
-            return to_rgb(results['img'], getattr(transform, 'imdecode_backend', '') != 'tifffile')
+            return to_rgb(results['img'], _is_bgr(transform, results['img']))
     raise ValueError('no transform of the pipeline loads this image')
 
 
@@ -50,7 +49,7 @@ def to_rgb(image: np.ndarray, is_bgr: bool) -> np.ndarray:
 
     Args:
         image: Image, (H, W) or (H, W, C).
-        is_bgr: Whether an image of 3 or 4 channels begins with blue instead of red.
+        is_bgr: Whether the first three channels are blue, green and red.
 
     Returns:
         Image, (H, W, 3), uint8.
@@ -60,11 +59,18 @@ def to_rgb(image: np.ndarray, is_bgr: bool) -> np.ndarray:
         image = image[..., None]
     if image.ndim != 3:
         raise ValueError(f'an image must have 2 or 3 dimensions, and this one has {image.ndim}')
-    reverse = is_bgr and image.shape[2] in (3, 4)
     image = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)
-    if reverse:
+    if is_bgr:
         image = image[..., ::-1]
     return np.ascontiguousarray(_to_8_bit(image))
+
+
+def _is_bgr(loader: Callable[[dict], dict], image: np.ndarray) -> bool:
+    """Return whether an image is in OpenMMLab's usual order, not in the order of its file."""
+    decoder = getattr(loader, 'imdecode_backend', None)
+    channels = image.shape[2] if image.ndim == 3 else 1
+    # of mmcv's decoders, only tifffile keeps the order of the file; others may return BGRA
+    return decoder != 'tifffile' and (channels == 3 or (channels == 4 and decoder is not None))
 
 
 def _to_8_bit(image: np.ndarray) -> np.ndarray:
