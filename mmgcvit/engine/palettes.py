@@ -52,7 +52,7 @@ def _complete(cfg: Config, dataset: Any) -> None:
         return
     defaults = getattr(class_of(dataset, DATASETS, cfg.get('default_scope')), 'METAINFO', {})
     metainfo = dict(dataset.get('metainfo') or {})
-    if not metainfo.get('palette') or isinstance(metainfo['palette'], str):
+    if not metainfo.get('palette'):
         metainfo.pop('palette', None)  # mmdet and mmseg make up colors if there is no palette
     palette = metainfo.get('palette', defaults.get('palette'))
     classes = metainfo.get('classes', defaults.get('classes'))

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import cv2
 import mmengine.dist.utils
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
+from torch.utils.data import Dataset
 
 from ..engine.palettes import complete_palette
-from ..errors import describe
-from .images import image_name, load_image
+from ..errors import UserError, describe
+from .images import image_dataset, image_name, load_image
 
-SHOWN = 5  # warnings about images that cannot be drawn
+SHOWN = 5  # maximum number of warnings about single images
 
 
 class PaintPredictions(Hook):
@@ -39,6 +42,18 @@ class PaintPredictions(Hook):
         self.failures = 0
 
     def before_test(self, runner: Runner) -> None:
+        """Set classes and colors.
+
+        Raises:
+            UserError: If the config's visualizer does not draw predictions.
+        """
+        kind = type(runner.visualizer)
+        if kind.add_datasample is Visualizer.add_datasample and not _draws_classes(kind):
+            raise UserError(
+                f'the visualizer {kind.__name__} does not draw predictions: set visualizer.type to '
+                'mmdet.DetLocalVisualizer, mmseg.SegLocalVisualizer or '
+                'mmpretrain.UniversalVisualizer'
+            )
         dataset = runner.test_dataloader.dataset
         metainfo = dict(dataset.metainfo)
         if classes := metainfo.get('classes'):
@@ -64,8 +79,10 @@ class PaintPredictions(Hook):
                     self._warn(f'{image} was not drawn ({describe(error)})')
 
     def after_test(self, runner: Runner) -> None:
-        if self.failures > SHOWN:
-            self._warn(f'{self.failures} images were not drawn, the first {SHOWN} are listed above')
+        # only the first process prints warnings
+        failures = sum(all_gather_object(self.failures))
+        if failures:
+            self._warn(f'{failures} images were not drawn, see the warnings above')
 
     def _draw(self, sample: BaseDataElement, runner: Runner) -> None:
         dataset = runner.test_dataloader.dataset
@@ -73,13 +90,44 @@ class PaintPredictions(Hook):
         name = image_name(dataset, sample.img_path)
         if not cv2.haveImageWriter(name):  # .npy, or a key of a database
             name += '.png'
+        out_file = str(self.folder / name)
+        visualizer = runner.visualizer
         with _drawing_in_all_processes():
-            runner.visualizer.add_datasample(
-                name, image, data_sample=sample, out_file=str(self.folder / name)
-            )
+            if _draws_classes(type(visualizer)):
+                classes = visualizer.dataset_meta.get('classes')
+                visualizer.visualize_cls(image, sample, classes, out_file=out_file)
+            else:
+                sample = _in_original_coordinates(sample, image_dataset(dataset, sample.img_path))
+                visualizer.add_datasample(name, image, data_sample=sample, out_file=out_file)
 
     def _warn(self, text: str) -> None:
         print_log(f'{self.folder}: {text}', logger='current', level=logging.WARNING)
+
+
+def _draws_classes(visualizer: type) -> bool:
+    return hasattr(visualizer, 'visualize_cls')
+
+
+def _in_original_coordinates(sample: BaseDataElement, dataset: Dataset) -> BaseDataElement:
+    """Return a sample whose boxes and masks of the ground truth are those of the original image.
+
+    If the pipeline resizes the image after loading the annotations, they are resized too. The
+    predictions are always those of the original image.
+    """
+    from mmcv.transforms import LoadAnnotations, Resize
+
+    transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+    kinds = [
+        kind for each in transforms for kind in (LoadAnnotations, Resize) if isinstance(each, kind)
+    ]
+    if 'gt_instances' not in sample or kinds[:1] != [LoadAnnotations] or Resize not in kinds:
+        return sample
+    sample = sample.clone()
+    truth = sample.gt_instances = sample.gt_instances.clone()
+    truth.bboxes = truth.bboxes / truth.bboxes.new_tensor(sample.scale_factor).repeat(2)
+    if 'masks' in truth:
+        truth.masks = truth.masks.resize(sample.ori_shape)
+    return sample
 
 
 @contextmanager

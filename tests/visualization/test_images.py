@@ -66,12 +66,16 @@ def test_colors_for_every_decoder(tmp_path, backend, channels, to_float32):
     assert (image == RGB).all()
 
 
-def test_arrays_and_databases_are_read_by_the_loader(tmp_path):
-    pixels = np.full((5, 7, 3), RGB[::-1], np.uint8)
-    np.save(tmp_path / 'a.npy', pixels)
+@pytest.mark.parametrize('bands', [(*RGB[::-1],), (*RGB, 9), (*RGB, 9, 8)])
+def test_arrays_are_read_by_the_loader(tmp_path, bands):
+    # three channels are BGR, as everywhere in OpenMMLab, but bands are in the order of the file
+    np.save(tmp_path / 'a.npy', np.full((5, 7, len(bands)), bands, np.uint8))
     image = load_image(dataset(LoadArray()), dict(img_path=str(tmp_path / 'a.npy')))
     assert (image == RGB).all()
 
+
+def test_databases_are_read_by_the_loader(tmp_path):
+    pixels = np.full((5, 7, 3), RGB[::-1], np.uint8)
     with lmdb.open(str(tmp_path / 'images'), map_size=2**20) as env, env.begin(write=True) as put:
         put.put(b'one/a', cv2.imencode('.png', pixels)[1].tobytes())
     backend = dict(backend='lmdb', db_path=str(tmp_path / 'images'))
