@@ -11,6 +11,7 @@ import mmengine.dist.utils
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.registry import VISUALIZERS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
@@ -18,8 +19,15 @@ from torch.utils.data import Dataset
 
 from ..engine.palettes import complete_palette
 from ..errors import UserError, describe
+from ..registry import class_of
+from ..task import CLASSIFICATION, DETECTION, SEGMENTATION, task_of
 from .images import image_dataset, image_name, load_image
 
+VISUALIZER_TYPES = {
+    DETECTION: 'mmdet.DetLocalVisualizer',
+    SEGMENTATION: 'mmseg.SegLocalVisualizer',
+    CLASSIFICATION: 'mmpretrain.UniversalVisualizer',
+}
 SHOWN = 5  # maximum number of warnings about single images
 
 
@@ -33,33 +41,31 @@ class PaintPredictions(Hook):
 
     Args:
         folder: Output folder. File names and subfolders match those of the test images.
+        strict: Whether an image that cannot be drawn is an error instead.
     """
 
     priority = 'LOW'
 
-    def __init__(self, folder: str | os.PathLike) -> None:
+    def __init__(self, folder: str | os.PathLike, strict: bool = False) -> None:
         self.folder = Path(folder)
+        self.strict = strict
         self.failures = 0
+        self.visualizer: Visualizer | None = None
 
     def before_test(self, runner: Runner) -> None:
-        """Set classes and colors.
+        """Set the visualizer, classes and colors.
 
         Raises:
-            UserError: If the config's visualizer does not draw predictions.
+            UserError: If the config's visualizer does not draw predictions, and the task of the
+                model is unknown.
         """
-        kind = type(runner.visualizer)
-        if kind.add_datasample is Visualizer.add_datasample and not _draws_classes(kind):
-            raise UserError(
-                f'the visualizer {kind.__name__} does not draw predictions: set visualizer.type to '
-                'mmdet.DetLocalVisualizer, mmseg.SegLocalVisualizer or '
-                'mmpretrain.UniversalVisualizer'
-            )
+        self.visualizer = _drawing_visualizer(runner)
         dataset = runner.test_dataloader.dataset
         metainfo = dict(dataset.metainfo)
         if classes := metainfo.get('classes'):
             metainfo['palette'] = complete_palette(metainfo.get('palette'), len(classes))
         with _drawing_in_all_processes():
-            runner.visualizer.dataset_meta = metainfo
+            self.visualizer.dataset_meta = metainfo
 
     def after_test_iter(
         self,
@@ -73,6 +79,8 @@ class PaintPredictions(Hook):
                 self._draw(sample, runner)
             # whatever is wrong with a picture, the metrics are worth more
             except Exception as error:
+                if self.strict:
+                    raise
                 self.failures += 1
                 if self.failures <= SHOWN:
                     image = sample.get('img_path', 'an image without img_path in its meta_keys')
@@ -91,9 +99,9 @@ class PaintPredictions(Hook):
         if not cv2.haveImageWriter(name):  # .npy, or a key of a database
             name += '.png'
         out_file = str(self.folder / name)
-        visualizer = runner.visualizer
+        visualizer = self.visualizer or runner.visualizer
         with _drawing_in_all_processes():
-            if _draws_classes(type(visualizer)):
+            if hasattr(visualizer, 'visualize_cls'):
                 classes = visualizer.dataset_meta.get('classes')
                 visualizer.visualize_cls(image, sample, classes, out_file=out_file)
             else:
@@ -104,8 +112,18 @@ class PaintPredictions(Hook):
         print_log(f'{self.folder}: {text}', logger='current', level=logging.WARNING)
 
 
-def _draws_classes(visualizer: type) -> bool:
-    return hasattr(visualizer, 'visualize_cls')
+def _drawing_visualizer(runner: Runner) -> Visualizer:
+    """Return the runner's visualizer, or the one of the model's task if it draws no predictions."""
+    kind = type(runner.visualizer)
+    if kind.add_datasample is not Visualizer.add_datasample or hasattr(kind, 'visualize_cls'):
+        return runner.visualizer
+    task = task_of(runner.cfg)
+    if task is None:
+        raise UserError(
+            f'the visualizer {kind.__name__} does not draw predictions: set visualizer.type to '
+            f'{", ".join(VISUALIZER_TYPES.values())} or your own'
+        )
+    return class_of(VISUALIZER_TYPES[task], VISUALIZERS)()
 
 
 def _in_original_coordinates(sample: BaseDataElement, dataset: Dataset) -> BaseDataElement:

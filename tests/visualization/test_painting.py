@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmengine.visualization import Visualizer
@@ -62,11 +63,10 @@ def test_every_process_saves_its_images(monkeypatch, tmp_path):
     assert not is_main_process(), 'and other parts of mmengine go by the rank as ever'
 
 
-def painted(folder, sample, visualizer, dataset):
+def painted(folder, sample, visualizer, dataset, cfg=None):
     """Draw one sample in folder, and return the hook."""
-    runner = SimpleNamespace(
-        visualizer=visualizer, test_dataloader=SimpleNamespace(dataset=dataset)
-    )
+    loader = SimpleNamespace(dataset=dataset)
+    runner = SimpleNamespace(visualizer=visualizer, test_dataloader=loader, cfg=cfg)
     hook = PaintPredictions(folder)
     hook.before_test(runner)
     hook.after_test_iter(runner, 0, outputs=[sample])
@@ -161,10 +161,35 @@ def test_classifiers(gray, tmp_path):
     assert (cv2.imread(str(tmp_path / 'out/gray.png')) != 128).any()
 
 
-def test_a_visualizer_that_draws_nothing_is_an_error(gray, tmp_path):
+@pytest.mark.parametrize('head', ['bbox_head', 'decode_head', 'head'])
+def test_the_visualizer_of_the_task_replaces_one_that_draws_nothing(gray, tmp_path, head):
+    from mmpretrain.structures import DataSample
+
+    if head == 'bbox_head':
+        sample = detected(gray, [8, 8, 48, 48])
+    elif head == 'decode_head':
+        sample = SegDataSample(metainfo=dict(img_path=str(gray)))
+        sample.pred_sem_seg = PixelData(data=torch.zeros(1, 64, 64, dtype=torch.long))
+    else:
+        sample = DataSample(metainfo=dict(img_path=str(gray))).set_pred_label(0)
+    dataset = SimpleNamespace(metainfo=dict(classes=('circle',)))
+    cfg = Config(dict(model={head: {}}))
+    hook = painted(tmp_path / 'out', sample, Visualizer(), dataset, cfg)
+    assert hook.failures == 0
+    assert (cv2.imread(str(tmp_path / 'out/gray.png')) != 128).any()
+
+
+def test_a_visualizer_that_draws_nothing_is_an_error_for_other_models(gray, tmp_path):
     dataset = SimpleNamespace(metainfo=dict(classes=('circle',)))
     with pytest.raises(UserError, match=r'set visualizer\.type to mmdet\.DetLocalVisualizer'):
-        painted(tmp_path / 'out', detected(gray), Visualizer(), dataset)
+        painted(tmp_path / 'out', detected(gray), Visualizer(), dataset, Config())
+
+
+def test_strict_makes_an_image_that_cannot_be_drawn_an_error(gray, tmp_path):
+    gray.unlink()
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=SimpleNamespace()))
+    with pytest.raises(FileNotFoundError):
+        PaintPredictions(tmp_path, strict=True).after_test_iter(runner, 0, outputs=[detected(gray)])
 
 
 @pytest.mark.parametrize('order', ['LR', 'RL', 'L'])
