@@ -315,10 +315,12 @@ param_scheduler = [
 @case
 def short_palette(folder: Path) -> None:
     detection(folder)
+    star = dict(id=4, name='star')
     for split in ('train', 'val'):
-        edit(folder, split, lambda content: content['categories'].append(dict(id=4, name='star')))
+        # first, so that some instances have the last class
+        edit(folder, split, lambda content: content['categories'].insert(0, star))
     (folder / 'four.py').write_text(f"""_base_ = ['./det.py']
-data = dict(metainfo=dict(classes={(*CLASSES, 'star')}))
+data = dict(metainfo=dict(classes={('star', *CLASSES)}))
 train_dataloader = dict(dataset=data)
 val_dataloader = test_dataloader = dict(dataset=data)
 model = dict(roi_head=dict(bbox_head=dict(num_classes=4), mask_head=dict(num_classes=4)))
