@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import cv2
-import lmdb
 import numpy as np
 import pytest
 import tifffile
@@ -75,6 +74,7 @@ def test_arrays_are_read_by_the_loader(tmp_path, bands):
 
 
 def test_databases_are_read_by_the_loader(tmp_path):
+    lmdb = pytest.importorskip('lmdb')
     pixels = np.full((5, 7, 3), RGB[::-1], np.uint8)
     with lmdb.open(str(tmp_path / 'images'), map_size=2**20) as env, env.begin(write=True) as put:
         put.put(b'one/a', cv2.imencode('.png', pixels)[1].tobytes())
