@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import UserError, describe
 from ..mmcv_ops import require_operators
 from ..models.gcvit import WindowAttention
+from ..task import inner_model
 from .building import build_untrained
 from .samples import image_channels
 
@@ -73,7 +74,7 @@ def complexity_of(cfg: Config, shape: tuple[int, int]) -> Complexity:
     Raises:
         UserError: If the model cannot be built or does not run on one image.
     """
-    channels = image_channels(cfg.model)
+    channels = image_channels(inner_model(cfg))
     # some constructors compute values: such a model is built on the CPU and then moved to meta
     for build in (build_on_meta, lambda cfg: build_untrained(cfg).eval().to('meta')):
         with contextlib.suppress(Exception):  # the CPU gives a better error message

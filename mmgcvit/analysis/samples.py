@@ -1,6 +1,6 @@
 """Random images with random but valid ground truth, in the format of a dataloader."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -52,8 +52,16 @@ def random_batch(model: ConfigDict, task: Task, batch_size: int, shape: tuple[in
 
 
 def image_channels(model: ConfigDict) -> int:
-    """Return the number of channels of a model's images."""
-    return (model.get('backbone') or {}).get('in_channels', 3)
+    """Return the number of channels of a model's images.
+
+    This is the backbone's ``in_channels``, or else the number of means of the data preprocessor.
+    """
+    backbone = model.get('backbone') or {}
+    while isinstance(backbone.get('module'), Mapping):  # in a wrapper such as LoRAModel
+        backbone = backbone['module']
+    means = (model.get('data_preprocessor') or {}).get('mean') or ()
+    # a single mean may be for all channels
+    return backbone.get('in_channels') or (len(means) if len(means) > 1 else 3)
 
 
 def _batch(

@@ -35,6 +35,7 @@ from .hooks import AverageBatchNorm, BadLossHook, CheckpointFitHook, ExactResume
 from .hooks.bad_loss import FUSED
 from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
 from .optimizers.mixed_precision import ONLY_AMP
+from .palettes import adapt_palettes
 from .resume import resume_training
 
 Adaptation = Callable[[Config, Machine], None]
@@ -276,6 +277,7 @@ ADAPTATIONS: tuple[Adaptation, ...] = (
     adapt_optimizer,
     adapt_hooks,
     adapt_cpu,
+    adapt_palettes,
     adapt_resume,
 )
 

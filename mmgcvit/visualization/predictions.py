@@ -14,8 +14,10 @@ from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.structures import InstanceData
 from torch import nn
 
+from ..engine.palettes import complete_palette
 from ..files import write_atomically
 from ..sampling import evenly
+from .images import image_name, load_image
 
 if TYPE_CHECKING:
     from mmdet.visualization import DetLocalVisualizer
@@ -24,16 +26,6 @@ PANEL = 560  # longer edge of an image in pixels, large enough for legible text
 FONT = 12  # minimum font size in points
 CAPTION = 30  # height of the caption above each panel in pixels
 MARGIN = 8
-COLORS = [
-    (214, 39, 40),
-    (31, 119, 180),
-    (44, 160, 44),
-    (148, 103, 189),
-    (255, 127, 14),
-    (23, 190, 207),
-    (227, 119, 194),
-    (140, 86, 75),
-]
 
 
 def draw_predictions(
@@ -80,11 +72,7 @@ def draw_predictions(
     pairs = []
     for index in evenly(len(dataset), num_images):
         info = dataset.get_data_info(index)
-        image = mmcv.imread(
-            info['img_path'],
-            channel_order='rgb',
-            backend_args=getattr(dataset, 'backend_args', None),
-        )
+        image = load_image(dataset, info)
         size = image.shape[:2]
         scale = PANEL / max(size)
         height, width = (max(1, round(length * scale)) for length in size)
@@ -94,7 +82,7 @@ def draw_predictions(
         )
         image = mmcv.imresize(image, (width, height), interpolation='bicubic')
         visualizer.add_datasample('pair', image, sample, pred_score_thr=score_thr)
-        pairs.append((Path(info['img_path']).name, visualizer.get_image()))
+        pairs.append((Path(image_name(dataset, info['img_path'])).name, visualizer.get_image()))
     picture = cv2.cvtColor(_grid(pairs), cv2.COLOR_RGB2BGR)
     return write_atomically(out_file, cv2.imencode('.png', picture)[1].tobytes())
 
@@ -123,10 +111,8 @@ def _visualizer(dataset: BaseDataset) -> 'DetLocalVisualizer':
                 horizontal_alignments=horizontal_alignments,
             )
 
-    classes, palette = dataset.metainfo['classes'], dataset.metainfo.get('palette')
-    if isinstance(palette, str) or palette is None or len(palette) != len(classes):
-        # the palette belongs to the dataset's default classes, which the config may replace
-        palette = [COLORS[i % len(COLORS)] for i in range(len(classes))]
+    classes = dataset.metainfo['classes']
+    palette = complete_palette(dataset.metainfo.get('palette'), len(classes))
     visualizer = Visualizer(line_width=2, alpha=0.55, text_color=(255, 255, 255))
     visualizer.dataset_meta = dict(classes=classes, palette=palette)
     return visualizer

@@ -198,6 +198,23 @@ def test_random_ground_truth_of_a_classifier_is_valid():
     assert all(image.shape == (4, 32, 48) for image in batch['inputs'])
 
 
+@pytest.mark.parametrize(
+    ('model', 'channels'),
+    [
+        (dict(backbone=dict(type='ResNet')), 3),
+        (dict(backbone=dict(in_channels=1), data_preprocessor=dict(mean=[0] * 3)), 1),
+        (dict(backbone=dict(type='LoRAModel', module=dict(in_channels=5))), 5),
+        (dict(backbone=dict(type='Other'), data_preprocessor=dict(mean=[0] * 4)), 4),
+        (dict(backbone=dict(type='Other'), data_preprocessor=dict(mean=[0])), 3),
+        (dict(type='Other', data_preprocessor=None), 3),
+    ],
+)
+def test_random_images_have_the_channels_of_the_model(model, channels):
+    model = ConfigDict(head=dict(num_classes=2), **model)
+    batch = random_batch(model, CLASSIFICATION, 1, (4, 6))
+    assert batch['inputs'][0].shape == (channels, 4, 6)
+
+
 def test_random_ground_truth_of_panoptic_models_has_things_and_stuff():
     model = ConfigDict(panoptic_head=dict(num_things_classes=3, num_stuff_classes=2, mask=1))
     for sample in random_batch(model, DETECTION, 2, (32, 48))['data_samples']:

@@ -167,8 +167,10 @@ def test_a_classifier_trains_in_mixed_precision(classifier):
 @pytest.mark.parametrize('tta', [False, True])
 def test_a_classifier_is_tested(classifier, tool, tmp_path, tta):
     arguments = (CLASSIFIER, classifier[0] / 'epoch_2.pth', '--work-dir', tmp_path / 'work')
-    tool('test', *arguments, '--out', tmp_path / 'found.pkl', *(['--tta'] if tta else []))
+    outputs = ('--out', tmp_path / 'found.pkl', '--show-dir', tmp_path / 'drawn')
+    tool('test', *arguments, *outputs, *(['--tta'] if tta else []))
     metrics, found = metrics_of_test(tmp_path / 'work'), load(tmp_path / 'found.pkl')
+    assert len(list((tmp_path / 'drawn').rglob('*.jpg'))) == 20
     if not tta:
         assert metrics == metrics_of_validation(classifier[0])
     assert len(found) == 20
