@@ -165,6 +165,7 @@ def _run(command, out, cwd, ranks, file_size, variables):
                 break
             children.append(child)
         else:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # meant for the others of its group
             codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
             if len(set(codes)) > 1:
                 sys.exit(f'they ended with {codes}, not with one code')
