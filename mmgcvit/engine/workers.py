@@ -1,8 +1,23 @@
 """Signals to data workers."""
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def sigterm_blocked() -> Iterator[None]:
+    """Delay SIGTERM to this thread, and to the workers that it starts until they are ready."""
+    if not hasattr(signal, 'pthread_sigmask'):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore_sigterm_of_others() -> None:

@@ -26,7 +26,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from ...errors import UserError
 from ...registry import HOOKS
-from ..workers import ignore_sigterm_of_others
+from ..workers import ignore_sigterm_of_others, sigterm_blocked
 
 _SEGMENT_START = 'segment_start'  # in the message hub: the iteration of the last checkpoint
 
@@ -309,6 +309,14 @@ class _Batches:
             yield from self.batch_sampler
 
 
+class _Loader(DataLoader):
+    """A data loader whose workers do not end by SIGTERM before they ignore it."""
+
+    def __iter__(self) -> Iterator[Any]:
+        with sigterm_blocked():
+            return super().__iter__()
+
+
 class _Segments:
     """Builds the data loader of each segment from the training's."""
 
@@ -351,7 +359,7 @@ class _Segments:
         """
         key = self.seed(iteration)
         batches = self._batch_sampler()
-        return DataLoader(
+        return _Loader(
             batch_sampler=_Batches(batches, skip, endless) if skip or endless else batches,
             worker_init_fn=partial(_seed_worker, key=key, before=self._before),
             **self._settings,

@@ -1,5 +1,6 @@
 """Saving a checkpoint when the system asks the training to end, as Slurm does before preemption."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ...registry import HOOKS
 from ..reduced_flags import ReducedFlags
-from ..workers import ignore_sigterm_of_others
+from ..workers import ignore_sigterm_of_others, sigterm_blocked
 from .checkpoint import SafeCheckpointHook
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -47,6 +48,7 @@ class StopOnSigtermHook(Hook):
         self._received: float | None = None
         self._stopping = False
         self._validating = False
+        self._blocked = contextlib.ExitStack()
         self._iteration = 0
 
     def before_train(self, runner: Runner) -> None:
@@ -59,7 +61,15 @@ class StopOnSigtermHook(Hook):
         if self._validating and self._received is not None:
             self._leave_validation()
 
+    def before_val_epoch(self, runner: Runner) -> None:
+        if self._validating:
+            self._blocked.enter_context(sigterm_blocked())  # while workers start
+
+    def before_val_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        self._blocked.close()
+
     def after_val(self, runner: Runner) -> None:
+        self._blocked.close()
         self._validating = False
 
     def after_train_iter(self, runner: Runner, batch_idx: int, *_: Any, **__: Any) -> None:

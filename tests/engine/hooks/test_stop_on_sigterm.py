@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 
 from mmgcvit.datasets import draw_shapes
 from mmgcvit.engine import build_runner
-from mmgcvit.engine.hooks import stop_on_sigterm
+from mmgcvit.engine.hooks import exact_resume, stop_on_sigterm
 from mmgcvit.weights import read_checkpoint
 
 
@@ -176,3 +176,17 @@ def test_all_processes_with_workers_end_with_that_code(images, tmp_path, loop, r
     assert code == 0, printed[-3000:]
     last = 'iter_12.pth' if loop == 'iter' else 'epoch_3.pth'
     assert read_checkpoint(tmp_path / 'work' / last)['meta']['iter'] == 12
+
+
+def test_a_worker_that_has_just_started_does_not_end(images, tmp_path, monkeypatch):
+    """The signal is blocked before the worker can do so itself, and not in the training."""
+
+    def check():
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    monkeypatch.setattr(exact_resume, 'ignore_sigterm_of_others', check)
+    monkeypatch.setattr(stop_on_sigterm, 'ignore_sigterm_of_others', check)
+    workers = ('train_dataloader.num_workers', 'val_dataloader.num_workers')
+    options = {'train_cfg.max_epochs': 1} | dict.fromkeys(workers, 1)
+    runner_of(images, tmp_path, 'begins', 'epoch', Send(), **options).train()
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
