@@ -7,7 +7,10 @@ from .hooks import (
     BadLossHook,
     CheckpointFitHook,
     ExactResumeHook,
+    ResumableEarlyStoppingHook,
+    ResumedSettingsHook,
     SafeCheckpointHook,
+    StopOnSigtermHook,
 )
 from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
 from .resume import find_checkpoint
@@ -21,7 +24,10 @@ __all__ = [
     'CheckpointFitHook',
     'ExactResumeHook',
     'LayerDecayOptimWrapperConstructor',
+    'ResumableEarlyStoppingHook',
+    'ResumedSettingsHook',
     'SafeCheckpointHook',
+    'StopOnSigtermHook',
     'adapt_amp',
     'adapt_lr_scaling',
     'adapt_test',

@@ -203,18 +203,43 @@ def _changes_of_schedule(schedulers: list, saved: list[dict]) -> Iterator[str]:
 
 def _restart_schedule(runner: Runner) -> None:
     """Build the config's schedulers and step them as often as the training did so far."""
-    for group in runner.optim_wrapper.param_groups:
+    wrapper, config = runner.optim_wrapper, runner.cfg.param_scheduler
+    for group in wrapper.param_groups:
         for name in [name for name in group if name.startswith('initial_')]:
             group[name.removeprefix('initial_')] = group[name]
+    groups = wrapper.optimizer.param_groups
+    # mmengine makes a group of each parameter, and stepping hundreds of them would take minutes
+    keys = [repr(sorted(_without_params(group).items())) for group in groups]
+    examples = {key: dict(group) for key, group in zip(keys, groups, strict=True)}
     with warnings.catch_warnings():
         # of steps without the optimizer's
         warnings.simplefilter('ignore', UserWarning)
-        runner.param_schedulers = runner.build_param_scheduler(
-            copy.deepcopy(runner.cfg.param_scheduler)
-        )
-        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        length = len(runner.train_loop.dataloader) if by_epoch else runner.iter + 1
-        for iteration in range(1, runner.iter + 1):
-            for scheduler in runner.param_schedulers:
-                if not scheduler.by_epoch or (by_epoch and iteration % length == 0):
-                    scheduler.step()
+        wrapper.optimizer.param_groups = list(examples.values())
+        try:
+            stepped = runner.build_param_scheduler(copy.deepcopy(config))
+            _step_to(runner, stepped)
+            base = _without_params(wrapper.base_param_settings or {})  # as if it were a group
+        finally:
+            wrapper.optimizer.param_groups = groups
+        runner.param_schedulers = runner.build_param_scheduler(copy.deepcopy(config))
+    for key, group in zip(keys, groups, strict=True):
+        group.update(_without_params(examples[key]))
+    if base:
+        wrapper.base_param_settings.update(base)
+    for scheduler, other in zip(runner.param_schedulers, stepped, strict=True):
+        scheduler.last_step, scheduler._global_step = other.last_step, other._global_step
+        scheduler._last_value = [group[scheduler.param_name] for group in wrapper.param_groups]
+
+
+def _without_params(group: dict) -> dict:
+    return {name: value for name, value in group.items() if name != 'params'}
+
+
+def _step_to(runner: Runner, schedulers: list) -> None:
+    """Step as ParamSchedulerHook does until the iteration of the runner."""
+    by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    length = len(runner.train_loop.dataloader)
+    for iteration in range(1, runner.iter + 1):
+        for scheduler in schedulers:
+            if not scheduler.by_epoch or (by_epoch and iteration % length == 0):
+                scheduler.step()

@@ -26,7 +26,10 @@ class Rates(Hook):
         self.rates = {}
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        self.rates[runner.iter] = runner.optim_wrapper.param_groups[0]['lr']
+        groups = runner.optim_wrapper.param_groups
+        # the last group is mmengine's record of the base rate, if parameters have different ones
+        self.rates[runner.iter] = groups[0]['lr']
+        self.all = [group['lr'] for group in groups]
 
     def state_dict(self):
         return {}
@@ -46,6 +49,8 @@ def train(images, work_dir, name, schedule, epochs=2, loop='epoch', **options):
     runner = build_runner(cfg)
     runner.register_hook(hook := Rates())
     runner.train()
+    if 'optim_wrapper.paramwise_cfg' in options:
+        return runner, hook.rates | {'all': hook.all}
     return runner, hook.rates
 
 
@@ -83,6 +88,29 @@ def test_a_longer_schedule_counts_as_if_it_had_been_used_from_the_beginning(imag
     assert len(said(tmp_path / 'work', 'max_epochs is 4, and 2 in the checkpoint')) == 1
     states = [s.state_dict() for s in runner.param_schedulers]
     assert [s['_global_step'] for s in states] == [8 if not s['by_epoch'] else 4 for s in states]
+
+
+def test_each_group_of_parameters_gets_its_own_rate(images, tmp_path):
+    keys = {'head': dict(lr_mult=3.0), 'norm': dict(lr_mult=0.5)}
+    options = {'optim_wrapper.paramwise_cfg': dict(custom_keys=keys)}
+    schedule = SCHEDULES['cosine']
+    _, expected = train(
+        images, tmp_path / 'whole', 'groups', [WARMUP, schedule(4)], epochs=4, **options
+    )
+    train(images, tmp_path / 'work', 'groups1', [WARMUP, schedule(2)], **options)
+    runner, rates = train(
+        images,
+        tmp_path / 'work',
+        'groups2',
+        [WARMUP, schedule(4)],
+        epochs=4,
+        resume='auto',
+        **options,
+    )
+    assert len(set(rates['all'])) == 3 and len(rates['all']) > 100
+    assert rates['all'] == pytest.approx(expected['all'])
+    values = [group['lr'] for group in runner.optim_wrapper.param_groups]
+    assert runner.param_schedulers[-1].get_last_value() == values
 
 
 def test_the_same_settings_are_not_mentioned(images, tmp_path):
