@@ -125,6 +125,8 @@ class StopOnSigtermHook(Hook):
 
     def _stop(self, runner: Runner, epoch: int, iteration: int) -> NoReturn:
         self._checkpoints.save_now(runner, epoch, iteration)
+        # srun sends it to the other processes when the first one has ended
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if is_main_process():
             print_log(
                 f'stopped by SIGTERM after iteration {iteration}; --resume continues',
@@ -138,6 +140,7 @@ class StopOnSigtermHook(Hook):
         sys.exit(EXIT_CODE)
 
     def _leave_validation(self) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if is_main_process():
             print_log(
                 f'stopped by SIGTERM in the validation after iteration {self._iteration}; '

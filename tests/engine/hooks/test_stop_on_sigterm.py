@@ -61,6 +61,7 @@ def stop(*args, **options):
     with pytest.raises(SystemExit) as stopped:
         runner_of(*args, **options).train()
     assert stopped.value.code == stop_on_sigterm.EXIT_CODE == 75
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the process would have ended
 
 
 def names(folder):
@@ -143,6 +144,19 @@ def test_a_signal_that_a_launcher_forwards_is_not_a_second_one(monkeypatch):
     hook._handle(signal.SIGTERM, None)
     assert ended == [(os.getpid(), signal.SIGTERM)]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_signal_after_the_checkpoint_does_not_change_the_exit_code(images, tmp_path, monkeypatch):
+    """As srun sends one when another process has ended, however long the checkpoint took."""
+    monkeypatch.setattr(stop_on_sigterm, 'REPEATED', -1.0)
+    ended = []
+    runner = runner_of(images, tmp_path, 'late', 'epoch', Send(2))
+    monkeypatch.setattr(runner.visualizer, 'close', lambda: signal.raise_signal(signal.SIGTERM))
+    original = os.kill
+    monkeypatch.setattr(os, 'kill', lambda *a: ended.append(a) if runner.iter > 1 else original(*a))
+    with pytest.raises(SystemExit, match='75'):
+        runner.train()
+    assert ended == []
 
 
 def test_a_handler_of_the_program_is_kept(images, tmp_path):
