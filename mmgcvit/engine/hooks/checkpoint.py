@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from bisect import bisect
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from ...errors import UserError, describe
 from ...files import remove_partial_files, write_atomically
 from ...registry import HOOKS
 from ..resume import ITERATION_NAME
-from .exact_resume import end_segment, states_of
+from .exact_resume import end_segment
+from .hook_states import states_of
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -307,7 +309,9 @@ def _validation_follows(runner: Runner, epoch: int, iteration: int) -> bool:
         return False
     if runner.val_loop is None or not at_end or step < loop.val_begin:
         return False
-    return step % loop.val_interval == 0 or step == last
+    # the loop selects the interval after this epoch or iteration, too
+    interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, step + 1) - 1]
+    return step % interval == 0 or step == last
 
 
 def _state_of(runner: Runner, own: Hook) -> bytes:

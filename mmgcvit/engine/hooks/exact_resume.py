@@ -10,14 +10,14 @@ all ranks.
 import itertools
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dist import broadcast, broadcast_object_list, get_rank, get_world_size
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -27,12 +27,9 @@ from torch.utils.data import BatchSampler, DataLoader
 from ...errors import UserError
 from ...registry import HOOKS
 from ..workers import ignore_sigterm_of_others, sigterm_blocked
+from .hook_states import UnknownStates, load_states, states_of
 
 _SEGMENT_START = 'segment_start'  # in the message hub: the iteration of the last checkpoint
-
-
-# their hooks take their state from the iteration, the model or the config
-_LIBRARIES = ('mmengine', 'mmdet', 'mmseg', 'mmpretrain', 'mmgcvit')
 
 
 def end_segment(runner: Runner, iteration: int) -> None:
@@ -45,46 +42,6 @@ def end_segment(runner: Runner, iteration: int) -> None:
     for statistic in runner.model.buffers():
         if statistic.is_floating_point():
             broadcast(statistic)
-
-
-def states_of(hooks: Iterable[Hook]) -> dict[str, list[dict]]:
-    """Return the states of the hooks that have ``state_dict`` and ``load_state_dict``, by class."""
-    states: dict[str, list[dict]] = {}
-    for hook in hooks:
-        if _has_state(hook):
-            states.setdefault(type(hook).__name__, []).append(hook.state_dict())
-    return states
-
-
-def _has_state(hook: Hook) -> bool:
-    return hasattr(hook, 'state_dict') and hasattr(hook, 'load_state_dict')
-
-
-def _load_states(runner: Runner, states: dict[str, list[dict]]) -> None:
-    """Restore the states of :func:`states_of`, and log which hooks and schedules have none."""
-    left = {name: iter(saved) for name, saved in states.items()}
-    missing = []
-    for hook in filter(_has_state, runner.hooks):
-        name = type(hook).__name__
-        state = next(left.get(name, iter(())), None)
-        if state is not None:
-            hook.load_state_dict(state)
-        elif isinstance(hook, EarlyStoppingHook) or not _is_of_a_library(hook):
-            missing.append(name)
-    schedulers = runner.param_schedulers if isinstance(runner.param_schedulers, list) else ()
-    if not states:  # version 0.1 saved schedules before they had seen the validation's metric
-        missing += [type(s).__name__ for s in schedulers if getattr(s, 'need_val_args', False)]
-    if missing:
-        print_log(
-            'the resumed training will not be exact: the checkpoint has no state, or the state '
-            f'before its validation, of {", ".join(missing)}',
-            'current',
-            logging.WARNING,
-        )
-
-
-def _is_of_a_library(hook: Hook) -> bool:
-    return type(hook).__module__.partition('.')[0] in _LIBRARIES
 
 
 @HOOKS.register_module()
@@ -106,7 +63,7 @@ class ExactResumeHook(Hook):
         self._batches = 0  # of the current epoch, trained on so far
         self._images = 0  # the same over all ranks, as their number may change at a resume
         self._length = 0  # of an epoch, in iterations
-        self._plain_attributes: dict[int, dict] = {}  # of hooks of unknown state, by id
+        self._unknown_states = UnknownStates()
 
     def state_dict(self) -> dict[str, int]:
         """Return the position in the current epoch."""
@@ -119,11 +76,11 @@ class ExactResumeHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint['hooks'] = states_of(runner.hooks)
-        self._warn_of_unknown_state(runner)
+        self._unknown_states.warn_of_changes(runner.hooks)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if runner._resume:
-            _load_states(runner, checkpoint.get('hooks') or {})
+            load_states(runner, checkpoint.get('hooks') or {})
 
     def before_train(self, runner: Runner) -> None:
         loop = runner.train_loop
@@ -169,8 +126,7 @@ class ExactResumeHook(Hook):
             loop.run_iter = partial(_run_iter, loop.run_iter, self._batches)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, *_: Any, **__: Any) -> None:
-        if not self._plain_attributes:
-            self._plain_attributes = _plain_attributes(runner)
+        self._unknown_states.start(runner.hooks)
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             self._batches += 1
             self._images += _images_per_iteration(runner)
@@ -186,33 +142,6 @@ class ExactResumeHook(Hook):
             # The first validation of a process draws other numbers than later ones, because it
             # starts workers.
             self._segments.seed(runner.iter)
-
-    def _warn_of_unknown_state(self, runner: Runner) -> None:
-        now = _plain_attributes(runner)
-        for hook in runner.hooks:
-            before = self._plain_attributes.get(id(hook))
-            if not before:
-                continue
-            changed = [name for name, value in now[id(hook)].items() if before.get(name) != value]
-            if changed:
-                self._plain_attributes[id(hook)] = {}  # once
-                print_log(
-                    f'a resumed training may not be exact: {type(hook).__name__} changes its '
-                    f'{", ".join(changed)}, which checkpoints do not contain; give this hook '
-                    'methods state_dict and load_state_dict if the training depends on it',
-                    'current',
-                    logging.WARNING,
-                )
-
-
-def _plain_attributes(runner: Runner) -> dict[int, dict]:
-    """Return copies of the numbers, texts and collections of hooks whose state is unknown."""
-    kinds = bool | int | float | str | list | dict | tuple | set | None
-    return {
-        id(hook): {k: repr(v) for k, v in vars(hook).items() if isinstance(v, kinds)}
-        for hook in runner.hooks
-        if not _has_state(hook) and not _is_of_a_library(hook)
-    }
 
 
 def _run_iter(original: Callable, done: int, idx: int, data_batch: Any) -> None:

@@ -101,10 +101,11 @@ class StopOnSigtermHook(Hook):
         checkpoints = next((h for h in runner.hooks if isinstance(h, SafeCheckpointHook)), None)
         if self._flags is not None or checkpoints is None or not checkpoints.is_training:
             return
-        if (
-            threading.current_thread() is not threading.main_thread()
-            or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-        ):
+        handler = signal.getsignal(signal.SIGTERM)
+        # a training that failed earlier in this process leaves its handler
+        is_own = isinstance(getattr(handler, '__self__', None), StopOnSigtermHook)
+        is_free = is_own or handler is signal.SIG_DFL
+        if not is_free or threading.current_thread() is not threading.main_thread():
             return
         self._checkpoints = checkpoints
         self._flags = ReducedFlags(next(runner.model.parameters()).device)

@@ -190,6 +190,7 @@ def test_what_a_kill_left_is_replaced_and_the_umask_holds(tmp_path):
 
 
 def runner_of(images, work_dir, name, hook=None, **options):
+    work_dir.mkdir(exist_ok=True)
     path = tiny_training.config(images, work_dir / name, 'epoch', 0)
     cfg = Config.fromfile(path)
     cfg.merge_from_dict({f'default_hooks.checkpoint.{k}': v for k, v in (hook or {}).items()})
@@ -327,6 +328,51 @@ def test_a_validation_that_was_killed_is_caught_up_with(images, tmp_path, monkey
     costs()
     runner_of(images, tmp_path, 'val3', resume=True).train()
     assert logged(tmp_path).count('was not finished') == 1
+
+
+@pytest.mark.parametrize('intervals', [None, [(2, 1)]])
+def test_a_validation_that_was_about_to_begin_is_marked(images, tmp_path, monkeypatch, intervals):
+    """Also where the loop shortens its interval after this epoch, as mmdet's YOLOX does."""
+
+    def killed(self, runner):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SafeCheckpointHook, 'before_val_epoch', killed)
+    options = {'train_cfg.val_interval': 3 if intervals else 1}
+    options['train_cfg.dynamic_intervals'] = intervals
+    with pytest.raises(KeyboardInterrupt):
+        runner_of(images, tmp_path, f'marked {intervals}', **options).train()
+    assert names(tmp_path) == {'epoch_1.pth'}
+    assert (tmp_path / 'unfinished_validation').read_text() == '2'
+
+
+def test_iterations_in_an_epoch_have_no_validation_after_them(images, tmp_path, monkeypatch):
+    """Checkpoints of an epoch-based training at each iteration: only the epochs are validated."""
+    hook = {'by_epoch': False, 'interval': 1, 'max_keep_ckpts': -1, 'save_best': None}
+    runner_of(images, tmp_path, 'inner1', hook, **{'train_cfg.max_epochs': 1}).train()
+    validations = []
+    monkeypatch.setattr(
+        SafeCheckpointHook, 'before_val_epoch', lambda _, runner: validations.append(runner.iter)
+    )
+    for iteration in (1, 2):
+        (tmp_path / 'unfinished_validation').write_text(str(iteration))
+        path = tmp_path / f'iter_{iteration}.pth'
+        if iteration == 2:  # as it was before its validation
+            saved = torch.load(path, weights_only=False)
+            saved['meta']['epoch'] = 0
+            saved['hooks']['SafeCheckpointHook'][0].update(validated=False, mid_epoch=True)
+            saved['hooks']['ExactResumeHook'][0].update(batches=2, images=6)
+            torch.save(saved, path)
+        runner_of(
+            images,
+            tmp_path,
+            f'inner from {iteration}',
+            hook,
+            resume=str(path),
+            **{'train_cfg.max_epochs': 2},
+        ).train()
+        assert validations == [2, 4]
+        validations.clear()
 
 
 def test_a_write_that_the_system_refuses_ends_the_tool_and_can_be_gone_on_from(images, tmp_path):

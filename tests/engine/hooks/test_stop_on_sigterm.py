@@ -159,6 +159,16 @@ def test_a_signal_after_the_checkpoint_does_not_change_the_exit_code(images, tmp
     assert ended == []
 
 
+def test_a_training_after_one_that_failed_is_stopped_too(images, tmp_path):
+    class Fail(Send):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        runner_of(images, tmp_path, 'failed', 'epoch', Fail()).train()
+    stop(images, tmp_path, 'after it', 'epoch', Send(2))
+
+
 def test_a_handler_of_the_program_is_kept(images, tmp_path):
     received = []
     signal.signal(signal.SIGTERM, lambda *arguments: received.append(arguments))
