@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+SAVED = 75  # exit code of a training that SIGTERM has ended, in all processes by themselves
 # of the processes that the tests start, forked or not
 PATHS = [ROOT, ROOT / 'tests', ROOT / 'tests' / 'data' / 'scripts']
 ENVIRONMENT = {
@@ -165,6 +166,7 @@ def _run(command, out, cwd, ranks, file_size, variables):
                 break
             children.append(child)
         else:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # meant for the others of its group
             sys.exit(_wait_as_launcher(children))
     os.chdir(cwd)
     sys.argv = command
@@ -177,7 +179,7 @@ def _wait_as_launcher(children):
     while len(ended) < len(children):
         child, status = os.wait()
         ended[child] = os.waitstatus_to_exitcode(status)
-        if ended[child] and not failed:
+        if ended[child] not in (0, SAVED) and not failed:
             failed = True
             for other in set(children) - set(ended):
                 os.kill(other, signal.SIGTERM)

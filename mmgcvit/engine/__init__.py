@@ -7,7 +7,10 @@ from .hooks import (
     BadLossHook,
     CheckpointFitHook,
     ExactResumeHook,
+    ResumableEarlyStoppingHook,
+    ResumedSettingsHook,
     SafeCheckpointHook,
+    StopOnSigtermHook,
     record_failed_step,
 )
 from .known_errors import known_error
@@ -24,7 +27,10 @@ __all__ = [
     'CheckpointFitHook',
     'ExactResumeHook',
     'LayerDecayOptimWrapperConstructor',
+    'ResumableEarlyStoppingHook',
+    'ResumedSettingsHook',
     'SafeCheckpointHook',
+    'StopOnSigtermHook',
     'adapt_amp',
     'adapt_lr_scaling',
     'adapt_test',

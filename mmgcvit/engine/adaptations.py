@@ -19,7 +19,7 @@ import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
-from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, OPTIMIZERS, Registry
@@ -31,7 +31,14 @@ from ..registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, STRATE
 from ..task import CLASSIFICATION, SEGMENTATION, task_of
 from .device import Machine, gpu_failure
 from .fsdp import ResumableFSDPStrategy
-from .hooks import AverageBatchNorm, BadLossHook, CheckpointFitHook, ExactResumeHook
+from .hooks import (
+    AverageBatchNorm,
+    BadLossHook,
+    CheckpointFitHook,
+    ExactResumeHook,
+    ResumedSettingsHook,
+    StopOnSigtermHook,
+)
 from .hooks.bad_loss import FUSED
 from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
 from .optimizers.mixed_precision import ONLY_AMP
@@ -40,6 +47,10 @@ from .resume import resume_training
 
 Adaptation = Callable[[Config, Machine], None]
 
+REPLACED_HOOKS = {
+    CheckpointHook: 'mmgcvit.SafeCheckpointHook',
+    EarlyStoppingHook: 'mmgcvit.ResumableEarlyStoppingHook',
+}
 SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')  # names in mmcv's registry, class name
 
 
@@ -188,17 +199,21 @@ def adapt_fsdp(cfg: Config, machine: Machine) -> None:
 def adapt_hooks(cfg: Config, machine: Machine) -> None:
     """Add this package's hooks. Hooks that the config already has keep their settings.
 
-    SafeCheckpointHook replaces mmengine's CheckpointHook, with the same settings. This runs before
-    ``adapt_cpu``, which replaces SyncBN.
+    SafeCheckpointHook replaces mmengine's CheckpointHook, and ResumableEarlyStoppingHook replaces
+    EarlyStoppingHook, with the same settings. This runs before ``adapt_cpu``, which replaces
+    SyncBN.
     """
     cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
     cfg.default_hooks.setdefault('checkpoint', ConfigDict())
     if cfg.default_hooks.checkpoint is not None:  # None disables checkpoints
         cfg.default_hooks.checkpoint.setdefault('type', 'CheckpointHook')
     for hook in _hooks(cfg):
-        if _class_of(cfg, hook, HOOKS) is CheckpointHook:
-            hook['type'] = 'mmgcvit.SafeCheckpointHook'
-    wanted = [BadLossHook, CheckpointFitHook, ExactResumeHook]
+        if replacement := REPLACED_HOOKS.get(_class_of(cfg, hook, HOOKS)):
+            hook['type'] = replacement
+    wanted = [
+        *(BadLossHook, StopOnSigtermHook, ResumedSettingsHook),
+        *(CheckpointFitHook, ExactResumeHook),
+    ]
     if machine.device == 'cpu' and machine.processes > 1 and _uses_sync_bn(cfg):
         wanted.insert(0, AverageBatchNorm)
     present = list(_hook_classes(cfg))

@@ -96,7 +96,8 @@ def test_a_hook_that_the_config_has_is_kept(hook):
         adapt_hooks(cfg, CPU)
         added = [other.type for other in cfg.custom_hooks]
         assert added[-2:] == ['mmgcvit.CheckpointFitHook', 'mmgcvit.ExactResumeHook']
-        assert 'mmgcvit.BadLossHook' not in added[-2:] and len(added) == 2 + (
+        assert added[-4:-2] == ['mmgcvit.StopOnSigtermHook', 'mmgcvit.ResumedSettingsHook']
+        assert 'mmgcvit.BadLossHook' not in added[-4:] and len(added) == 4 + (
             'custom_hooks' in place
         )
         kept = cfg.custom_hooks[0] if 'custom_hooks' in place else cfg.default_hooks.own

@@ -118,7 +118,7 @@ def check_kills(command, work_dirs, loop, seed, name, **settings):
         assert code == 0, log[-3000:]
     else:
         log = train(command, out, **settings)
-    assert re.search(r'going on from \S+/(iter_8|epoch_2)\.pth', log)
+    assert re.search(r'resuming from \S+/(iter_8|epoch_2)\.pth', log)
     assert_same_training(killed, whole, name)
 
 
@@ -196,7 +196,7 @@ def test_the_quickstarts_mask_rcnn_ends_with_the_same_weights(tmp_path):
     command += ['--work-dir', killed, '--resume']
     for moment, delay in ((6, 0.1), (10, 0.0)):
         kill(command, out, 'epoch', moment, delay)
-    assert re.search(r'going on from \S+/epoch_2\.pth', train(command, out))
+    assert re.search(r'resuming from \S+/epoch_2\.pth', train(command, out))
     pair = [read_checkpoint(folder / 'epoch_3.pth') for folder in (killed, whole)]
     for part in ('state_dict', 'optimizer'):
         assert_same(pair[0][part], pair[1][part], part)
@@ -346,12 +346,12 @@ def test_processes_go_on_from_one_checkpoint_or_not_at_all(images, tmp_path):
 
     code, printed = forks.run(*command, out=out, timeout=120, ranks=2)
     assert code == 1, printed[-3000:]
-    error = 'error: work/epoch_1.pth is not there, or not whole, for process 1 of 0 to 1: the work'
+    error = 'error: work/epoch_1.pth is missing or incomplete for process 1 of 0 to 1: the work'
     assert printed.count(error) == 1
 
     (first / 'epoch_2.pth').write_bytes(b'cut')
     shutil.copytree(first, tmp_path / '1' / 'work')
     printed = train(command, out, ranks=2)
-    assert printed.count('going on from work/epoch_1.pth') == 1
-    assert printed.count('work/epoch_2.pth is not whole') == 1
+    assert printed.count('resuming from work/epoch_1.pth') == 1
+    assert printed.count('work/epoch_2.pth is not complete') == 1
     assert printed.count('resumed epoch: 1, iter: 4') == 1

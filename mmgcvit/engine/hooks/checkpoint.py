@@ -1,32 +1,39 @@
-"""Checkpoints of which at every moment a whole one is on the disk."""
+"""Checkpoints, of which a complete one is on the disk at any time."""
 
+import logging
+import pickle
+from bisect import bisect
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from ...errors import UserError
+from ...errors import UserError, describe
 from ...files import remove_partial_files, write_atomically
 from ...registry import HOOKS
+from ..resume import ITERATION_NAME
 from .exact_resume import end_segment
+from .hook_states import states_of
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file; if the disk does not take it, an older one of that name is left as it was."""
+    """Write a file. If that fails, an existing file of that name remains unchanged."""
     try:
         write_atomically(path, content)
     except OSError as error:
         raise UserError(
-            f'{path} could not be written ({error}); the files before it are whole. Make room '
-            'there, then go on with --resume'
+            f'{path} could not be written ({error}); earlier files are complete. Free some space '
+            'there, then resume with --resume'
         ) from error
 
 
 class AtomicBackend(LocalBackend):
-    """Local files of mmengine, each written under another name, synced to the disk and renamed."""
+    """mmengine's backend for local files; each is written to another name, synced and renamed."""
 
     def put(self, obj: bytes, filepath: str | PathLike) -> None:
         _write(Path(filepath), obj)
@@ -36,77 +43,145 @@ class AtomicBackend(LocalBackend):
 
 
 def register_file_backend() -> None:
-    """Make mmengine write local files atomically, process-wide, whichever runner saves them.
+    """Make mmengine write local files atomically, for all runners of this process.
 
-    Called by this package's tools only: importing the package changes nothing.
+    Only this package's tools call this: importing the package changes nothing.
     """
     register_backend('local', AtomicBackend, force=True, prefixes='')
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, which removes a file only when the one after it is whole.
+    """mmengine's CheckpointHook, which removes a file only when its successor is complete.
 
-    Besides, the validation that a checkpoint was saved before is caught up with when the training
-    was killed in it, so that its metrics and the best checkpoint are not lost. Takes the arguments
-    of mmengine's.
+    It also repeats a validation that was interrupted, so that its metrics and the best checkpoint
+    are not lost, and saves the checkpoint again after a validation that changed the state of the
+    training. Takes the arguments of mmengine's hook.
     """
 
-    # of best checkpoints, to be removed once a checkpoint that names a better one is whole
+    # paths to remove once a checkpoint that does not refer to them is complete
     _outdated: tuple[str, ...] = ()
-    _training = False
+    is_training = False
+    # of the checkpoint that was saved or resumed from last
+    _iteration: int | None = None
+    _validated = False  # saved again after its validation
+    _mid_epoch = False
+    # what a validation may change, as it was when the last checkpoint was saved
+    _saved_state: bytes | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training has to know about the checkpoint itself."""
+        return {
+            'iteration': self._iteration,
+            'validated': self._validated,
+            'mid_epoch': self._mid_epoch,
+            'outdated': [Path(path).name for path in self._outdated],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state of :meth:`state_dict`."""
+        self._iteration, self._validated = state['iteration'], state['validated']
+        self._mid_epoch, self._outdated = state['mid_epoch'], tuple(state['outdated'])
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
-        self._training = True
+        self.is_training = True
         if is_main_process() and isinstance(self.file_backend, LocalBackend):
             remove_partial_files(Path(self.out_dir), Path(self.filename_tmpl).suffix)
-        if runner.iter > 0 and self._killed_in_validation(runner):
-            runner.logger.info(
-                f'The validation after iteration {runner.iter} was not finished: doing it now.'
+        # a kill may have left them; the checkpoint of SIGTERM itself is needed until the next one
+        resumed = Path(str(getattr(runner, '_load_from', ''))).name
+        left = [self._in_out_dir(name) for name in self._outdated if name != resumed]
+        self._outdated = tuple(self._in_out_dir(n) for n in self._outdated if n == resumed)
+        for path in left:
+            self._remove(path)
+        if self._outdated:
+            print_log(
+                'the resumed training will not be exact: SIGTERM saved the checkpoint between the '
+                'regular ones, so random numbers differ from now on',
+                'current',
+                logging.WARNING,
             )
-            # so that it is saved again if it turns out to be the best
-            self.last_ckpt = self._path(self._validated_step(runner))
+        if runner.iter > 0 and self._is_validation_due(runner):
+            self._repeat_validation(runner)
+
+    def _repeat_validation(self, runner: Runner) -> None:
+        runner.logger.info(
+            f'The validation after iteration {runner.iter} was not finished: repeating it now.'
+        )
+        # after_val saves it again
+        self.last_ckpt = self._path(self._validated_step(runner))
+        try:
             runner.val_loop.run()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f'the validation after iteration {runner.iter} did not finish before this resume, '
+                f'and failed when it was repeated: {describe(error)}. Fix the cause (the data or '
+                'the config of the validation), then --resume; or skip this validation: delete '
+                f'{self._mark(runner)}, then --resume'
+            ) from error
 
     def before_val_epoch(self, runner: Runner) -> None:
-        if self._training and is_main_process():
+        if self.is_training and is_main_process():
             _write(self._mark(runner), str(runner.iter).encode())
 
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        super().after_val_epoch(runner, metrics)
-        if self._training and is_main_process():
+    def after_val(self, runner: Runner) -> None:
+        """Save the checkpoint again if the validation changed the state of the training.
+
+        The validation counts as done when this checkpoint is complete: early stopping, schedules
+        on its metric and best scores are in it.
+        """
+        if not self.is_training:
+            return
+        step = self._validated_step(runner)
+        if self.last_ckpt == self._path(step):
+            # by the first process: hooks may keep a state there only
+            changed = [_state_of(runner, self) != self._saved_state]
+            broadcast_object_list(changed)
+            if changed[0]:
+                meta = dict(epoch=runner.epoch, iter=runner.iter)
+                self._write_checkpoint(runner, self.last_ckpt, meta, validated=True)
+            self._remove_outdated()
+        if is_main_process():
             self._mark(runner).unlink(missing_ok=True)
 
-    # The two methods below replace private ones: mmengine has no public place between its writing
-    # and its removing of files.
+    def save_now(self, runner: Runner, epoch: int, iteration: int) -> None:
+        """Save a checkpoint that is not due, unless this hook has just saved it.
+
+        It is removed when the next regular checkpoint is complete.
+
+        Args:
+            runner: Runner of the training.
+            epoch: Number of completed epochs.
+            iteration: Number of completed iterations.
+        """
+        step = epoch if self.by_epoch else iteration
+        if self._iteration == iteration and self.last_ckpt == self._path(step):
+            return
+        name = (ITERATION_NAME if self.by_epoch else self.filename_tmpl).format(iteration)
+        path = self._in_out_dir(name)
+        self._outdated = tuple(dict.fromkeys([*self._outdated, path]))
+        self._mark_validation(runner, epoch, iteration)
+        self._write_checkpoint(runner, path, dict(epoch=epoch, iter=iteration))
+        self._record(runner, path)
+
+    # The methods below replace private ones: mmengine has no public place between writing and
+    # removing files.
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         kept = []
         if self.max_keep_ckpts > 0:
             kept = [*(other for other in self.keep_ckpt_ids if other != step), step]
-            # The file itself names the one that is about to go: if this process is killed before
-            # that, mmengine removes it when the training is resumed.
+            # The file itself contains the number of the one that is removed next: if this process
+            # is killed before that, mmengine removes it when the training is resumed.
             runner.message_hub.update_info('keep_ckpt_ids', kept)
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        end_segment(runner, meta['iter'])
-        if is_main_process() and _validation_follows(runner, step):
-            # before the file that it is about, for a kill between that and the validation
-            _write(self._mark(runner), str(meta['iter']).encode())
-        runner.save_checkpoint(
-            self.out_dir,
-            self.filename_tmpl.format(step),
-            self.file_client_args,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-            **self.args,
-        )
-        if is_main_process():
-            _write(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt.encode())
+        # before the checkpoint, for a kill between the two
+        self._mark_validation(runner, meta['epoch'], meta['iter'])
+        self._write_checkpoint(runner, self.last_ckpt, meta)
+        self._record(runner, self.last_ckpt)
         if kept:
             for outdated in kept[: -self.max_keep_ckpts]:
                 self._remove(self._path(outdated))
@@ -115,28 +190,56 @@ class SafeCheckpointHook(CheckpointHook):
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         self._remove_outdated()
 
+    def _write_checkpoint(
+        self, runner: Runner, path: str, meta: dict, validated: bool = False
+    ) -> None:
+        self._iteration, self._validated = meta['iter'], validated
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        self._mid_epoch = by_epoch and not validated and meta['epoch'] == runner.epoch
+        self._saved_state = _state_of(runner, self)
+        end_segment(runner, meta['iter'])
+        runner.save_checkpoint(
+            self.out_dir,
+            Path(path).name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+
+    def _record(self, runner: Runner, path: str) -> None:
+        if is_main_process():
+            _write(Path(runner.work_dir) / 'last_checkpoint', path.encode())
+
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         if not self.save_best:
             return
         if 'auto' in self.key_indicators:
             # as mmengine does, but before the paths below are named after the metric
             self._init_rule(self.rules, [next(iter(metrics))])
+        missing = [name for name in self.key_indicators if name not in metrics]
+        if missing:
+            raise UserError(
+                f'default_hooks.checkpoint.save_best is {", ".join(missing)}, and the validation '
+                f'computes {", ".join(metrics)}: set it to one of these or to auto, or add the '
+                'metric to val_evaluator'
+            )
         before, last = self._best, self.last_ckpt
-        # mmengine would remove these first, and cannot remove what it does not know
+        # mmengine would remove the files of these before it writes their successors
         self._best = dict.fromkeys(before)
-        # It would save a checkpoint at every validation that is the best, too. A resumed training
-        # has to have the same checkpoints, as they cut it into segments: it only updates one.
-        updates = last == self._path(self._validated_step(runner))
-        self.last_ckpt = last if updates else None
+        # It would also save a checkpoint. after_val does so, but only where there already is one:
+        # an uninterrupted training has to have the same checkpoints, which divide it into segments.
+        self.last_ckpt = None
         super()._save_best_checkpoint(runner, metrics)
         self.last_ckpt = last
         after = self._best
         self._best = {name: after[name] or path for name, path in before.items()}
-        # by their names: where a work dir was copied or moved, the paths lead to the original one
+        # by name: in a copied or moved work dir, the paths lead to the original one
         own = {name: self._in_out_dir(Path(path).name) for name, path in before.items() if path}
         self._outdated += tuple(p for name, p in own.items() if after[name] not in (None, p))
-        if updates:
-            self._remove_outdated()
 
     @property
     def _best(self) -> dict[str, str | None]:
@@ -154,7 +257,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _remove_outdated(self) -> None:
         for path in self._outdated:
-            self._remove(path)
+            if path != self.last_ckpt:
+                self._remove(path)
         self._outdated = ()
 
     def _remove(self, path: str) -> None:
@@ -168,26 +272,58 @@ class SafeCheckpointHook(CheckpointHook):
         return self.file_backend.join_path(self.out_dir, name)
 
     def _validated_step(self, runner: Runner) -> int:
-        """Return the number, in the files' names, of what is validated now."""
+        """Return the number in the file name of the checkpoint that is validated now."""
         return runner.epoch if self.by_epoch else runner.iter
 
     def _mark(self, runner: Runner) -> Path:
-        """Return the file that tells after what iteration a validation is due, until it is done."""
+        """Return the file with the iteration after which a validation is due, until it is done."""
         return Path(runner.work_dir) / 'unfinished_validation'
 
-    def _killed_in_validation(self, runner: Runner) -> bool:
-        found = [None]
+    def _mark_validation(self, runner: Runner, epoch: int, iteration: int) -> None:
+        if is_main_process() and _validation_follows(runner, epoch, iteration):
+            _write(self._mark(runner), str(iteration).encode())
+
+    def _is_validation_due(self, runner: Runner) -> bool:
+        """Whether the validation after the checkpoint that is resumed from has to be repeated."""
+        mark = [None]
         if is_main_process() and self._mark(runner).is_file():
-            found[0] = self._mark(runner).read_text()
-        broadcast_object_list(found)
-        return found[0] == str(runner.iter) and runner.val_loop is not None
+            mark[0] = self._mark(runner).read_text()
+        broadcast_object_list(mark)
+        iteration = runner.iter if self._iteration is None else self._iteration
+        if mark[0] != str(iteration) or runner.val_loop is None or self._mid_epoch:
+            return False
+        if self._validated and is_main_process():  # killed before the mark was removed
+            self._mark(runner).unlink(missing_ok=True)
+        return not self._validated
 
 
-def _validation_follows(runner: Runner, step: int) -> bool:
-    """Whether the training loop validates after an epoch or iteration, counted from 1."""
+def _validation_follows(runner: Runner, epoch: int, iteration: int) -> bool:
+    """Whether the training loop validates right after that many epochs and iterations."""
     loop = runner.train_loop
-    known = isinstance(loop, EpochBasedTrainLoop | IterBasedTrainLoop)
-    if not known or runner.val_loop is None or step < loop.val_begin:
+    if isinstance(loop, EpochBasedTrainLoop):
+        step, last = epoch, loop.max_epochs
+        at_end = epoch > runner.epoch  # not in the middle of an epoch
+    elif isinstance(loop, IterBasedTrainLoop):
+        step, last, at_end = iteration, loop.max_iters, True
+    else:
         return False
-    last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
-    return step % loop.val_interval == 0 or step == last
+    if runner.val_loop is None or not at_end or step < loop.val_begin:
+        return False
+    # the loop selects the interval after this epoch or iteration, too
+    interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, step + 1) - 1]
+    return step % interval == 0 or step == last
+
+
+def _state_of(runner: Runner, own: Hook) -> bytes:
+    """Return what a validation may change, in a form that can be compared."""
+    schedulers = runner.param_schedulers or []
+    if isinstance(schedulers, dict):
+        schedulers = [scheduler for some in schedulers.values() for scheduler in some]
+    info = runner.message_hub.runtime_info
+    return pickle.dumps(
+        (
+            [scheduler.state_dict() for scheduler in schedulers],
+            states_of(hook for hook in runner.hooks if hook is not own),
+            {name: value for name, value in info.items() if name.startswith('best_')},
+        )
+    )

@@ -1,10 +1,10 @@
-"""Trainings as chains of segments, so that a resumed one does what an uninterrupted one does.
+"""Trainings in segments, so that a resumed training does what an uninterrupted one does.
 
-A segment goes from one checkpoint to the next (epoch-based: from one epoch to the next). When it
-begins, in every training alike, whatever is random is derived anew from the training's seed, the
-rank and the iteration: the generators of the process, those of the data workers, and the place in
-the sampler's order. So a checkpoint has to hold no random state, and one that rank 0 saved is
-enough for all ranks.
+A segment extends from one checkpoint to the next (epoch-based: over one epoch). At the beginning of
+a segment, in every training, all random generators are seeded from the training's seed, the rank
+and the iteration: those of the process, those of the data workers, and the position in the
+sampler's order. So a checkpoint needs no random state, and the checkpoint of rank 0 suffices for
+all ranks.
 """
 
 import itertools
@@ -26,15 +26,17 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from ...errors import UserError
 from ...registry import HOOKS
+from ..workers import ignore_sigterm_of_others, sigterm_blocked
+from .hook_states import UnknownStates, load_states, states_of
 
 _SEGMENT_START = 'segment_start'  # in the message hub: the iteration of the last checkpoint
 
 
 def end_segment(runner: Runner, iteration: int) -> None:
-    """Let a new segment begin before this iteration; every rank, before a checkpoint is saved.
+    """Begin a new segment before this iteration; every rank, before a checkpoint is saved.
 
-    The running statistics of batch norm, which may differ between ranks, become those of rank 0:
-    the checkpoint holds them alone, and a validation then gives what the checkpoint gives.
+    The running statistics of batch norm, which may differ between ranks, are set to those of rank
+    0: the checkpoint contains only these, and a validation then gives the checkpoint's metrics.
     """
     runner.message_hub.update_info(_SEGMENT_START, iteration)
     for statistic in runner.model.buffers():
@@ -46,19 +48,67 @@ def end_segment(runner: Runner, iteration: int) -> None:
 class ExactResumeHook(Hook):
     """Train segment by segment, with mmengine's epoch-based or iteration-based loop.
 
-    The training's data loader and iterator are replaced. Cut by :class:`SafeCheckpointHook`.
+    It replaces the training's data loader and iterator. :class:`SafeCheckpointHook` ends segments.
+    The states of hooks with ``state_dict`` and ``load_state_dict`` are saved in checkpoints; a hook
+    of the user's that has state but not these methods is named in a warning.
+
+    An epoch that a checkpoint interrupted continues after the images that it was trained on.
     """
 
     # before the hooks that set the sampler's epoch or change the dataset's pipeline
     priority = 'VERY_HIGH'
-    _segments: '_Segments | None' = None
+
+    def __init__(self) -> None:
+        self._segments: _Segments | None = None
+        self._batches = 0  # of the current epoch, trained on so far
+        self._images = 0  # the same over all ranks, as their number may change at a resume
+        self._length = 0  # of an epoch, in iterations
+        self._unknown_states = UnknownStates()
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position in the current epoch."""
+        return {'batches': self._batches, 'images': self._images, 'length': self._length}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restore the state of :meth:`state_dict`."""
+        self._batches, self._images = state['batches'], state['images']
+        self._length = state['length']
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        checkpoint['hooks'] = states_of(runner.hooks)
+        self._unknown_states.warn_of_changes(runner.hooks)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if runner._resume:
+            load_states(runner, checkpoint.get('hooks') or {})
 
     def before_train(self, runner: Runner) -> None:
+        loop = runner.train_loop
+        saved, self._length = self._length, len(loop.dataloader)
+        if saved not in (0, self._length) and isinstance(loop, EpochBasedTrainLoop):
+            self._recount(runner)
         for reason in _inexact(runner):
             print_log(f'a resumed training will not be exact: {reason}', 'current', logging.WARNING)
         self._segments = _Segments(runner)
-        if isinstance(runner.train_loop, IterBasedTrainLoop):
-            runner.train_loop.dataloader_iterator = _SegmentIterator(runner, self._segments)
+        if isinstance(loop, IterBasedTrainLoop):
+            loop.dataloader_iterator = _SegmentIterator(runner, self._segments)
+        elif self._batches:
+            print_log(
+                f'resuming epoch {runner.epoch + 1} after {self._batches} of {self._length} '
+                'iterations: not exact, because random numbers differ from now on',
+                'current',
+                logging.WARNING,
+            )
+
+    def _recount(self, runner: Runner) -> None:
+        """Count the iterations of past epochs by the length that epochs have now.
+
+        Otherwise, the training and its schedules would end too early or too late.
+        """
+        loop = runner.train_loop
+        self._batches = min(self._images // _images_per_iteration(runner), self._length)
+        loop._iter = loop.epoch * self._length + self._batches
+        runner.optim_wrapper.initialize_count_status(runner.model, loop.iter, loop.max_iters)
 
     def after_train(self, runner: Runner) -> None:
         iterator = getattr(runner.train_loop, 'dataloader_iterator', None)
@@ -66,20 +116,47 @@ class ExactResumeHook(Hook):
             iterator.close()
 
     def before_train_epoch(self, runner: Runner) -> None:
+        loop = runner.train_loop
+        if not isinstance(loop, EpochBasedTrainLoop):
+            return
+        loop.dataloader = self._segments.begin(runner.iter, self._batches, endless=False)
+        self._images = self._batches * _images_per_iteration(runner)
+        if self._batches:
+            # the loop counts from 0, and hooks compare this with the length of the epoch
+            loop.run_iter = partial(_run_iter, loop.run_iter, self._batches)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, *_: Any, **__: Any) -> None:
+        self._unknown_states.start(runner.hooks)
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            runner.train_loop.dataloader = self._segments.begin(runner.iter)
+            self._batches += 1
+            self._images += _images_per_iteration(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self._batches = self._images = 0
+        run_iter = vars(runner.train_loop).get('run_iter')
+        if isinstance(run_iter, partial) and run_iter.func is _run_iter:
+            del runner.train_loop.run_iter
 
     def after_val(self, runner: Runner) -> None:
         if self._segments is not None:
-            # the first one of a process draws other numbers than those after it: it starts workers
+            # The first validation of a process draws other numbers than later ones, because it
+            # starts workers.
             self._segments.seed(runner.iter)
+
+
+def _run_iter(original: Callable, done: int, idx: int, data_batch: Any) -> None:
+    original(idx + done, data_batch)
+
+
+def _images_per_iteration(runner: Runner) -> int:
+    return (runner.cfg.train_dataloader.get('batch_size') or 1) * get_world_size()
 
 
 def _inexact(runner: Runner) -> Iterator[str]:
     loop = runner.train_loop
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
     if not by_epoch and not isinstance(loop, IterBasedTrainLoop):
-        yield f'only EpochBasedTrainLoop and IterBasedTrainLoop are, not {type(loop).__name__}'
+        yield f'only with EpochBasedTrainLoop or IterBasedTrainLoop, not {type(loop).__name__}'
     model = runner.model
     on_cpu = isinstance(model, DistributedDataParallel) and model.device_type == 'cpu'
     # DDP regroups gradients after its first step, and sums of three depend on the grouping
@@ -94,15 +171,15 @@ def _inexact(runner: Runner) -> Iterator[str]:
             continue
         if by_epoch and not hook.by_epoch:
             yield (
-                'checkpoints of every so many iterations do not fall on the ends of epochs, and '
-                'mmengine begins the epoch anew; set by_epoch=True in default_hooks.checkpoint'
+                'checkpoints at intervals of iterations interrupt epochs, which then continue with '
+                'other random numbers; set by_epoch=True in default_hooks.checkpoint'
             )
         steps = hook.interval * (len(loop.dataloader) if hook.by_epoch else 1)
         if steps % accumulated:
             yield (
-                f'the {steps} iterations between checkpoints are no multiple of '
-                f'accumulative_counts={accumulated}, and gradients are not in checkpoints; set '
-                'another interval in default_hooks.checkpoint'
+                f'the {steps} iterations between checkpoints are not a multiple of '
+                f'accumulative_counts={accumulated}, and checkpoints do not contain gradients; '
+                'change interval in default_hooks.checkpoint'
             )
 
 
@@ -116,39 +193,61 @@ def _seed_generators(*key: int) -> None:
 
 
 def _seed_worker(worker: int, key: tuple[int, ...], before: Callable | None) -> None:
+    ignore_sigterm_of_others()
     if before is not None:
         before(worker)
-    # a key that ends in 0 gives what the key without it gives, and that is the main process's
+    # + 1: a key that ends in 0 gives the same seed as the key without it, the main process's
     _seed_generators(*key, worker + 1)
 
 
 class _Batches:
-    """Indices of the batches from one on, without end; those before it are drawn, not loaded."""
+    """Indices of the batches from ``start`` on; the images of earlier ones are not loaded.
 
-    def __init__(self, batch_sampler: BatchSampler, start: int) -> None:
+    Args:
+        batch_sampler: Batches of an epoch.
+        start: Number of batches to skip.
+        endless: Whether to repeat epochs. If not, this is the rest of one epoch.
+    """
+
+    def __init__(self, batch_sampler: BatchSampler, start: int, endless: bool) -> None:
         if len(batch_sampler) == 0:
             raise UserError(
                 'train_dataloader gives no batch: the dataset has fewer images than batch_size '
-                f'and drop_last=True ({len(batch_sampler.sampler)} a process)'
+                f'and drop_last=True ({len(batch_sampler.sampler)} per process)'
             )
         self.batch_sampler = batch_sampler
         self.start = start
+        self.endless = endless
+
+    @property
+    def sampler(self) -> Any:
+        """The sampler, whose epoch mmengine's DistSamplerSeedHook sets."""
+        return self.batch_sampler.sampler
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return itertools.islice(self._from_the_first(), self.start, None)
+        batches = self._all_epochs() if self.endless else self.batch_sampler
+        return itertools.islice(batches, self.start, None)
 
-    def _from_the_first(self) -> Iterator[list[int]]:
+    def _all_epochs(self) -> Iterator[list[int]]:
         for epoch in itertools.count():
             if hasattr(self.batch_sampler.sampler, 'set_epoch'):
                 self.batch_sampler.sampler.set_epoch(epoch)
             yield from self.batch_sampler
 
 
+class _Loader(DataLoader):
+    """A data loader whose workers do not end by SIGTERM before they ignore it."""
+
+    def __iter__(self) -> Iterator[Any]:
+        with sigterm_blocked():
+            return super().__iter__()
+
+
 class _Segments:
-    """Makes the data loader of each segment out of the training's."""
+    """Builds the data loader of each segment from the training's."""
 
     def __init__(self, runner: Runner) -> None:
         loader = runner.train_loop.dataloader
@@ -174,23 +273,23 @@ class _Segments:
         self._seed = seeds[0]
 
     def seed(self, iteration: int) -> tuple[int, ...]:
-        """Seed this process's generators; return what from."""
+        """Seed this process's generators, and return the key."""
         key = (self._seed, get_rank(), iteration)
         _seed_generators(*key)
         return key
 
-    def begin(self, iteration: int, skip: int | None = None) -> DataLoader:
+    def begin(self, iteration: int, skip: int = 0, endless: bool = False) -> DataLoader:
         """Seed this process and return a loader with seeded workers.
 
         Args:
-            iteration: That the segment begins with.
-            skip: Number of batches to go on after, without end; if None it is the loader of one
-                epoch.
+            iteration: The first iteration of the segment.
+            skip: Number of batches to skip.
+            endless: Whether the loader continues with further epochs.
         """
         key = self.seed(iteration)
         batches = self._batch_sampler()
-        return DataLoader(
-            batch_sampler=batches if skip is None else _Batches(batches, skip),
+        return _Loader(
+            batch_sampler=_Batches(batches, skip, endless) if skip or endless else batches,
             worker_init_fn=partial(_seed_worker, key=key, before=self._before),
             **self._settings,
         )
@@ -210,10 +309,10 @@ class _Segments:
 
 
 class _SegmentIterator:
-    """The batches of an iteration-based training; takes the place of mmengine's iterator.
+    """The batches of an iteration-based training; replaces mmengine's iterator.
 
-    A segment begins when its first batch is asked for: after the validation that follows a
-    checkpoint, whose workers and random numbers thus stay apart from the training's.
+    A segment begins when its first batch is requested: after the validation that follows a
+    checkpoint, so the validation's workers and random numbers do not affect the training's.
     """
 
     def __init__(self, runner: Runner, segments: _Segments) -> None:
@@ -221,8 +320,8 @@ class _SegmentIterator:
         self._segments = segments
         self._start = -1
         self._batches: Iterator[Any] = iter(())
-        # The loop is about to skip what was trained on before the resume: mmengine by taking that
-        # many batches, onedl-mmengine through skip_iter. Segments begin at the right place anyhow.
+        # The loop will skip the batches of earlier iterations: mmengine requests that many batches,
+        # onedl-mmengine calls skip_iter. Not needed: segments begin at the right position.
         one_by_one = not hasattr(runner.train_loop.dataloader_iterator, 'skip_iter')
         self._ignored = runner.iter if one_by_one else 0
 
@@ -230,11 +329,11 @@ class _SegmentIterator:
         return self
 
     def close(self) -> None:
-        """End the data workers; torch waits 5 seconds for each that the garbage collector ends."""
+        """End the data workers. The garbage collector would wait 5 seconds for each of them."""
         self._batches = iter(())
 
     def skip_iter(self, num_iters: int) -> None:
-        """Do nothing: see above."""
+        """Do nothing; see the comment in ``__init__``."""
 
     def __next__(self) -> Any:
         if self._ignored > 0:
@@ -245,7 +344,7 @@ class _SegmentIterator:
         if self._start < 0 or (checkpoint and self._start != iteration):
             self._start = iteration
             self.close()  # the segment before
-            loader = self._segments.begin(iteration, skip=iteration)
+            loader = self._segments.begin(iteration, skip=iteration, endless=True)
             self._runner.train_loop.dataloader = loader
             self._batches = iter(loader)
         return next(self._batches)

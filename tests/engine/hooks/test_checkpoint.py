@@ -21,7 +21,7 @@ from mmgcvit.engine import (
     find_checkpoint,
 )
 from mmgcvit.engine.hooks import checkpoint as checkpoints
-from mmgcvit.engine.resume import is_whole, resume_training
+from mmgcvit.engine.resume import is_complete, resume_training
 from mmgcvit.errors import UserError
 from mmgcvit.files import remove_partial_files, write_atomically
 from mmgcvit.weights import read_checkpoint
@@ -70,7 +70,7 @@ def test_a_file_cut_short_is_passed_over_with_a_warning(files, log, size):
     folder = files('iter_8.pth', 'iter_16.pth')
     cut(folder / 'iter_16.pth', size)
     assert find_checkpoint(folder) == folder / 'iter_8.pth'
-    assert len(log) == 1 and f'{folder / "iter_16.pth"} is not whole' in log[0]
+    assert len(log) == 1 and f'{folder / "iter_16.pth"} is not complete' in log[0]
     cut(folder / 'iter_8.pth', size)
     assert find_checkpoint(folder) is None
     assert len(log) == 3
@@ -81,7 +81,7 @@ def test_a_folder_is_no_checkpoint(files, log):
     folder = files('iter_8.pth')
     (folder / 'iter_16.pth').mkdir()
     assert find_checkpoint(folder) == folder / 'iter_8.pth'
-    assert len(log) == 1 and f'{folder / "iter_16.pth"} is not whole' in log[0]
+    assert len(log) == 1 and f'{folder / "iter_16.pth"} is not complete' in log[0]
 
 
 @pytest.mark.parametrize('record', ['', 'epoch_1.pth', 'epoch_7.pth', None])
@@ -122,13 +122,14 @@ def test_without_a_checkpoint_the_training_starts_anew_from_the_configs_weights(
     resume_training(cfg)
     assert cfg.resume is False
     assert cfg.load_from == 'coco.pth'
-    assert log == [f'there is no checkpoint in {tmp_path}: starting anew']
+    assert log == [f'no checkpoint in {tmp_path}: training starts from the beginning']
 
 
 def test_a_given_checkpoint_that_is_cut_or_missing_is_an_error(files):
     folder = files('epoch_1.pth', 'epoch_2.pth')
     cut(folder / 'epoch_2.pth', 100)
-    with pytest.raises(UserError, match=r'epoch_2\.pth is no whole checkpoint: it was cut short'):
+    error = r'epoch_2\.pth is not a complete checkpoint: it was truncated'
+    with pytest.raises(UserError, match=error):
         resume_training(Config({'work_dir': str(folder)}), str(folder / 'epoch_2.pth'))
     with pytest.raises(UserError, match=r'epoch_5\.pth does not exist'):
         resume_training(Config({'work_dir': str(folder)}), str(folder / 'epoch_5.pth'))
@@ -189,6 +190,7 @@ def test_what_a_kill_left_is_replaced_and_the_umask_holds(tmp_path):
 
 
 def runner_of(images, work_dir, name, hook=None, **options):
+    work_dir.mkdir(exist_ok=True)
     path = tiny_training.config(images, work_dir / name, 'epoch', 0)
     cfg = Config.fromfile(path)
     cfg.merge_from_dict({f'default_hooks.checkpoint.{k}': v for k, v in (hook or {}).items()})
@@ -219,7 +221,7 @@ def refuse(name, monkeypatch):
 def test_a_full_disk_leaves_the_files_before_it_and_a_clear_error(
     images, tmp_path, monkeypatch, refused
 ):
-    """At most one of each kind is kept: it is there as long as its successor is not whole."""
+    """At most one of each kind is kept: it is there as long as its successor is not complete."""
     refuse(refused, monkeypatch)
     monkeypatch.setattr(tiny_training.TinyMetric, 'compute_metrics', falling_cost())
     runner = runner_of(images, tmp_path, f'full_{refused}', {'max_keep_ckpts': 1})
@@ -227,7 +229,7 @@ def test_a_full_disk_leaves_the_files_before_it_and_a_clear_error(
         runner.train()
     whole = {'epoch_3.pth' if 'best' in refused else 'epoch_2.pth', 'best_cost_epoch_2.pth'}
     assert names(tmp_path) == whole
-    assert all(is_whole(tmp_path / name) for name in whole)
+    assert all(is_complete(tmp_path / name) for name in whole)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_a_full_disk_is_named_for_small_files_too(images, tmp_path, monkeypatch,
     refuse(refused, monkeypatch)
     with pytest.raises(UserError, match=rf'{refused} could not be written.*No space left'):
         runner_of(images, tmp_path, f'full_{refused}').train()
-    assert names(tmp_path) == left and all(is_whole(tmp_path / name) for name in left)
+    assert names(tmp_path) == left and all(is_complete(tmp_path / name) for name in left)
 
 
 def falling_cost():
@@ -318,7 +320,7 @@ def test_a_validation_that_was_killed_is_caught_up_with(images, tmp_path, monkey
 
     costs(0.1, 0.7)
     runner_of(images, tmp_path, 'val2', resume=True).train()
-    assert logged(tmp_path).count('was not finished: doing it now') == 1
+    assert logged(tmp_path).count('was not finished: repeating it now') == 1
     assert names(tmp_path) == {'epoch_2.pth', 'epoch_3.pth', 'best_cost_epoch_2.pth'}
     info = read_checkpoint(tmp_path / 'epoch_2.pth')['message_hub']['runtime_info']
     assert info['best_score'] == 0.1
@@ -326,6 +328,51 @@ def test_a_validation_that_was_killed_is_caught_up_with(images, tmp_path, monkey
     costs()
     runner_of(images, tmp_path, 'val3', resume=True).train()
     assert logged(tmp_path).count('was not finished') == 1
+
+
+@pytest.mark.parametrize('intervals', [None, [(2, 1)]])
+def test_a_validation_that_was_about_to_begin_is_marked(images, tmp_path, monkeypatch, intervals):
+    """Also where the loop shortens its interval after this epoch, as mmdet's YOLOX does."""
+
+    def killed(self, runner):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SafeCheckpointHook, 'before_val_epoch', killed)
+    options = {'train_cfg.val_interval': 3 if intervals else 1}
+    options['train_cfg.dynamic_intervals'] = intervals
+    with pytest.raises(KeyboardInterrupt):
+        runner_of(images, tmp_path, f'marked {intervals}', **options).train()
+    assert names(tmp_path) == {'epoch_1.pth'}
+    assert (tmp_path / 'unfinished_validation').read_text() == '2'
+
+
+def test_iterations_in_an_epoch_have_no_validation_after_them(images, tmp_path, monkeypatch):
+    """Checkpoints of an epoch-based training at each iteration: only the epochs are validated."""
+    hook = {'by_epoch': False, 'interval': 1, 'max_keep_ckpts': -1, 'save_best': None}
+    runner_of(images, tmp_path, 'inner1', hook, **{'train_cfg.max_epochs': 1}).train()
+    validations = []
+    monkeypatch.setattr(
+        SafeCheckpointHook, 'before_val_epoch', lambda _, runner: validations.append(runner.iter)
+    )
+    for iteration in (1, 2):
+        (tmp_path / 'unfinished_validation').write_text(str(iteration))
+        path = tmp_path / f'iter_{iteration}.pth'
+        if iteration == 2:  # as it was before its validation
+            saved = torch.load(path, weights_only=False)
+            saved['meta']['epoch'] = 0
+            saved['hooks']['SafeCheckpointHook'][0].update(validated=False, mid_epoch=True)
+            saved['hooks']['ExactResumeHook'][0].update(batches=2, images=6)
+            torch.save(saved, path)
+        runner_of(
+            images,
+            tmp_path,
+            f'inner from {iteration}',
+            hook,
+            resume=str(path),
+            **{'train_cfg.max_epochs': 2},
+        ).train()
+        assert validations == [2, 4]
+        validations.clear()
 
 
 def test_a_write_that_the_system_refuses_ends_the_tool_and_can_be_gone_on_from(images, tmp_path):

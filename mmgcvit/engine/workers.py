@@ -1,0 +1,40 @@
+"""Signals to data workers."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def sigterm_blocked() -> Iterator[None]:
+    """Delay SIGTERM to this thread, and to the workers that it starts until they are ready."""
+    if not hasattr(signal, 'pthread_sigmask'):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_sigterm_of_others() -> None:
+    """Make this data worker ignore SIGTERM, unless its training process sends it.
+
+    Schedulers send SIGTERM to every process of a job. Without this, the workers would end, and the
+    training would fail before it saves a checkpoint. torch uses the same signal to end a worker
+    that does not respond.
+    """
+    if not hasattr(signal, 'sigwaitinfo'):  # not on macOS and Windows
+        return
+    # blocked here and in the threads that start later, so that only the thread below receives it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
