@@ -1,11 +1,13 @@
 """Train a detector, segmentor or classifier.
 
     python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] [--auto-scale-lr]
+        [--no-rehearsal]
 
 For several processes, use tools/dist_train.sh or tools/slurm_train.sh.
 """
 
 from mmgcvit.engine import (
+    RehearseValidation,
     adapt_amp,
     adapt_lr_scaling,
     build_runner,
@@ -42,6 +44,11 @@ def main() -> None:
         const=adapt_lr_scaling,
         help="scale the learning rate with the batch size, based on the config's base_batch_size",
     )
+    parser.add_argument(
+        '--no-rehearsal',
+        action='store_true',
+        help='do not validate two batches before the training begins',
+    )
     args = parser.parse_args()
     cfg = load_config(args.config, args.work_dir, args.cfg_options)
     cfg.launcher = args.launcher
@@ -49,6 +56,8 @@ def main() -> None:
         cfg.resume = args.resume
     runner = build_runner(cfg, *(args.options or ()))
     require_data(cfg)
+    if not args.no_rehearsal:
+        runner.register_hook(RehearseValidation())
     runner.train()
 
 

@@ -8,8 +8,10 @@ from .hooks import (
     CheckpointFitHook,
     ExactResumeHook,
     SafeCheckpointHook,
+    UnusedParametersHook,
 )
 from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
+from .rehearsal import RehearseValidation
 from .resume import find_checkpoint
 from .runner import build_runner
 from .tool import config_parser, run_tool, runner_parser
@@ -21,7 +23,9 @@ __all__ = [
     'CheckpointFitHook',
     'ExactResumeHook',
     'LayerDecayOptimWrapperConstructor',
+    'RehearseValidation',
     'SafeCheckpointHook',
+    'UnusedParametersHook',
     'adapt_amp',
     'adapt_lr_scaling',
     'adapt_test',

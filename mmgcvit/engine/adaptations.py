@@ -30,7 +30,13 @@ from ..registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, STRATE
 from ..task import CLASSIFICATION, SEGMENTATION, task_of
 from .device import Machine, gpu_failure
 from .fsdp import ResumableFSDPStrategy
-from .hooks import AverageBatchNorm, BadLossHook, CheckpointFitHook, ExactResumeHook
+from .hooks import (
+    AverageBatchNorm,
+    BadLossHook,
+    CheckpointFitHook,
+    ExactResumeHook,
+    UnusedParametersHook,
+)
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .optimizers.mixed_precision import ONLY_AMP
 from .resume import resume_training
@@ -168,7 +174,7 @@ def adapt_hooks(cfg: Config, machine: Machine) -> None:
     for hook in _hooks(cfg):
         if _class_of(cfg, hook, HOOKS) is CheckpointHook:
             hook['type'] = 'mmgcvit.SafeCheckpointHook'
-    wanted = [BadLossHook, CheckpointFitHook, ExactResumeHook]
+    wanted = [UnusedParametersHook, BadLossHook, CheckpointFitHook, ExactResumeHook]
     if machine.device == 'cpu' and machine.processes > 1 and _uses_sync_bn(cfg):
         wanted.insert(0, AverageBatchNorm)
     present = list(_hook_classes(cfg))

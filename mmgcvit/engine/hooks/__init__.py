@@ -3,6 +3,7 @@ from .bad_loss import BadLossHook
 from .checkpoint import SafeCheckpointHook
 from .checkpoint_fit import CheckpointFitHook
 from .exact_resume import ExactResumeHook
+from .unused_parameters import UnusedParametersHook
 
 __all__ = [
     'AverageBatchNorm',
@@ -10,4 +11,5 @@ __all__ = [
     'CheckpointFitHook',
     'ExactResumeHook',
     'SafeCheckpointHook',
+    'UnusedParametersHook',
 ]
