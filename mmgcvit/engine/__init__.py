@@ -11,7 +11,7 @@ from .hooks import (
     UnusedParametersHook,
 )
 from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
-from .rehearsal import RehearseValidation
+from .rehearsal import RehearseValidation, rehearse
 from .resume import find_checkpoint
 from .runner import build_runner
 from .tool import config_parser, run_tool, runner_parser
@@ -35,6 +35,7 @@ __all__ = [
     'config_parser',
     'find_checkpoint',
     'load_config',
+    'rehearse',
     'require_data',
     'run_tool',
     'runner_parser',

@@ -38,6 +38,7 @@ class UnusedParametersHook(Hook):
 
     def __init__(self) -> None:
         self.unused: list[str] = []
+        self.report = ''  # names and remedy
         self._waiting: set[str] = set()
         self._handles: list[Any] = []
 
@@ -76,15 +77,15 @@ class UnusedParametersHook(Hook):
         self.unused = [n for n, _ in _unwrapped(model).named_parameters() if n in waiting]
         if not self.unused:
             return
-        what = (
+        self.report = (
             f'{len(self.unused)} parameters get no gradient ({_shortened(self.unused)}): '
             f'{remedy(runner.cfg, _unwrapped(model), self.unused)}'
         )
         if isinstance(model, DistributedDataParallel) and not model.find_unused_parameters:
             if not is_main_process():
                 raise SystemExit(1)  # the first process reports it
-            raise UserError(f'{what}, or set find_unused_parameters=True, which is slower')
-        runner.logger.warning(what)
+            raise UserError(f'{self.report}, or set find_unused_parameters=True, which is slower')
+        runner.logger.warning(self.report)
 
 
 def remedy(cfg: Any, model: nn.Module, unused: Sequence[str]) -> str:

@@ -100,8 +100,15 @@ class _WithoutHooks:
         """Do nothing."""
 
 
-def validate(loop: BaseLoop) -> dict[str, float]:
-    """Run a validation loop.
+def validate(
+    loop: BaseLoop, run: Callable[[], dict] | None = None, what: str = 'val'
+) -> dict[str, float]:
+    """Run a loop of a validation or a test.
+
+    Args:
+        loop: The loop.
+        run: Runs it, by default its own method.
+        what: 'val' or 'test', for messages.
 
     Returns:
         The metrics, the same in all processes.
@@ -112,47 +119,46 @@ def validate(loop: BaseLoop) -> dict[str, float]:
     evaluator = loop.evaluator
     evaluate, computes = evaluator.evaluate, False
 
+    def exchange(text: str | None) -> None:
+        texts = [text for text in all_gather_object(text) if text]
+        if texts:
+            raise UserError(texts[0])
+
     def evaluate_guarded(size: int) -> dict[str, float]:
         nonlocal computes
         computes = True
-        _exchange(None)  # all processes have processed their batches
+        exchange(None)  # all processes have processed their batches
         with _guarded(evaluator) as failures:
             metrics = evaluate(size)
-        _exchange(failures[0] if failures else None)
+        exchange(explain(failures[0], what) if failures else None)
         return metrics
 
     evaluator.evaluate = evaluate_guarded
     try:
-        return loop.run()
+        return (run or loop.run)()
     except Exception as error:
         if not computes:
-            _exchange(error)
+            exchange(explain(error, what))
         if isinstance(error, UserError):
             raise
-        raise UserError(explain(error)) from error
+        raise UserError(explain(error, what)) from error
     finally:
         del evaluator.evaluate
 
 
-def _exchange(error: BaseException | None) -> None:
-    """Raise a UserError in all processes if there is an error in any of them."""
-    texts = [text for text in all_gather_object(error and explain(error)) if text]
-    if texts:
-        raise UserError(texts[0]) from error
-
-
-def explain(error: BaseException) -> str:
-    """Return why a validation fails and what to do."""
+def explain(error: BaseException, what: str) -> str:
+    """Return why a validation ('val') or a test ('test') fails, and what to do."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, KeyError | AttributeError) and 'gt_' in str(error):
         remedy = (
-            'the validation pipeline packs no ground truth: add LoadAnnotations, and the keys that '
-            'the evaluator needs, to val_dataloader.dataset.pipeline'
+            'the pipeline packs no ground truth: add LoadAnnotations, and the keys that the '
+            f'evaluator needs, to {what}_dataloader.dataset.pipeline'
         )
     else:
-        remedy = 'correct val_dataloader, val_evaluator or the model'
-    return f'the validation fails ({describe(error)}, {place(error)}): {remedy}'
+        remedy = f'correct {what}_dataloader, {what}_evaluator or the model'
+    name = 'validation' if what == 'val' else 'test'
+    return f'the {name} fails ({describe(error)}, {place(error)}): {remedy}'
 
 
 def require_names(runner: Runner, metrics: Mapping[str, float]) -> None:
