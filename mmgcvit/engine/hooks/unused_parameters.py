@@ -1,6 +1,6 @@
 """Parameters that should learn and get no gradient."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,11 @@ class UnusedParametersHook(Hook):
     is a warning. After the first update, this hook does nothing. It does not support FSDP, which
     joins parameters, and several optimizers.
 
+    Attributes:
+        checked: Whether the first update was checked.
+        unused: Names of the parameters without a gradient.
+        report: These names and the remedy, empty if there are none.
+
     Raises:
         UserError: If DistributedDataParallel would stop in the next iteration.
     """
@@ -37,8 +42,9 @@ class UnusedParametersHook(Hook):
     priority = 'HIGH'  # before CheckpointHook
 
     def __init__(self) -> None:
+        self.checked = False
         self.unused: list[str] = []
-        self.report = ''  # names and remedy
+        self.report = ''
         self._waiting: set[str] = set()
         self._handles: list[Any] = []
 
@@ -70,6 +76,7 @@ class UnusedParametersHook(Hook):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.checked = True
         model = runner.model
         # with find_unused_parameters, processes may use different parameters
         waiting = set.intersection(*all_gather_object(self._waiting))
@@ -117,20 +124,37 @@ def _used_outputs(cfg: Any, name: str, backbone: GCViT, outputs: Sequence[int]) 
     """Return the settings with which a backbone has only the outputs that are used."""
     before = list(backbone.out_indices)
     kept = [i for i in before if i not in outputs]
-    texts = [f'model.{name}.out_indices={tuple(kept)}'.replace(' ', '')]
+    texts = [f'model.{name}.out_indices={tuple(kept)}']
     neck = inner_model(cfg).get('neck')
     neck = neck if isinstance(neck, dict) else {}
     channels = neck.get('in_channels')
     if isinstance(channels, list | tuple) and len(channels) == len(before):
         left = [c for i, c in zip(before, channels, strict=True) if i in kept]
-        texts.append(f'model.neck.in_channels={left}'.replace(' ', ''))
+        texts.append(f'model.neck.in_channels={left}')
     start = neck.get('start_level') or 0
     if start > 0:
         fewer = sum(i in outputs for i in before[:start])
         texts.append(f'model.neck.start_level={start - fewer}')
+    for head, config in _heads(inner_model(cfg)):
+        index = config.get('in_index')
+        if not neck and isinstance(index, int | list | tuple):
+            # from the end, an index may change too
+            places = [before[i] for i in ([index] if isinstance(index, int) else index)]
+            after = [kept.index(i) for i in places if i in kept]
+            texts.append(f'{head}.in_index={after[0] if isinstance(index, int) else after}')
     return (
         f'nothing uses output {", ".join(map(str, outputs))} of the backbone: set {" ".join(texts)}'
     )
+
+
+def _heads(model: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield option and config of each head of a segmentor."""
+    for name in ('decode_head', 'auxiliary_head'):
+        heads = model.get(name) or []
+        if isinstance(heads, list | tuple):
+            yield from ((f'model.{name}.{i}', head) for i, head in enumerate(heads))
+        else:
+            yield f'model.{name}', heads
 
 
 def _shortened(names: Sequence[str]) -> str:

@@ -167,6 +167,8 @@ def predict_disk(
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f'{seconds:.0f} s'
     if seconds < 5400:
         return f'{seconds / 60:.1f} min'
     return f'{seconds / 3600:.1f} h' if seconds < 172800 else f'{seconds / 86400:.1f} days'

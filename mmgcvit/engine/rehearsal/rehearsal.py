@@ -126,7 +126,7 @@ class _Rehearsal:
         self.worst: dict[str, dict[str, int]] = {}
         self.runner: Any = None
         self.hook = FewSteps(2 * accumulated(self.cfg))
-        self.training_error: Exception | None = None
+        self.training_error: BaseException | None = None
         self.checkpoint: Path | None = None
         self.peak = 0
         # apart from the processes' own group, which a step that fails may leave in use
@@ -162,11 +162,11 @@ class _Rehearsal:
             return SKIPPED, f'skipped: {reason}'
         except _Note as note:
             return NOTE, str(note)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             traceback.print_exc()
             return FAILED, self._explain(error)
 
-    def _explain(self, error: Exception) -> str:
+    def _explain(self, error: BaseException) -> str:
         if isinstance(error, UserError):
             return str(error)
         if isinstance(error, torch.cuda.OutOfMemoryError) or 'allocate memory' in str(error):
@@ -252,6 +252,12 @@ class _Rehearsal:
 
     def model(self) -> str:
         """Build the model and its weights, as the training does, and train two updates."""
+        needed = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
+        if missing := [name for name in needed if not self.cfg.get(name)]:
+            raise UserError(
+                f'a training needs {", ".join(needed)}, and the config has no '
+                f'{", ".join(missing)}: add them'
+            )
         cfg = self._config('train')
         if cfg.get('resume'):
             adapt_resume(cfg, self.machine)  # finds the checkpoint in the work dir of the training
@@ -260,21 +266,25 @@ class _Rehearsal:
         if loop is not None and not issubclass(loop, EpochBasedTrainLoop | IterBasedTrainLoop):
             self.training_error = _Skip(f'train_cfg.type={loop.__name__} cannot be shortened')
         self.runner = build_runner(cfg, *self.options)
-        text = f'{_parameters(self.runner.model) / 1e6:.1f} M parameters'
         if 'train' not in self.loaders or ('val' not in self.loaders and cfg.get('val_dataloader')):
             self.training_error = _Skip('needs step 1')
-            return f'{text}; its weights were not loaded, which needs step 1'
+            return f'{self._size()}; its weights were not loaded, which needs step 1'
         if self.training_error is None:
             self.runner.register_hook(self.hook)
             try:
                 self.runner.train()
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # SystemExit: another process reports it
                 if not self.hook.started:
                     self.runner = None
                     raise
                 self.training_error = error
             self.peak = peak_memory(self.machine)
-        return f'{text}, weights: {_weights(self.runner.cfg)}'
+        return f'{self._size()}, weights: {_weights(self.runner.cfg)}'
+
+    def _size(self) -> str:
+        model = self.runner.model  # a config if FlexibleRunner has not built it
+        parameters = getattr(model, 'parameters', list)()
+        return f'{sum(p.numel() for p in parameters) / 1e6:.1f} M parameters'
 
     def training(self) -> str:
         """Check the two updates that the previous step has trained."""
@@ -293,11 +303,13 @@ class _Rehearsal:
                 f'the losses are not finite ({", ".join(map(str, hook.losses))}): lower '
                 'optim_wrapper.optimizer.lr, or set optim_wrapper.clip_grad.max_norm'
             )
-        for other in self.runner.hooks:
-            if isinstance(other, UnusedParametersHook) and other.unused:
-                raise UserError(other.report)
+        observers = [h for h in self.runner.hooks if isinstance(h, UnusedParametersHook)]
+        if reports := [observer.report for observer in observers if observer.unused]:
+            raise UserError(reports[0])
+        checked = any(observer.checked for observer in observers)
+        gradients = 'every parameter has a gradient' if checked else 'gradients not checked'
         losses = ', '.join(f'{loss:.3g}' for loss in hook.losses)
-        return f'2 updates, loss {losses}; all gradients; {self._worst()}'
+        return f'2 updates, loss {losses}; {gradients}; {self._worst()}'
 
     def _worst(self) -> str:
         items = self.worst.get('train') or {}
@@ -397,6 +409,8 @@ class _Rehearsal:
             validate(runner.test_loop, runner.test, 'test')
         except UserError as error:
             option = {'tta': ' --tta'}.get(name, '')
+            if _raised_by(error, hooks):
+                option = ' --show-dir'
             raise UserError(f'tools/test.py{option}: {error}') from error
         finally:
             del runner
@@ -484,16 +498,22 @@ def _length(loader: DataLoader) -> int:
         return 1
 
 
-def _parameters(model: Any) -> int:
-    return sum(p.numel() for p in model.parameters()) if hasattr(model, 'parameters') else 0
-
-
 def _weights(cfg: Config) -> str:
     """Return where the weights of a training come from."""
     if cfg.get('load_from'):
         return f'{"resumed from " if cfg.get("resume") else ""}{cfg.load_from}'
     pretrained = ((cfg.model.get('backbone') or {}).get('init_cfg') or {}).get('checkpoint')
     return str(pretrained or 'random')
+
+
+def _raised_by(error: BaseException | None, hooks: Sequence[Hook]) -> bool:
+    """Return whether an exception or one of its causes was raised in a method of a hook."""
+    while error is not None:
+        frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+        if any(frame.f_locals.get('self') is hook for frame in frames for hook in hooks):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _evaluators(cfg: Config) -> Iterator[Mapping[str, Any]]:
