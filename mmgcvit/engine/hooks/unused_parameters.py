@@ -142,9 +142,8 @@ def _used_outputs(cfg: Any, name: str, backbone: GCViT, outputs: Sequence[int]) 
             places = [before[i] for i in ([index] if isinstance(index, int) else index)]
             after = [kept.index(i) for i in places if i in kept]
             texts.append(f'{head}.in_index={after[0] if isinstance(index, int) else after}')
-    return (
-        f'nothing uses output {", ".join(map(str, outputs))} of the backbone: set {" ".join(texts)}'
-    )
+    settings = ' '.join(texts).replace(', ', ',')  # without spaces, for the command line
+    return f'nothing uses output {", ".join(map(str, outputs))} of the backbone: set {settings}'
 
 
 def _heads(model: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -55,24 +55,26 @@ def peak_memory(machine: Machine) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def predict_time(runner: Runner, per_epoch: int, images: int, measured: Measured) -> str:
-    """Return the time of the training, with the numbers that it is computed from.
+def predict_time(
+    runner: Runner, start: int, per_epoch: int, images: int, measured: Measured
+) -> str:
+    """Return the time that the training takes, with the numbers that it is computed from.
 
     Args:
         runner: Runner after the rehearsal's updates.
+        start: Iterations that were done before, if the training is resumed.
         per_epoch: Iterations of an epoch.
         images: Images of the validation per process.
         measured: Measurements.
     """
     loop = runner.train_loop
-    if isinstance(loop, EpochBasedTrainLoop):
-        iterations, steps = loop.max_epochs * per_epoch, loop.max_epochs
-    else:
-        iterations, steps = loop.max_iters, loop.max_iters
+    length = per_epoch if isinstance(loop, EpochBasedTrainLoop) else 1  # of an epoch or iteration
+    steps = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
+    iterations = steps * length - start
     seconds = iterations * measured.per_iteration
     text = f'{iterations} iterations × {measured.per_iteration:.2f} s'
     if runner.val_loop is not None and measured.per_image:
-        begin = runner.cfg.train_cfg.get('val_begin', 1)
+        begin = max(runner.cfg.train_cfg.get('val_begin', 1), start // length + 1)
         validations = sum(
             step % loop.val_interval == 0 or step == steps for step in range(begin, steps + 1)
         )

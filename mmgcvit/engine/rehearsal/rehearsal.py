@@ -47,6 +47,7 @@ from .validation import BATCHES, NOTHING_DETECTED, all_scores, validate
 
 SPLITS = ('train', 'val', 'test')
 ITEMS = 12  # per split
+SHOWN = 8  # metrics
 OK, NOTE, FAILED, SKIPPED = '✔', '!', '✘', '-'
 # keys of evaluators and hooks under which files of the user are written
 OUTPUTS = ('outfile_prefix', 'output_dir', 'out_file_path', 'out_dir', 'results_path')
@@ -258,10 +259,9 @@ class _Rehearsal:
                 f'a training needs {", ".join(needed)}, and the config has no '
                 f'{", ".join(missing)}: add them'
             )
+        # while the config still has the work dir of the training
+        adapt_resume(self.cfg, self.machine)
         cfg = self._config('train')
-        if cfg.get('resume'):
-            adapt_resume(cfg, self.machine)  # finds the checkpoint in the work dir of the training
-        cfg.work_dir = str(self.folder / 'train')
         loop = class_of(cfg.train_cfg, LOOPS, cfg.get('default_scope'))
         if loop is not None and not issubclass(loop, EpochBasedTrainLoop | IterBasedTrainLoop):
             self.training_error = _Skip(f'train_cfg.type={loop.__name__} cannot be shortened')
@@ -372,7 +372,8 @@ class _Rehearsal:
                 f'{BATCHES} batches, but {NOTHING_DETECTED}: the names that save_best, early '
                 'stopping and schedules wait for were not checked'
             )
-        return f'{BATCHES} batches; metrics: {", ".join(metrics)}'
+        more = f' and {len(metrics) - SHOWN} others' if len(metrics) > SHOWN else ''
+        return f'{BATCHES} batches; metrics: {", ".join([*metrics][:SHOWN])}{more}'
 
     def test(self) -> str:
         """Test the checkpoint on one image, with pictures, and with test-time augmentation."""
@@ -431,7 +432,7 @@ class _Rehearsal:
         )
         per_epoch = _length(self.loaders['train'])
         to_validate = len(self.loaders['val'].sampler) if 'val' in self.loaders else 0
-        duration = predict_time(runner, per_epoch, to_validate, measured)
+        duration = predict_time(runner, hook.start, per_epoch, to_validate, measured)
         memory, too_much = predict_memory(self.cfg, self.machine, measured.peak)
         disk, full = predict_disk(runner, self.cfg.work_dir, per_epoch, measured.checkpoint)
         text = '; '.join(part for part in (duration, memory, disk) if part)
@@ -456,8 +457,7 @@ class _Rehearsal:
     def _config(self, name: str, shared: bool = True, workers: bool = True) -> Config:
         """Return the config of one of the runs: few items, and no files but in the work dir."""
         cfg = copy.deepcopy(self.cfg)
-        if name != 'train':  # the checkpoint to resume from is in the work dir of the training
-            cfg.work_dir = str(self.folder / name)
+        cfg.work_dir = str(self.folder / name)
         cfg.experiment_name = f'{self.folder.name}_{name}'
         if cfg.get('visualizer'):
             cfg.visualizer['vis_backends'] = []
@@ -565,12 +565,13 @@ def _output_in(path: Path, screen: TextIO | None) -> Iterator[TextIO]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    with open(path, 'w') as log, open(os.devnull, 'w') as nothing:
+    with open(path, 'w', buffering=1) as log, open(os.devnull, 'w') as nothing:
         own = os.fdopen(os.dup(1), 'w', encoding='utf-8') if screen is None else screen
         for number in (1, 2):
             os.dup2(log.fileno(), number)
         try:
-            yield own if is_main_process() else nothing
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                yield own if is_main_process() else nothing
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

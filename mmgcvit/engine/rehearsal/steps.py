@@ -19,6 +19,13 @@ class FewSteps(Hook):
 
     Args:
         batches: Iterations to train.
+
+    Attributes:
+        started: Whether the training began.
+        start: Iterations that were done before.
+        losses: Loss of each iteration.
+        times: When the training began and when each iteration ended, in seconds.
+        validation_times: When each batch of the validation ended, in seconds.
     """
 
     priority = 'VERY_HIGH'
@@ -26,13 +33,14 @@ class FewSteps(Hook):
     def __init__(self, batches: int) -> None:
         self.batches = batches
         self.started = False
+        self.start = 0
         self.losses: list[float] = []
         self.times: list[float] = []
         self.validation_times: list[float] = []
 
     def before_train(self, runner: Runner) -> None:
         """Shorten the training."""
-        self.started = True
+        self.started, self.start = True, runner.iter
         loop = runner.train_loop
         loop.val_begin = sys.maxsize
         loop.stop_training = self.batches == 0
@@ -54,7 +62,7 @@ class FewSteps(Hook):
         """Measure an iteration, and stop after the last one."""
         self._note(self.times)
         if 'loss' in (outputs or {}):
-            self.losses.append(float(outputs['loss']))
+            self.losses.append(outputs['loss'].item())
         if len(self.times) > self.batches:
             runner.train_loop.stop_training = True
 
