@@ -174,7 +174,7 @@ def adapt_hooks(cfg: Config, machine: Machine) -> None:
     for hook in _hooks(cfg):
         if _class_of(cfg, hook, HOOKS) is CheckpointHook:
             hook['type'] = 'mmgcvit.SafeCheckpointHook'
-    wanted = [UnusedParametersHook, BadLossHook, CheckpointFitHook, ExactResumeHook]
+    wanted = [BadLossHook, UnusedParametersHook, CheckpointFitHook, ExactResumeHook]
     if machine.device == 'cpu' and machine.processes > 1 and _uses_sync_bn(cfg):
         wanted.insert(0, AverageBatchNorm)
     present = list(_hook_classes(cfg))

@@ -94,8 +94,9 @@ def test_a_hook_that_the_config_has_is_kept(hook):
         cfg = Config(copy.deepcopy(place))
         adapt_hooks(cfg, CPU)
         added = [other.type for other in cfg.custom_hooks]
-        assert added[-2:] == ['mmgcvit.CheckpointFitHook', 'mmgcvit.ExactResumeHook']
-        assert 'mmgcvit.BadLossHook' not in added[-2:] and len(added) == 2 + (
+        names = ('UnusedParametersHook', 'CheckpointFitHook', 'ExactResumeHook')
+        assert added[-3:] == [f'mmgcvit.{name}' for name in names]
+        assert 'mmgcvit.BadLossHook' not in added[-3:] and len(added) == 3 + (
             'custom_hooks' in place
         )
         kept = cfg.custom_hooks[0] if 'custom_hooks' in place else cfg.default_hooks.own
