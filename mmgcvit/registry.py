@@ -7,6 +7,8 @@ the locations listed here. Configs need no ``custom_imports``.
 from collections.abc import Mapping
 from typing import Any
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
@@ -18,6 +20,18 @@ from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import Registry, init_default_scope
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmgcvit', locations=['mmgcvit.models'])
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='mmgcvit',
+    locations=['mmgcvit.engine.rehearsal.samples'],
+)
+DATA_SAMPLERS = Registry(
+    'data sampler',
+    parent=MMENGINE_DATA_SAMPLERS,
+    scope='mmgcvit',
+    locations=['mmgcvit.engine.rehearsal.samples'],
+)
 FUNCTIONS = Registry(
     'function', parent=MMENGINE_FUNCTIONS, scope='mmgcvit', locations=['mmgcvit.engine.fsdp']
 )

@@ -11,10 +11,12 @@ from .hooks import (
     ResumedSettingsHook,
     SafeCheckpointHook,
     StopOnSigtermHook,
+    UnusedParametersHook,
     record_failed_step,
 )
 from .known_errors import known_error
 from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
+from .rehearsal import RehearseValidation, rehearse
 from .resume import find_checkpoint
 from .runner import build_runner
 from .screen import name_failing_images
@@ -27,10 +29,12 @@ __all__ = [
     'CheckpointFitHook',
     'ExactResumeHook',
     'LayerDecayOptimWrapperConstructor',
+    'RehearseValidation',
     'ResumableEarlyStoppingHook',
     'ResumedSettingsHook',
     'SafeCheckpointHook',
     'StopOnSigtermHook',
+    'UnusedParametersHook',
     'adapt_amp',
     'adapt_lr_scaling',
     'adapt_test',
@@ -43,6 +47,7 @@ __all__ = [
     'load_config',
     'name_failing_images',
     'record_failed_step',
+    'rehearse',
     'require_data',
     'run_tool',
     'runner_parser',

@@ -38,6 +38,7 @@ from .hooks import (
     ExactResumeHook,
     ResumedSettingsHook,
     StopOnSigtermHook,
+    UnusedParametersHook,
 )
 from .hooks.bad_loss import FUSED
 from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
@@ -211,8 +212,8 @@ def adapt_hooks(cfg: Config, machine: Machine) -> None:
         if replacement := REPLACED_HOOKS.get(_class_of(cfg, hook, HOOKS)):
             hook['type'] = replacement
     wanted = [
-        *(BadLossHook, StopOnSigtermHook, ResumedSettingsHook),
-        *(CheckpointFitHook, ExactResumeHook),
+        *(BadLossHook, UnusedParametersHook, StopOnSigtermHook),
+        *(ResumedSettingsHook, CheckpointFitHook, ExactResumeHook),
     ]
     if machine.device == 'cpu' and machine.processes > 1 and _uses_sync_bn(cfg):
         wanted.insert(0, AverageBatchNorm)

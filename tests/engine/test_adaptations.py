@@ -95,9 +95,10 @@ def test_a_hook_that_the_config_has_is_kept(hook):
         cfg = Config(copy.deepcopy(place))
         adapt_hooks(cfg, CPU)
         added = [other.type for other in cfg.custom_hooks]
-        assert added[-2:] == ['mmgcvit.CheckpointFitHook', 'mmgcvit.ExactResumeHook']
-        assert added[-4:-2] == ['mmgcvit.StopOnSigtermHook', 'mmgcvit.ResumedSettingsHook']
-        assert 'mmgcvit.BadLossHook' not in added[-4:] and len(added) == 4 + (
+        names = ('UnusedParametersHook', 'StopOnSigtermHook', 'ResumedSettingsHook')
+        names += ('CheckpointFitHook', 'ExactResumeHook')
+        assert added[-5:] == [f'mmgcvit.{name}' for name in names]
+        assert 'mmgcvit.BadLossHook' not in added[-5:] and len(added) == 5 + (
             'custom_hooks' in place
         )
         kept = cfg.custom_hooks[0] if 'custom_hooks' in place else cfg.default_hooks.own

@@ -17,6 +17,7 @@ from mmgcvit.engine import (
     CheckpointFitHook,
     ExactResumeHook,
     SafeCheckpointHook,
+    UnusedParametersHook,
     build_runner,
     load_config,
 )
@@ -128,12 +129,13 @@ def test_the_configs_have_as_many_hooks_and_backends_as_the_documented_indices_s
 @pytest.mark.parametrize('form', ["'{0}.{2}'", "'{1}.{2}'", '{2}'])
 def test_hooks_that_a_config_has_are_recognised_in_each_form(tmp_path, form):
     """By name, by path as in a dumped config, and as classes."""
-    ours = [BadLossHook, CheckpointFitHook, ExactResumeHook]
+    ours = [BadLossHook, UnusedParametersHook, CheckpointFitHook, ExactResumeHook]
     names = [form.format('mmgcvit', 'mmgcvit.engine', hook.__name__) for hook in ours]
     theirs = [form.format('mmengine', 'mmengine.hooks', n) for n in ('EMAHook', 'CheckpointHook')]
     (tmp_path / 'config.py').write_text(
         'from mmengine.hooks import CheckpointHook, EMAHook\n'
         'from mmgcvit.engine import BadLossHook, CheckpointFitHook, ExactResumeHook\n'
+        'from mmgcvit.engine import UnusedParametersHook\n'
         f'custom_hooks = [{", ".join(f"dict(type={name})" for name in [*names, theirs[0]])}]\n'
         f'default_hooks = dict(checkpoint=dict(type={theirs[1]}))\n'
     )

@@ -55,7 +55,7 @@ def test_a_config_of_classes_trains_with_the_options(of_classes):
     assert 'could not be checked' not in printed
     hooks = [hook.type for hook in load_config(work_dir / 'mask_rcnn.py').custom_hooks]
     assert hooks == [
-        *('mmgcvit.AverageBatchNorm', 'mmgcvit.BadLossHook'),
+        *('mmgcvit.AverageBatchNorm', 'mmgcvit.BadLossHook', 'mmgcvit.UnusedParametersHook'),
         *('mmgcvit.CheckpointFitHook', 'mmgcvit.ExactResumeHook'),
     ]
 

@@ -7,6 +7,7 @@ from .exact_resume import ExactResumeHook
 from .failed_step import record_failed_step
 from .resumed_settings import ResumedSettingsHook
 from .stop_on_sigterm import StopOnSigtermHook
+from .unused_parameters import UnusedParametersHook
 
 __all__ = [
     'AverageBatchNorm',
@@ -17,5 +18,6 @@ __all__ = [
     'ResumedSettingsHook',
     'SafeCheckpointHook',
     'StopOnSigtermHook',
+    'UnusedParametersHook',
     'record_failed_step',
 ]

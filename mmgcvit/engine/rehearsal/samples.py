@@ -1,0 +1,218 @@
+"""The items that a rehearsal loads: few, but the ones that are most likely to fail."""
+
+import itertools
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.dist import get_rank
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ...errors import UserError, describe
+from ...registry import DATA_SAMPLERS, DATASETS, class_of
+from ...sampling import evenly
+
+SHARED: dict[str, Dataset] = {}
+
+
+@DATASETS.register_module()
+def shared_dataset(name: str) -> Dataset:
+    """Return the dataset that was stored as ``SHARED[name]``.
+
+    All runs of a rehearsal share their datasets: large annotation files take long to read.
+    """
+    return SHARED[name]
+
+
+@DATA_SAMPLERS.register_module()
+class FewSamples(Sampler):
+    """Limit another sampler to a few items.
+
+    Args:
+        dataset: Dataset that is sampled.
+        sampler: Config of the sampler that is limited. It is built as usual.
+        number: Number of items in each process.
+        indices: Items of all processes, ``number`` for each, in order of the ranks. By default,
+            each process takes the first items of ``sampler``.
+        seed: Seed of ``sampler``.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        sampler: Mapping[str, Any],
+        number: int,
+        indices: Sequence[int] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.number = number
+        self.indices = indices
+        self.sampler = MMENGINE_DATA_SAMPLERS.build(
+            sampler, default_args=dict(dataset=dataset, seed=seed)
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        if self.indices is not None:
+            start = get_rank() * self.number
+            return iter(self.indices[start : start + self.number])
+        # again from the beginning if there are fewer items
+        repeated = itertools.chain.from_iterable(itertools.repeat(self.sampler))
+        return itertools.islice(repeated, self.number)
+
+    def __len__(self) -> int:
+        return self.number
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: every epoch has the same items."""
+
+
+def limit(
+    loader: Config, batches: int, indices: Sequence[int] | None, scope: str | None = None
+) -> None:
+    """Limit a dataloader's config to a few batches per process.
+
+    Args:
+        loader: Config of a dataloader. It is changed in place.
+        batches: Number of batches in each process.
+        indices: Items of all processes, see :class:`FewSamples`. They are not used with samplers
+            that compose batches themselves.
+        scope: The config's default scope.
+    """
+    own = class_of(loader['sampler'], MMENGINE_DATA_SAMPLERS, scope)
+    plain = own in (DefaultSampler, InfiniteSampler)
+    loader['sampler'] = dict(
+        type='mmgcvit.FewSamples',
+        sampler=loader['sampler'],
+        number=batches * (loader.get('batch_size') or 1),
+        indices=indices if plain else None,
+    )
+
+
+def worst_items(dataset: Dataset) -> dict[str, int]:
+    """Return the indices of the largest image, the smallest, and the one with most instances.
+
+    They are read from the ``width``, ``height`` and ``instances`` of the dataset's items, as in
+    COCO files. Without these fields, the result is empty.
+    """
+    sizes, instances = {}, {}
+    try:
+        for index in range(len(dataset)):
+            info = dataset.get_data_info(index)
+            if 'width' not in info or 'height' not in info:
+                return {}
+            sizes[index] = info['width'] * info['height']
+            instances[index] = len(info.get('instances', ()))
+    except (AttributeError, KeyError, NotImplementedError, TypeError):
+        return {}  # not a dataset of this format
+    if not sizes:
+        return {}
+    return {
+        'largest image': max(sizes, key=sizes.get),
+        'most instances': max(instances, key=instances.get),
+        'smallest image': min(sizes, key=sizes.get),
+    }
+
+
+def training_items(
+    length: int, worst: Mapping[str, int], per_update: int, processes: int
+) -> list[int]:
+    """Choose the items of two updates.
+
+    The first update of every process consists of the largest image and the one with most instances,
+    so its memory is that of the worst batch. The second update starts with the smallest image and
+    continues with evenly spaced ones, so its time is typical.
+
+    Args:
+        length: Number of items of the dataset.
+        worst: See :func:`worst_items`.
+        per_update: Items per update and process.
+        processes: Number of processes.
+
+    Returns:
+        Indices of all processes, ``2 * per_update`` for each, in order of the ranks.
+    """
+    ordinary = itertools.cycle(evenly(length, 2 * per_update * processes))
+    heavy = [index for name, index in worst.items() if name != 'smallest image']
+    first = itertools.cycle(heavy) if heavy else ordinary
+    chosen = []
+    for _ in range(processes):
+        chosen += itertools.islice(first, per_update)
+        chosen += [worst['smallest image']] if worst else []
+        chosen += itertools.islice(ordinary, per_update - bool(worst))
+    return chosen
+
+
+def some_items(length: int, worst: Mapping[str, int], number: int) -> list[int]:
+    """Choose items to load: the worst ones and evenly spaced ones, at least ``number`` if any."""
+    indices = [*worst.values(), *evenly(length, number)]
+    return list(dict.fromkeys(indices))
+
+
+def take(indices: Sequence[int], number: int) -> list[int]:
+    """Return the first ``number`` items, from the beginning again if there are fewer."""
+    return list(itertools.islice(itertools.cycle(indices), number))
+
+
+def load(loader: DataLoader, indices: Sequence[int], option: str) -> None:
+    """Load items through a dataset's pipeline, and collate them as the dataloader does.
+
+    Args:
+        loader: Dataloader. Its workers are not used.
+        indices: Items to load.
+        option: Name of the dataloader in the config, for messages.
+
+    Raises:
+        UserError: If an item cannot be loaded. The message names the file and the transform.
+    """
+    items = []
+    for index in indices:
+        try:
+            items.append(loader.dataset[index])
+        except Exception as error:
+            raise UserError(_failed_item(error, index, option)) from error
+    size = getattr(loader.batch_sampler, 'batch_size', None) or 1
+    for start in range(0, len(items), size):
+        call(lambda start=start: loader.collate_fn(items[start : start + size]), f'{option}: batch')
+
+
+def call(function: Callable[[], Any], what: str) -> Any:
+    """Call a function; any exception becomes a UserError that begins with ``what``."""
+    try:
+        return function()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f'{what}: {describe(error)} ({place(error)})') from error
+
+
+def place(error: BaseException) -> str:
+    """Return the file and the line that raised an exception."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return 'unknown place'
+    file = Path(frames[-1].filename)
+    return f'{"/".join(file.parts[-3:])}:{frames[-1].lineno}'
+
+
+def _failed_item(error: Exception, index: int, option: str) -> str:
+    transform, path = None, None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        known = frame.f_locals
+        # mmengine's and mmcv's Compose
+        if callable(known.get('t')) and hasattr(known.get('self'), 'transforms'):
+            transform = type(known['t']).__name__
+        for name in ('data', 'results', 'data_info'):
+            if isinstance(known.get(name), Mapping):
+                path = known[name].get('img_path', path)
+    where = f'{path} (item {index})' if path else f'item {index}'
+    step = f' in {transform}' if transform else ''
+    reason = str(error) if isinstance(error, UserError) else f'{describe(error)} ({place(error)})'
+    return (
+        f'{option}: {where} cannot be loaded{step}: {reason}. Correct this file, its annotations, '
+        f'or {transform or "the transforms"} in {option}.dataset.pipeline'
+    )

@@ -1,0 +1,81 @@
+"""A hook that shortens a training to a few iterations and measures them."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import Runner
+
+from .validation import require_names
+
+
+class FewSteps(Hook):
+    """Stop a training after a few iterations, with a checkpoint and without a validation.
+
+    The loop, its length and the schedules are those of the training.
+
+    Args:
+        batches: Iterations to train.
+
+    Attributes:
+        started: Whether the training began.
+        start: Iterations that were done before.
+        losses: Loss of each iteration.
+        times: When the training began and when each iteration ended, in seconds.
+        validation_times: When each batch of the validation ended, in seconds.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+        self.started = False
+        self.start = 0
+        self.losses: list[float] = []
+        self.times: list[float] = []
+        self.validation_times: list[float] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Shorten the training."""
+        self.started, self.start = True, runner.iter
+        loop = runner.train_loop
+        loop.val_begin = sys.maxsize
+        loop.stop_training = self.batches == 0
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                hook.interval = 1 if hook.by_epoch else runner.iter + max(self.batches, 1)
+                hook.save_begin = 0
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._note(self.times)
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Measure an iteration, and stop after the last one."""
+        self._note(self.times)
+        if 'loss' in (outputs or {}):
+            self.losses.append(outputs['loss'].item())
+        if len(self.times) > self.batches:
+            runner.train_loop.stop_training = True
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, *_: Any, **__: Any) -> None:
+        """Measure a batch of the validation."""
+        self._note(self.validation_times)
+
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
+        """Check the names of the metrics, before another hook misses one."""
+        if metrics:
+            require_names(runner, metrics)
+
+    def _note(self, times: list[float]) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter())

@@ -1,0 +1,31 @@
+"""Rehearse a training: data, model, two updates, checkpoint, validation, test and prediction.
+
+    python tools/rehearse.py CONFIG [options of tools/train.py]
+
+It prints one line per step: ✔ if it works, ! if there is something to know, ✘ with the reason and
+the remedy if it fails, - if it was skipped. Nothing is written but in a temporary folder (TMPDIR).
+The exit code is 1 if a step fails. For several processes, use tools/dist_rehearse.sh.
+"""
+
+from functools import partial
+
+from mmengine.dist import is_main_process
+
+from mmgcvit.engine import rehearse, run_tool
+from mmgcvit.engine.training_options import training_config, training_parser
+from mmgcvit.errors import UserError
+from mmgcvit.evaluation import adapt_tta
+from mmgcvit.visualization import PaintPredictions
+
+
+def main() -> None:
+    cfg, options = training_config(training_parser(__doc__).parse_args())
+    failed = rehearse(cfg, *options, tta=adapt_tta, paint=partial(PaintPredictions, strict=True))
+    if failed:
+        if not is_main_process():
+            raise SystemExit(1)  # the first process reports it
+        raise UserError(f'{failed} step{"s" * (failed > 1)} of the rehearsal failed, see above')
+
+
+if __name__ == '__main__':
+    run_tool(main)
