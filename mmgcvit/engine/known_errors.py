@@ -195,8 +195,14 @@ def _missing_argument(error: BaseException) -> str | None:
     name, keys = found.groups()
     cls = frame.f_locals.get('obj_cls') or frame.f_globals.get(name)
     settings = [frame.f_locals.get('cfg'), *_settings(frame)]
-    places = [place for place, node in _nodes(_config_of(_frames(error))) if node in settings]
-    if not places or getattr(cls, '__name__', '') != name:
+    # an adaptation may have replaced the class by a subclass
+    places = [
+        place
+        for place, node in _nodes(_config_of(_frames(error)))
+        if node in settings or str(node.get('type')).rpartition('.')[2] == name
+    ]
+    names = [base.__name__ for base in getattr(cls, '__mro__', ())]  # it may inherit __init__
+    if not places or name not in names:
         return None
     keys = keys.replace("'", '')
     return f'{places[-1]}: {name} needs {keys}: add {places[-1]}.{keys.partition(",")[0]}'

@@ -16,7 +16,9 @@ from mmgcvit.engine import (
     BadLossHook,
     CheckpointFitHook,
     ExactResumeHook,
+    ResumedSettingsHook,
     SafeCheckpointHook,
+    StopOnSigtermHook,
     UnusedParametersHook,
     build_runner,
     load_config,
@@ -129,13 +131,14 @@ def test_the_configs_have_as_many_hooks_and_backends_as_the_documented_indices_s
 @pytest.mark.parametrize('form', ["'{0}.{2}'", "'{1}.{2}'", '{2}'])
 def test_hooks_that_a_config_has_are_recognised_in_each_form(tmp_path, form):
     """By name, by path as in a dumped config, and as classes."""
-    ours = [BadLossHook, UnusedParametersHook, CheckpointFitHook, ExactResumeHook]
+    ours = [BadLossHook, UnusedParametersHook, StopOnSigtermHook]
+    ours += [ResumedSettingsHook, CheckpointFitHook, ExactResumeHook]
     names = [form.format('mmgcvit', 'mmgcvit.engine', hook.__name__) for hook in ours]
     theirs = [form.format('mmengine', 'mmengine.hooks', n) for n in ('EMAHook', 'CheckpointHook')]
     (tmp_path / 'config.py').write_text(
         'from mmengine.hooks import CheckpointHook, EMAHook\n'
         'from mmgcvit.engine import BadLossHook, CheckpointFitHook, ExactResumeHook\n'
-        'from mmgcvit.engine import UnusedParametersHook\n'
+        'from mmgcvit.engine import ResumedSettingsHook, StopOnSigtermHook, UnusedParametersHook\n'
         f'custom_hooks = [{", ".join(f"dict(type={name})" for name in [*names, theirs[0]])}]\n'
         f'default_hooks = dict(checkpoint=dict(type={theirs[1]}))\n'
     )

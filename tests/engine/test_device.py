@@ -110,6 +110,9 @@ def test_what_a_cpu_lacks_is_replaced(log):
         'EMAHook',
         'mmgcvit.AverageBatchNorm',
         'mmgcvit.BadLossHook',
+        'mmgcvit.UnusedParametersHook',
+        'mmgcvit.StopOnSigtermHook',
+        'mmgcvit.ResumedSettingsHook',
         'mmgcvit.CheckpointFitHook',
         'mmgcvit.ExactResumeHook',
     ]

@@ -56,6 +56,7 @@ def test_a_config_of_classes_trains_with_the_options(of_classes):
     hooks = [hook.type for hook in load_config(work_dir / 'mask_rcnn.py').custom_hooks]
     assert hooks == [
         *('mmgcvit.AverageBatchNorm', 'mmgcvit.BadLossHook', 'mmgcvit.UnusedParametersHook'),
+        *('mmgcvit.StopOnSigtermHook', 'mmgcvit.ResumedSettingsHook'),
         *('mmgcvit.CheckpointFitHook', 'mmgcvit.ExactResumeHook'),
     ]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from mmengine.dist import all_gather_object, is_main_process
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -89,8 +89,6 @@ class UnusedParametersHook(Hook):
             f'{remedy(runner.cfg, _unwrapped(model), self.unused)}'
         )
         if isinstance(model, DistributedDataParallel) and not model.find_unused_parameters:
-            if not is_main_process():
-                raise SystemExit(1)  # the first process reports it
             raise UserError(f'{self.report}, or set find_unused_parameters=True, which is slower')
         runner.logger.warning(self.report)
 

@@ -65,7 +65,8 @@ class FewSamples(Sampler):
         return itertools.islice(repeated, self.number)
 
     def __len__(self) -> int:
-        return self.number
+        """Return the length of the sampler that is limited: schedules depend on it."""
+        return len(self.sampler)
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing: every epoch has the same items."""

@@ -16,7 +16,7 @@ from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.logging import print_log
-from mmengine.runner import BaseLoop, FlexibleRunner, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, FlexibleRunner, Runner
 from torch import nn
 
 from ...errors import UserError, describe
@@ -48,6 +48,11 @@ class RehearseValidation(Hook):
         if runner.val_loop is None:
             _say('not rehearsed: the validation, because the config has no val_dataloader')
             return
+        loop = runner.train_loop
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        if loop.val_begin > (loop.max_epochs if by_epoch else loop.max_iters):
+            _say('not rehearsed: the validation, because train_cfg.val_begin is after the end')
+            return
         start = time.perf_counter()
         try:
             with _unchanged(runner), _silent(runner), all_scores(runner.model):
@@ -55,8 +60,6 @@ class RehearseValidation(Hook):
             if metrics:
                 require_names(runner, metrics)
         except UserError as error:
-            if not is_main_process():
-                raise SystemExit(1) from error  # the first process reports it
             raise UserError(f'{error}. --no-rehearsal trains without this check') from error
         seconds = time.perf_counter() - start
         if metrics:
