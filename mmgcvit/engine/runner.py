@@ -18,6 +18,7 @@ from .hooks.checkpoint import register_file_backend
 from .launch import start_processes
 from .resume import forget_pretrained
 from .screen import with_short_screen
+from .workers import require_short_temporary_folder
 
 
 def build_runner(cfg: Config, *options: Adaptation) -> Runner | FlexibleRunner:
@@ -44,6 +45,7 @@ def build_runner(cfg: Config, *options: Adaptation) -> Runner | FlexibleRunner:
     for adapt in (*options, *ADAPTATIONS):
         adapt(cfg, machine)
     require_parts(cfg)
+    require_short_temporary_folder()
     register_checkpoint_loaders()
     register_file_backend()
     cls = class_of(cfg.get('runner_type', 'Runner'), RUNNERS)

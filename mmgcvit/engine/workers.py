@@ -1,10 +1,30 @@
-"""Signals to data workers."""
+"""Signals to data workers, and their connection to the training."""
 
 import contextlib
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
+
+from ..errors import UserError
+
+# Linux allows 107 bytes for the path of a socket, and Python adds /pymp-…/listener-… to the folder
+LONGEST_FOLDER = 107 - len('/pymp-12345678/listener-12345678')
+
+
+def require_short_temporary_folder() -> None:
+    """Check that data workers can send their batches: otherwise, training waits for them forever.
+
+    Raises:
+        UserError: If the path of the temporary folder is too long for a socket in it.
+    """
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > LONGEST_FOLDER:
+        raise UserError(
+            f'the temporary folder {folder} has a path of {len(os.fsencode(folder))} bytes, and '
+            f'data workers need one of at most {LONGEST_FOLDER}: set TMPDIR to another folder'
+        )
 
 
 @contextlib.contextmanager

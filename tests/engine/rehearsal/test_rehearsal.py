@@ -2,6 +2,7 @@
 
 import io
 import re
+import tempfile
 from pathlib import Path
 
 import forks
@@ -29,12 +30,12 @@ def shapes(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch):
+def temporary(monkeypatch):
     """A temporary folder for the rehearsals in this process."""
-    folder = tmp_path / 'temporary'
-    folder.mkdir()
-    monkeypatch.setattr('tempfile.tempdir', str(folder))
-    return folder
+    # not below tmp_path: the sockets of data workers need short paths
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr('tempfile.tempdir', folder)
+        yield Path(folder)
 
 
 @MODELS.register_module(force=True)
