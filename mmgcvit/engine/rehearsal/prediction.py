@@ -1,5 +1,6 @@
 """What a training will take: time, memory and disk, from two updates."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -20,6 +21,10 @@ from ..device import Machine
 from ..options import walk
 
 GB = 1e9
+CONTAINER_LIMITS = (
+    '/sys/fs/cgroup/memory.max',
+    '/sys/fs/cgroup/memory/memory.limit_in_bytes',
+)
 FULL = 0.9  # share of the memory above which other batches may not fit
 
 
@@ -94,12 +99,20 @@ def predict_memory(cfg: Config, machine: Machine, peak: int) -> tuple[str, str |
     if machine.device == 'cuda':
         total, used, what = torch.cuda.mem_get_info()[1], peak, 'GPU memory'
     else:
-        total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-        used, what = peak * machine.processes, 'memory'
+        total, used, what = _memory_of_machine(), peak * machine.processes, 'memory'
     text = f'{used / GB:.1f} of {total / GB:.1f} GB {what}'
     if used < FULL * total:
         return text, None
     return text, f'{text}: another batch may not fit. {proposals(cfg, machine)}'
+
+
+def _memory_of_machine() -> int:
+    """Return the memory in bytes, or the limit of the container if that is less."""
+    total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    for limit in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # 'max' without a limit
+            total = min(total, int(Path(limit).read_text()))
+    return total
 
 
 def proposals(cfg: Config, machine: Machine) -> str:
