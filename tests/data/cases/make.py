@@ -5,9 +5,9 @@
 tests/test_cases.py runs the commands of each case and checks the outcome.
 """
 
+import argparse
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -333,7 +333,10 @@ def launcher_argument(folder: Path) -> None:
 
 
 if __name__ == '__main__':
-    out, *names = sys.argv[1:]
-    for name in names or CASES:
-        make(name, Path(out) / name)
-        print(Path(out) / name)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('out', type=Path, help='folder in which each case gets a folder')
+    parser.add_argument('names', nargs='*', help=f'all, or some of {", ".join(CASES)}')
+    arguments = parser.parse_args()
+    for case_name in arguments.names or CASES:
+        make(case_name, arguments.out / case_name)
+        print(arguments.out / case_name)
