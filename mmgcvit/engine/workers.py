@@ -47,7 +47,7 @@ def ignore_sigterm_of_others() -> None:
     training would fail before it saves a checkpoint. torch uses the same signal to end a worker
     that does not respond.
     """
-    if not hasattr(signal, 'sigwaitinfo'):  # not on macOS and Windows
+    if not hasattr(signal, 'sigtimedwait'):  # not on macOS and Windows
         return
     # blocked here and in the threads that start later, so that only the thread below receives it
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -55,6 +55,10 @@ def ignore_sigterm_of_others() -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+    # The worker's main thread may never notice that its parent was killed: it waits to send a batch
+    # to a pipe that the other workers keep open.
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, 5)  # seconds
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)
