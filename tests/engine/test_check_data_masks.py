@@ -4,10 +4,12 @@ import copy
 import json
 
 import forks
+import numpy as np
 import pytest
 from checked import annotations, apply_remedy, detection, edit, edit_each, names, remedy, texts
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.datasets.transforms import LoadAnnotations
+from pycocotools.mask import encode
 
 from mmgcvit.engine import check_data, require_data
 from mmgcvit.engine.check_data.masks import (
@@ -29,11 +31,20 @@ SIZE = (12, 16)
 TRIANGLE = [2, 2, 9, 2, 9, 9]
 RLE = {'size': [12, 16], 'counts': [30, 20, 142]}
 
+
+def compressed(size):
+    mask = np.zeros(size, np.uint8, order='F')
+    mask[2:9, 1:4] = mask[5:7, 6:12] = 1
+    encoded = encode(mask)
+    return {**encoded, 'counts': encoded['counts'].decode()}
+
+
 MASKS = {
     'polygon': (None, [TRIANGLE]),
     'polygons': (None, [TRIANGLE, [1, 1, 3, 1, 3, 4, 1, 4]]),
     'short polygon beside another': (None, [TRIANGLE, [5, 5]]),
     'RLE': (None, RLE),
+    'compressed RLE': (None, compressed(SIZE)),
     'missing': (MISSING, None),
     'empty': (MISSING, []),
     'empty dict': (MISSING, {}),
@@ -57,6 +68,7 @@ DANGEROUS = {
     'turned RLE': (RLE_SIZE, {'size': [16, 12], 'counts': [30, 20, 142]}),
     'short RLE': (RLE_SUM, {'size': [12, 16], 'counts': [30, 20]}),
     'long RLE': (RLE_SUM, {'size': [12, 16], 'counts': [30, 20, 143]}),
+    'short compressed RLE': (RLE_SUM, {**compressed((12, 15)), 'size': [12, 16]}),
     'negative RLE': (RLE_SUM, {'size': [12, 16], 'counts': [-30, 80, 142]}),
 }
 

@@ -244,7 +244,8 @@ def mask_settings(setup: Setup) -> Iterator[Problem]:
             f'{" ".join(box_options(cfg, setup.splits))}'
         )
     watched = list(monitored(cfg, 'segm_'))
-    if 'val' in setup.splits and watched and evaluators and not asked:
+    validated = any(place.startswith('val_') for place, _ in evaluators)
+    if watched and validated and not any(place.startswith('val_') for place in asked):
         name, value = watched[0]
         yield Problem(
             f'{name} is {value}, but no evaluator computes mask AP: set --cfg-options '

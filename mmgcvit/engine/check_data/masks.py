@@ -72,11 +72,33 @@ def mask_fault(mask: Any, size: Sequence[int], evaluated: bool, polygons_only: b
     if mask.get('size') != list(size):
         return RLE_SIZE
     counts = mask['counts']
-    if isinstance(counts, list) and not (
-        _are_numbers(counts) and min(counts) >= 0 and sum(counts) == math.prod(size)
+    if isinstance(counts, str):
+        counts = _decompressed(counts)
+    if not all(isinstance(count, int) and count >= 0 for count in counts) or (
+        sum(counts) != math.prod(size)
     ):
         return RLE_SUM
     return RLE_IGNORED if polygons_only else None
+
+
+def _decompressed(text: str) -> list[int]:
+    """Return the counts of COCO's compressed RLE.
+
+    A number is in characters of 5 bits, the lowest ones first, and from the fourth number on the
+    difference to the last but one. pycocotools does not check them.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:  # the last character of a number
+            if bits & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts
 
 
 def _are_numbers(values: list) -> bool:

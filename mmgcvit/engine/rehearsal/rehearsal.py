@@ -5,6 +5,7 @@ import copy
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -12,7 +13,8 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from types import FrameType
+from typing import Any, NoReturn, TextIO
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -83,6 +85,8 @@ def rehearse(
     Returns:
         Number of failed steps.
     """
+    # StopOnSigtermHook would end a training, and not the rehearsal
+    before = signal.signal(signal.SIGTERM, _interrupt)
     machine = Machine(device := choose_device(), start_processes(cfg, device))
     register_checkpoint_loaders()
     folder = [tempfile.mkdtemp(prefix='mmgcvit_rehearsal_') if is_main_process() else None]
@@ -100,7 +104,13 @@ def rehearse(
         SHARED.clear()
         if is_main_process():
             shutil.rmtree(path, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
     return failed
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle SIGTERM as Ctrl-C, so that the temporary folder is removed."""
+    raise KeyboardInterrupt
 
 
 class _Rehearsal:
