@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine import registry as mmengine_registry
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS, OPTIM_WRAPPERS, Registry
+from mmengine.registry import (
+    MODELS,
+    OPTIM_WRAPPERS,
+    TASK_UTILS,
+    WEIGHT_INITIALIZERS,
+    Registry,
+)
 from mmengine.utils import get_object_from_string
 from torch import Tensor, nn
 
@@ -36,6 +41,13 @@ _KEYS = ('model', 'data_preprocessor', 'optim_wrapper', 'default_scope', 'sync_b
 # parts of the optimizer wrapper that are replaced
 _OPTIMIZER = ('optimizer', 'constructor', 'paramwise_cfg')
 _PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmgcvit', 'torch')
+# arguments of classes such as HuggingFaceClassifier and TIMMBackbone
+_OF_FOREIGN_MODELS = (
+    'model_name',
+    'name_or_path',
+    'pretrained_model_name_or_path',
+    'trust_remote_code',
+)
 _IDENTIFIER = re.compile(r'[A-Za-z_]\w*')
 
 
@@ -155,6 +167,12 @@ def _check_parts(node: Any, path: str | Path, key: str = '') -> None:
     """
     if isinstance(node, Mapping):
         for name, item in node.items():
+            if name in _OF_FOREIGN_MODELS:
+                raise UserError(
+                    f'{path} was not used because it could execute code: its config has {name}, '
+                    'with which transformers and timm load models from the internet; if you trust '
+                    'the file, pass --allow-imports'
+                )
             _check_parts(item, path, str(name))
     elif isinstance(node, list | tuple):
         for item in node:
@@ -198,7 +216,8 @@ def _is_registered(kind: str) -> bool:
 
 
 def _registries() -> Iterator[Registry]:
-    roots = [each for each in vars(mmengine_registry).values() if isinstance(each, Registry)]
+    # of parts of models: building a class of RUNNERS or VISBACKENDS, for example, writes files
+    roots = [MODELS, TASK_UTILS, OPTIM_WRAPPERS, WEIGHT_INITIALIZERS]
     while roots:
         each = roots.pop()
         yield each

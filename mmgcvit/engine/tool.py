@@ -19,6 +19,7 @@ from ..mmcv_ops import enable
 from .known_errors import known_error
 from .launch import process_rank
 from .options import ReadOptions
+from .workers import sigterm_received
 
 # Seconds after which the first process has reported an error that all processes have: their
 # launcher then ends the others. torchrun 2.1 looks at its processes every 5 seconds.
@@ -77,7 +78,9 @@ def _leave(code: int, message: str = '', other_reports: bool = False) -> NoRetur
         message: What to print, if anything.
         other_reports: Whether another process has caused the error, and reports it.
     """
-    if other_reports or (process_rank() and code in (1, 2)):
+    if other_reports and sigterm_received():
+        message = ''  # the launcher has seen the other process end, and sends no second SIGTERM
+    elif other_reports or (process_rank() and code in (1, 2)):
         # torchrun, srun and tools/_launch.py end this process after the one that reports the error:
         # the first one, or else the one with the lowest local rank
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -62,3 +62,9 @@ def _end_with_parent(parent: int) -> None:
         if received is not None and received.si_pid == parent:
             break
     os._exit(0)
+
+
+def sigterm_received() -> bool:
+    """Return whether StopOnSigtermHook has handled a SIGTERM in this process."""
+    hook = getattr(signal.getsignal(signal.SIGTERM), '__self__', None)
+    return getattr(hook, 'received', False)

@@ -51,6 +51,11 @@ class StopOnSigtermHook(Hook):
         self._blocked = contextlib.ExitStack()
         self._iteration = 0
 
+    @property
+    def received(self) -> bool:
+        """Whether this process has received SIGTERM."""
+        return self._received is not None
+
     def before_train(self, runner: Runner) -> None:
         self._install(runner)
 
