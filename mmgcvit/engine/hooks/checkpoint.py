@@ -1,5 +1,7 @@
 """Checkpoints, of which a complete one is on the disk at any time."""
 
+import difflib
+import inspect
 import logging
 import pickle
 from bisect import bisect
@@ -68,6 +70,31 @@ class SafeCheckpointHook(CheckpointHook):
     _mid_epoch = False
     # what a validation may change, as it was when the last checkpoint was saved
     _saved_state: bytes | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Pass the arguments to mmengine's hook, which accepts any name until it saves.
+
+        Raises:
+            UserError: If there is no such argument, or ``save_best`` needs a ``rule``.
+        """
+        place = 'default_hooks.checkpoint'
+        functions = (CheckpointHook.__init__, Runner.save_checkpoint)
+        known = {name for each in functions for name in inspect.signature(each).parameters}
+        for name in kwargs:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f' (did you mean {close[0]}?)' if close else ''
+                raise UserError(f'{place}.{name}: CheckpointHook has no argument {name}{hint}')
+        try:
+            super().__init__(*args, **kwargs)
+        except ValueError as error:
+            if 'infer the rule' not in str(error):
+                raise
+            raise UserError(
+                f'{place}.save_best is {kwargs.get("save_best")!r}, and it is unknown whether more '
+                f'of it is better: correct the name of the metric, or set {place}.rule=greater or '
+                'less'
+            ) from error
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training has to know about the checkpoint itself."""

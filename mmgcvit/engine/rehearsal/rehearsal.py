@@ -225,6 +225,8 @@ class _Rehearsal:
         """Return the warnings and the errors of the data check."""
         try:
             problems = check_data(self.cfg, samples=ITEMS, fast=True).problems
+        except UserError as error:
+            return [], [str(error)]
         except Exception as error:  # the items may load nevertheless
             traceback.print_exc()
             return [f'the data could not be checked ({describe(error)})'], []

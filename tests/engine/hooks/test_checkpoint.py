@@ -409,3 +409,17 @@ def test_what_cannot_be_exact_is_said(images, tmp_path, options, warned):
     runner = runner_of(images, tmp_path, name, **options, **{'train_cfg.max_epochs': 1})
     runner.train()
     assert logged(tmp_path).count('will not be exact') == warned
+
+
+def test_an_argument_that_mmengine_would_miss_only_when_it_saves_is_refused():
+    assert checkpoints.SafeCheckpointHook(interval=2, save_begin=1).interval == 2
+    with pytest.raises(UserError, match=r'default_hooks\.checkpoint\.intervall: .*mean interval\?'):
+        checkpoints.SafeCheckpointHook(intervall=1)
+
+
+def test_a_metric_of_unknown_rule_is_named_with_its_option():
+    with pytest.raises(
+        UserError, match=r"default_hooks\.checkpoint\.save_best is 'coco/AP'.*rule="
+    ):
+        checkpoints.SafeCheckpointHook(save_best='coco/AP')
+    checkpoints.SafeCheckpointHook(save_best='coco/AP', rule='greater')
