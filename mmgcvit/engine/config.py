@@ -27,9 +27,10 @@ KINDS = {
     (dict,): (
         *('model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'optim_wrapper'),
         *('train_cfg', 'val_cfg', 'test_cfg', 'default_hooks', 'auto_scale_lr', 'randomness'),
-        *('env_cfg', 'log_processor', 'visualizer', 'train_dataloader.dataset'),
-        *('val_dataloader.dataset', 'test_dataloader.dataset'),
+        *('env_cfg', 'log_processor', 'visualizer'),
     ),
+    # a script may pass a list as a dataset
+    (dict, list): tuple(f'{split}_dataloader.dataset' for split in ('train', 'val', 'test')),
     (list, tuple): ('custom_hooks',),
     (dict, list, tuple): ('val_evaluator', 'test_evaluator', 'param_scheduler'),
     (str,): ('load_from', 'work_dir', 'default_scope'),

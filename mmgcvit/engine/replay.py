@@ -344,10 +344,11 @@ def _all_finite(value: Any) -> bool:
 
 def _print_anomaly(model: nn.Module, wrapper: OptimWrapper, content: Mapping[str, Any]) -> None:
     """Run the step with anomaly detection, and print the operation that it finds."""
-    with warnings.catch_warnings(record=True) as caught, torch.autograd.detect_anomaly():
-        warnings.simplefilter('always')
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')  # detect_anomaly warns, too
         try:
-            _run(model, wrapper, from_plain(content['batch']), content['random_state'])
+            with torch.autograd.detect_anomaly():
+                _run(model, wrapper, from_plain(content['batch']), content['random_state'])
         except RuntimeError as error:
             print(f'anomaly detection: {one_line(error)}')
             for warning in caught:

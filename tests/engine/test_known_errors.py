@@ -113,7 +113,7 @@ MISTAKES = {
     ),
     'settings of a dataset': (
         {'train_dataloader.dataset': 'coco'},
-        "train_dataloader.dataset is 'coco' in the config, and has to be a dict",
+        "train_dataloader.dataset is 'coco' in the config, and has to be a dict or a list",
     ),
     'no loop': (
         {'train_cfg': None},

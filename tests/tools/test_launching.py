@@ -93,7 +93,7 @@ def test_an_error_of_all_processes_is_printed_once_and_last(run, tmp_path):
     command = script('dist_train.sh', UPERNET, 2, '--work-dir', tmp_path, *missing)
     printed = run(*command, code=1)
     *others, error = printed.splitlines()
-    assert error.startswith('error: train: data_root no does not exist')
+    assert error.startswith('error: [dataset] train: data_root no does not exist')
     assert len(others) < 15 and printed.count('error: ') == 1, printed
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert 'System environment' in log and error in log
