@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import torch.distributed
+from mmengine.dist import is_distributed
 from mmengine.logging import MMLogger
 
 from ..mmcv_ops import enable
@@ -57,9 +58,9 @@ def run_tool(main: Callable[[], None]) -> None:
         rank = process_rank()
         if known:
             _leave(1, f'error: {known} (process {rank})' if rank else f'error: {known}')
-        other_ended = _has_others() and bool(OTHER_ENDED.search(str(error)))
+        other_ended = is_distributed() and bool(OTHER_ENDED.search(str(error)))
         _leave(1, f'process {rank}:\n{report}' if rank else report, other_ended)
-    if _has_others():
+    if is_distributed():
         # together: under Slurm, the first process hosts the store that connects the others
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -89,15 +90,11 @@ def _leave(code: int, message: str = '', other_reports: bool = False) -> NoRetur
         # in one call, so that lines of several processes do not mix
         sys.stderr.write(f'{message}\n')
         sys.stderr.flush()
-    if not _has_others():
+    if not is_distributed():
         sys.exit(code)
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)
-
-
-def _has_others() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _write_to_log(text: str) -> None:

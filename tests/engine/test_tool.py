@@ -196,7 +196,7 @@ def test_only_an_error_that_another_process_causes_is_held_back(monkeypatch, err
     def main():
         raise RuntimeError(error)
 
-    monkeypatch.setattr(tool, '_has_others', lambda: True)
+    monkeypatch.setattr(tool, 'is_distributed', lambda: True)
     monkeypatch.setattr(tool.time, 'sleep', waited.append)
     monkeypatch.setattr(tool.os, '_exit', sys.exit)
     before = signal.getsignal(signal.SIGTERM)

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import torch.distributed
-from mmengine.dist import is_main_process
+from mmengine.dist import is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
@@ -140,7 +140,7 @@ class StopOnSigtermHook(Hook):
                 logging.WARNING,
             )
         runner.visualizer.close()
-        if _is_distributed():
+        if is_distributed():
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
         sys.exit(EXIT_CODE)
@@ -154,16 +154,12 @@ class StopOnSigtermHook(Hook):
                 'current',
                 logging.WARNING,
             )
-        if _is_distributed():
+        if is_distributed():
             # the others may be in a collective operation, so the group cannot be destroyed
             logging.shutdown()
             sys.stdout.flush()
             os._exit(EXIT_CODE)
         sys.exit(EXIT_CODE)
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _init_worker(worker: int, before: Callable[[int], None] | None) -> None:

@@ -5,13 +5,10 @@ import copy
 import difflib
 import io
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
@@ -21,6 +18,7 @@ from torch import nn
 
 from ...errors import UserError, describe
 from ...sampling import evenly
+from ..failed_step import random_state, set_random_state
 from ..options import walk
 from .samples import limit, place, take
 
@@ -289,18 +287,13 @@ def _copy_of(evaluator: Evaluator) -> Evaluator:
 def _unchanged(runner: Runner) -> Iterator[None]:
     """Restore random states and the modes of all modules."""
     modes = [(module, module.training) for module in runner.model.modules()]
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    state = random_state()
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if on_gpu is not None:
-            torch.cuda.set_rng_state(on_gpu)
+        set_random_state(state)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """A rehearsal names the step in which a training would fail, and writes nothing of the user's."""
 
 import io
+import multiprocessing.util
 import re
 import tempfile
 from pathlib import Path
@@ -33,6 +34,7 @@ def shapes(tmp_path_factory):
 def temporary(monkeypatch):
     """A temporary folder for the rehearsals in this process."""
     # not below tmp_path: the sockets of data workers need short paths
+    multiprocessing.util.get_temp_dir()  # of tests/forks.py, which needs it after this test
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.setattr('tempfile.tempdir', folder)
         yield Path(folder)
