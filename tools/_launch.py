@@ -98,7 +98,7 @@ class Run:
             time.sleep(0.05)
         self._report()
         failures = [code for code in self._codes.values() if code]
-        # saving is no success if another process failed to
+        # a saved checkpoint does not hide the failure of another process
         code = next((code for code in failures if code != SAVED), SAVED if failures else 0)
         return code if code >= 0 else 128 - code
 

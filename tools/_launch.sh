@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Functions shared by dist_train.sh, dist_test.sh, slurm_train.sh and slurm_test.sh.
+# Functions shared by tools/dist_*.sh and tools/slurm_*.sh.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 

@@ -2,8 +2,8 @@
 
     python tools/rehearse.py CONFIG [options of tools/train.py]
 
-It prints one line per step: ✔ if it works, ! if there is something to know, ✘ with the reason and
-the remedy if it fails, - if it was skipped. Nothing is written but in a temporary folder (TMPDIR).
+It prints one line per step: ✔ if it works, ! if it works with a warning, ✘ with the reason and the
+remedy if it fails, - if it was skipped. Files are written only to a temporary folder (TMPDIR).
 The exit code is 1 if a step fails. For several processes, use tools/dist_rehearse.sh.
 """
 

@@ -91,7 +91,7 @@ def load_config(
 
 
 def require_kinds(cfg: Config) -> None:
-    """Raise a UserError if a part of a config is for example a number, and has to be a dict."""
+    """Raise a UserError if a part of a config has the wrong type, such as a number for a dict."""
     for kinds, names in KINDS.items():
         for name in names:
             part, _, key = name.partition('.')
@@ -100,7 +100,7 @@ def require_kinds(cfg: Config) -> None:
                 value = value.get(key) if isinstance(value, dict) else None
             if isinstance(value, PLAIN) and not isinstance(value, kinds):
                 raise UserError(
-                    f'{name} is {one_line(repr(value), 80)} in the config, and has to be a '
+                    f'{name} is {one_line(repr(value), 80)} in the config, but has to be a '
                     f'{" or a ".join(kind.__name__ for kind in kinds)}: write it as in '
                     'configs/detection/mask_rcnn_gcvit_shapes.py, or its bases'
                 )
@@ -113,7 +113,7 @@ def require_parts(cfg: Config) -> None:
         if 0 < len(missing) < len(names):
             present = [name for name in names if name not in missing]
             raise UserError(
-                f'the config has {" and ".join(present)}, and no {" and ".join(missing)}: add it, '
+                f'the config has {" and ".join(present)}, but no {" and ".join(missing)}: add it, '
                 f'or set {present[0]} = None as well'
             )
 

@@ -41,7 +41,7 @@ def known_error(error: BaseException) -> str | None:
             the libraries, for example that a class does not have an argument.
     """
     if isinstance(error, UserError):
-        # of a tool that cannot build the model: the place in the config says more
+        # of a tool that cannot build the model: the place in the config is more specific
         if error.__cause__ and (cause := _first(MISTAKES, error.__cause__)):
             return cause
         # torch raises an error of a data worker again with its traceback as the text
@@ -106,7 +106,7 @@ def _disk(error: BaseException) -> str | None:
     if any(part in text for part in ('No space left', 'quota exceeded', 'inline_container.cc')):
         return (
             f'a file could not be written ({_text(error, 150)}): the disk is probably full. '
-            'Make room in the work dir, then go on with --resume'
+            'Free some space in the work dir, then resume with --resume'
         )
     return None
 
@@ -142,7 +142,7 @@ def _encoding(error: BaseException) -> str | None:
     encoding = next((name for mark, name in marks.items() if start.startswith(mark)), None)
     if encoding:
         return (
-            f'{file} begins with a byte order mark ({encoding}), and its reader takes only plain '
+            f'{file} begins with a byte order mark ({encoding}), and its reader accepts only plain '
             f"UTF-8: in Python, read it with encoding='{encoding}' and write it with "
             "encoding='utf-8'; in an editor, save it as UTF-8 without BOM"
         )
@@ -181,7 +181,7 @@ def _argument(error: BaseException) -> str | None:
             f'{" and ".join(f"{place}.{key}" for place in places)}: '
             f'{getattr(cls, "__name__", name)} has no argument {key}'
             f'{f" (did you mean {close[0]}?)" if close else ""}. Allowed: {", ".join(arguments)}. '
-            'Arguments that a base config sets are dropped with _delete_=True beside type'
+            'To drop the arguments of a base config, set _delete_=True beside type'
         )
     return None
 
@@ -236,7 +236,7 @@ def _no_dict(error: BaseException) -> str | None:
         return None
     return (
         f'{_place_of(built, frames) or built.f_locals["obj_cls"].__name__}.{keys[0]} is {value!r}, '
-        f'and has to be a dict with the type and the settings of a {registry.name}'
+        f'but has to be a dict with the type and the settings of a {registry.name}'
     )
 
 
@@ -297,7 +297,7 @@ def _frames(error: BaseException) -> Iterator[FrameType]:
 
 
 def _config_of(frames: Iterator[FrameType] | list[FrameType]) -> Config:
-    """Return the user's config: that of the outermost frame that has one."""
+    """Return the user's config, which is the config in the outermost frame that has one."""
     configs = (
         value
         for frame in reversed(list(frames))

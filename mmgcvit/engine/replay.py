@@ -1,7 +1,7 @@
-"""Running a step again that :mod:`mmgcvit.engine.failed_step` has written to a file.
+"""Run a training step again from a file of :mod:`mmgcvit.engine.failed_step`.
 
-The file may come from a stranger. It is read without executing code, and the model is built only
-from classes that the libraries and this package have registered.
+The file may come from an untrusted source. It is read without executing code, and the
+model is built only from classes that the libraries and this package have registered.
 """
 
 import importlib
@@ -90,7 +90,7 @@ def replay(
     try:
         with _first_not_finite(model) as places:
             losses = _run(model, wrapper, batch, content['random_state'])
-    except Exception as error:  # the error that is looked for can be any
+    except Exception as error:  # the step may have failed with any error
         return _compare_errors(content, error)
     _print_losses(losses)
     norms = _gradient_norms(model, wrapper)

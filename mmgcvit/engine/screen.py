@@ -1,4 +1,4 @@
-"""What a training shows on the screen, and what is only in its log file."""
+"""What a training prints on the screen, and what is only in its log file."""
 
 import logging
 from collections.abc import Sized
@@ -61,11 +61,11 @@ def keep_dumps_in_file(logger: MMLogger) -> None:
         return  # only the first process has a log file, and the others show errors alone
     for handler in logger.handlers:
         if not isinstance(handler, logging.FileHandler):
-            handler.addFilter(_is_no_dump)
+            handler.addFilter(_is_shown)
     logger.info(f'environment, config and hooks: {files[0]}')
 
 
-def _is_no_dump(record: logging.LogRecord) -> bool:
+def _is_shown(record: logging.LogRecord) -> bool:
     message = record.getMessage()
     dumps = '\n' in message and record.pathname.startswith(DUMPING)
     return record.levelno > logging.INFO or not (dumps or message.startswith(PER_PARAMETER))
@@ -76,7 +76,7 @@ def require_images(dataset: object) -> None:
     if isinstance(dataset, Sized) and len(dataset) == 0:
         file = getattr(dataset, 'ann_file', '') or getattr(dataset, 'data_root', '')
         raise UserError(
-            f'{type(dataset).__name__} has no images left{f" of {file}" if file else ""}: check '
+            f'{type(dataset).__name__} has no images left{f" ({file})" if file else ""}: check '
             'its annotation file, its data_prefix, and filter_cfg, which removes images without '
             'annotations and small images'
         )

@@ -127,7 +127,7 @@ BAD_DETECTION = {
         lambda shapes: annotations(shapes).write_text('id,class\n1,2\n'),
         "instances_train2017.json is not JSON in COCO's format",
     ),
-    'cut short': (
+    'truncated': (
         lambda shapes: annotations(shapes).write_text(annotations(shapes).read_text()[:-200]),
         "instances_train2017.json is not JSON in COCO's format",
     ),
@@ -143,7 +143,8 @@ BAD_DETECTION = {
     ),
     'image with null for a size': (
         change_file(lambda c: c['images'][1].update(width=None)),
-        "entry 1 of 'images' lacks one of id, file_name, height, width, or has no number there",
+        "entry 1 of 'images' lacks one of id, file_name, height, width, or has a value that is "
+        'not a number',
     ),
     'annotation with null for an area': (
         change_file(lambda c: c['annotations'][2].update(area=None)),
@@ -162,17 +163,18 @@ BAD_DETECTION = {
         lambda shapes: shutil.rmtree(shapes / 'coco/train2017'),
         'the folder of images .*train2017 does not exist: .*data_prefix.img=PATH',
     ),
-    'missing image': (drop_image, '1 of 6 images are missing, as .*000000000002.jpg'),
-    'broken image': (cut_image, 'opened are broken, as .*000000000001.jpg'),
-    'other size': (resized_image, r'000000000001.jpg is 30×20, its entry says \d+×\d+'),
+    'missing image': (drop_image, '1 of 6 images are missing, for example .*000000000002.jpg'),
+    'broken image': (cut_image, 'opened are broken, for example .*000000000001.jpg'),
+    'other size': (resized_image, r'000000000001.jpg is 30×20, its entry has \d+×\d+'),
     'other name': (
         change_file(lambda c: c['categories'][0].update(name='disc')),
-        "1 of the 3 classes .* as 'circle': its 3 categories are .'disc', 'rectangle', 'triangle'.",
+        "1 of the 3 classes .* for example 'circle': its 3 categories are "
+        ".'disc', 'rectangle', 'triangle'.",
     ),
     'other order': (change_file(swap_categories), "set .*to .'triangle', 'rectangle', 'circle'."),
     'same name': (
         change_file(lambda c: c['categories'].append(dict(id=9, name='circle'))),
-        "several categories of the name 'circle'",
+        "several categories named 'circle'",
     ),
     'negative box': (change_annotation('bbox', [0, 0, -5, 9]), 'bbox that is not four finite'),
     'box of text': (change_annotation('bbox', ['0', 0, 5, 9]), 'bbox that is not four finite'),
@@ -197,8 +199,8 @@ def test_bad_detection_data_stop_a_training_in_one_line(case, shapes):
     ('key', 'value', 'message'),
     [
         ('bbox', [1, 2, 900, 9], '1 annotations .* have a box that reaches beyond its image'),
-        ('image_id', 77, 'have an image_id of no image'),
-        ('category_id', 77, 'have a category_id of no category'),
+        ('image_id', 77, 'have an image_id that no image has'),
+        ('category_id', 77, 'have a category_id that no category has'),
     ],
 )
 def test_what_training_survives_is_a_problem_but_does_not_stop_it(shapes, log, key, value, message):
@@ -236,7 +238,7 @@ def test_all_problems_are_listed_with_a_number(shapes, capsys, load_tool):
 def test_a_single_class_without_its_comma_is_noticed(shapes):
     cfg = detection(shapes)
     cfg.train_dataloader.dataset.metainfo.classes = 'circle'
-    assert 'metainfo.classes is no tuple of names' in texts(check_data(cfg))[0]
+    assert 'metainfo.classes is not a tuple of names' in texts(check_data(cfg))[0]
 
 
 def test_unused_categories_are_a_note(shapes):
@@ -266,13 +268,16 @@ def test_a_dataset_of_another_kind_is_said_to_be_unchecked(shapes):
     cfg.train_dataloader.dataset = dict(type='VOCDataset', data_root='/nowhere')
     report = check_data(cfg, splits=('train',))
     assert texts(report) == []
-    assert report.notes == ['train: not checked, VOCDataset is neither COCO-like nor of folders']
+    assert report.notes == [
+        'train: not checked, VOCDataset is neither a COCO dataset nor a segmentation dataset of '
+        'folders'
+    ]
 
 
 def test_a_dataset_that_does_not_exist_is_named(shapes):
     cfg = detection(shapes)
     cfg.train_dataloader.dataset.type = 'CocoDatasets'
-    assert "type='CocoDatasets' is no known dataset" in texts(check_data(cfg))[0]
+    assert "type='CocoDatasets' is not a known dataset" in texts(check_data(cfg))[0]
 
 
 def test_large_annotation_files_are_read_in_part_only_before_training(shapes, monkeypatch):
@@ -290,7 +295,7 @@ def test_large_annotation_files_are_read_in_part_only_before_training(shapes, mo
     content = annotations(shapes).read_text()
     annotations(shapes).write_text(content[:-3])
     (text,) = texts(check_data(cfg, fast=True, splits=('train',)))
-    assert 'it may be cut short' in text
+    assert 'it may be truncated' in text
 
 
 def rewrite(change):
@@ -324,12 +329,15 @@ BAD_SEGMENTATION = {
     ),
     'missing label map': (
         lambda shapes: label_files(shapes)[2].unlink(),
-        '1 of 6 label maps are missing, as .*_00000003.png',
+        '1 of 6 label maps are missing, for example .*_00000003.png',
     ),
-    'label 4 of 4': (with_label(4), 'label values of no class, as 4, where 4 classes have 0 to 3'),
+    'label 4 of 4': (
+        with_label(4),
+        'label values of no class, such as 4, where 4 classes have 0 to 3',
+    ),
     'colours': (
         rewrite(lambda labels: np.stack([labels] * 3, -1)),
-        'hold colours .3 channels., not one label value per pixel',
+        'hold colors .3 channels., not one label value per pixel',
     ),
     'sixteen bits': (
         rewrite(lambda labels: labels.astype(np.uint16) + 300),

@@ -75,7 +75,7 @@ def test_weights_of_classes_are_as_many_as_the_classes(shapes, make, place, numb
     cfg = make(shapes)
     cfg.merge_from_dict({place: [1.0] * number})
     (text,) = texts(check_data(cfg))
-    assert f'{place} has {number} numbers' in text and f'give it {wanted}' in text
+    assert f'{place} has {number} numbers' in text and f'it needs {wanted}' in text
 
 
 def test_models_that_read_names_of_classes_have_no_number_of_them(shapes):

@@ -76,7 +76,7 @@ def test_cv2_reads_the_label_maps_where_the_config_says_so(shapes):
     assert texts(check_data(cfg)) == []
     cfg.train_dataloader.dataset.pipeline[1].imdecode_backend = 'cv2'
     (text,) = texts(check_data(cfg))
-    assert path.name in text and 'hold colours (3 channels)' in text
+    assert path.name in text and 'hold colors (3 channels)' in text
 
 
 def turn(path, orientation, square=False):
@@ -130,7 +130,7 @@ def test_images_of_six_bands_pass_as_they_train(shapes):
     path = sorted(shapes.glob('ADE*/images/training/*'))[0]
     path.write_bytes(path.read_bytes()[:50])
     (text,) = texts(check_data(cfg))
-    assert f'1 of 6 images that were opened are broken, as {path}' in text
+    assert f'1 of 6 images that were opened are broken, for example {path}' in text
 
 
 @TRANSFORMS.register_module()
@@ -164,7 +164,7 @@ def test_a_missing_reader_of_tiff_is_named(shapes, monkeypatch):
     monkeypatch.setattr('mmcv.image.io.tifffile', None)
     monkeypatch.setattr(split_module, 'find_spec', lambda name: None)
     (text,) = texts(check_data(cfg))
-    assert "reads images by tifffile: 'pip install tifffile'" in text
+    assert 'reads images with tifffile: pip install tifffile' in text
 
 
 @TRANSFORMS.register_module()
@@ -208,7 +208,7 @@ def test_images_in_a_database_are_read_from_it(shapes, tmp_path):
     storage = dict(backend='lmdb', db_path=str(tmp_path / 'images'))
     cfg.train_dataloader.dataset.pipeline[0].backend_args = storage
     (text,) = texts(check_data(cfg))
-    assert f'1 of 6 images that were opened are broken, as {paths[0]}' in text
+    assert f'1 of 6 images that were opened are broken, for example {paths[0]}' in text
 
 
 def test_a_test_set_without_label_maps_is_meant(shapes):

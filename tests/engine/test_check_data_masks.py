@@ -125,7 +125,7 @@ def test_a_bad_mask_is_named_with_its_ids_in_every_split(shapes, split, name, ma
     image = json.loads(annotations(shapes, split).read_text())['annotations'][1]['image_id']
     (text,) = texts(check_data(detection(shapes)))
     assert text.startswith(f'[masks] {name}: 1 annotations of {annotations(shapes, split)}')
-    assert f'id 4321 of image {image},' in text
+    assert f'id 4321 of image {image})' in text
 
 
 def test_a_mask_that_only_pycocotools_refuses_stops_in_validation_alone(shapes):
@@ -151,7 +151,7 @@ def test_rle_without_poly2mask_is_named(shapes):
     rle = {'size': size, 'counts': [10, 5, size[0] * size[1] - 15]}
     edit(shapes, lambda c: c['annotations'][0].update(segmentation=rle))
     (text,) = texts(check_data(cfg))
-    assert 'id 101 of image 1, are ignored, because LoadAnnotations(poly2mask=False)' in text
+    assert 'id 101 of image 1) are ignored, because LoadAnnotations(poly2mask=False)' in text
     cfg.train_dataloader.dataset.pipeline[1].poly2mask = True
     assert texts(check_data(cfg)) == []
 
@@ -174,7 +174,7 @@ def test_instances_that_the_dataset_drops_need_no_mask(shapes):
     edit(shapes, lambda c: c['annotations'][0].update(segmentation=[], ignore=True))
     report = check_data(detection(shapes))
     assert texts(report) == []
-    assert 'id 101 of image 1, are not used' in report.notes[0]
+    assert 'id 101 of image 1) are not used' in report.notes[0]
 
 
 def watch_masks(cfg):

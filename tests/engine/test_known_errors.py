@@ -109,15 +109,15 @@ MISTAKES = {
     ),
     'settings of a hook': (
         {'custom_hooks': dict(type='EMAHook')},
-        "custom_hooks is {'type': 'EMAHook'} in the config, and has to be a list",
+        "custom_hooks is {'type': 'EMAHook'} in the config, but has to be a list",
     ),
     'settings of a dataset': (
         {'train_dataloader.dataset': 'coco'},
-        "train_dataloader.dataset is 'coco' in the config, and has to be a dict or a list",
+        "train_dataloader.dataset is 'coco' in the config, but has to be a dict or a list",
     ),
     'no loop': (
         {'train_cfg': None},
-        'the config has train_dataloader and optim_wrapper, and no train_cfg: add it, or set '
+        'the config has train_dataloader and optim_wrapper, but no train_cfg: add it, or set '
         'train_dataloader = None as well',
     ),
     'a type': (
@@ -148,7 +148,7 @@ def test_a_number_for_the_settings_of_a_part_is_named():
     cfg = Config(dict(model=dict(type='Wrapper', inner=7)))
     found = message_of(lambda cfg: MODELS.build(cfg.model), cfg)
     assert found == (
-        'model.inner is 7, and has to be a dict with the type and the settings of a model'
+        'model.inner is 7, but has to be a dict with the type and the settings of a model'
     )
 
 
@@ -230,7 +230,7 @@ def test_a_transform_without_its_package_does_not_blame_the_image(tmp_path):
 
 def test_a_dataset_without_images_is_refused(tmp_path):
     found = message_of(run, listed(tmp_path, []))
-    assert found.startswith(f'ListedImages has no images left of {tmp_path}/list.json: check its')
+    assert found.startswith(f'ListedImages has no images left ({tmp_path}/list.json): check its')
 
 
 @pytest.mark.parametrize(

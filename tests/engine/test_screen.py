@@ -8,7 +8,7 @@ from mmengine.logging import MMLogger
 from toy import toy_config
 
 from mmgcvit.engine import build_runner, run_tool
-from mmgcvit.engine.screen import _is_no_dump
+from mmgcvit.engine.screen import _is_shown
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def test_dumps_are_only_in_the_log_file(tmp_path, capfd, kind):
 def test_warnings_of_several_lines_are_shown(level, shown):
     file = mmengine.runner.runner.__file__
     record = logging.LogRecord('mmengine', level, file, 1, 'first\nsecond', (), None)
-    assert _is_no_dump(record) == shown
+    assert _is_shown(record) == shown
 
 
 def test_the_traceback_of_a_known_error_is_in_the_log_file(tmp_path, capfd):

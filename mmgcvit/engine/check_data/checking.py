@@ -72,7 +72,8 @@ def _read_skipped(cfg: Config) -> set[str]:
     unknown = [name for name in skip if name not in NAMES]
     if unknown:
         raise UserError(
-            f'skip_checks names {unknown[0]!r}, which is no check: use some of {", ".join(NAMES)}'
+            f'skip_checks names {unknown[0]!r}, which is not a check: choose from '
+            f'{", ".join(NAMES)}'
         )
     return set(skip)
 
@@ -83,10 +84,10 @@ def run_checks(
     """Run checks in order.
 
     Args:
-        checks: Each check with those without whose success it cannot be run.
-        subject: What they check.
-        where: Beginning of the texts.
-        skip: Names of checks that are left out.
+        checks: Each check with the checks that have to succeed first.
+        subject: The split or the config to check.
+        where: Prefix of the messages.
+        skip: Names of checks that are not run.
     """
     results: list[Problem | Note] = []
     failed: set[Check] = set()

@@ -81,8 +81,8 @@ def _shown(annotations: list[dict], path: str) -> str:
     """Describe the number of annotations with a fault, and the first one."""
     first = annotations[0]
     return (
-        f'{len(annotations)} annotations of {path}, as that with id {first["id"]} of image '
-        f'{first["image_id"]},'
+        f'{len(annotations)} annotations of {path} (for example id {first["id"]} of image '
+        f'{first["image_id"]})'
     )
 
 
@@ -91,11 +91,11 @@ def annotation_file(split: Split) -> Iterator[Problem]:
     path = split.path
     if split.is_remote:
         if split.fast:
-            raise Unchecked(f'{path} is in other storage: tools/check_data.py reads it')
+            raise Unchecked(f'{path} is in remote storage; tools/check_data.py reads it')
     elif not os.path.isfile(path):
         yield Problem(
-            f'the annotation file {path} does not exist: put it there, or say where it is with '
-            f'--cfg-options {split.option}.ann_file=PATH (from data_root)'
+            f'the annotation file {path} does not exist: put it there, or set its path with '
+            f'--cfg-options {split.option}.ann_file=PATH (relative to data_root)'
         )
         return
     split.in_part = split.fast and os.path.getsize(path) > LARGE
@@ -107,7 +107,7 @@ def annotation_file(split: Split) -> Iterator[Problem]:
         encoded = next((mark for mark in ENCODINGS if start.startswith(mark)), None)
         if encoded is None:
             fault = f"is not JSON in COCO's format ({describe(error)})"
-            remedy = 'get it again, or export it as COCO, in UTF-8'
+            remedy = 'download it again, or export it as COCO, in UTF-8'
         else:
             fault, remedy = ENCODINGS[encoded]
         yield Problem(f'{path} {fault}: {remedy.format(path)}')
@@ -141,7 +141,7 @@ def _read_part(path: str) -> dict:
     """Read the categories and the first images of a file."""
     with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[:64].lstrip()[:1] != b'{' or data[-64:].rstrip()[-1:] != b'}':
-            raise ValueError('it does not begin with { and end with }, it may be cut short')
+            raise ValueError('it does not begin with { and end with }, it may be truncated')
         return {
             'categories': _read_list(data, b'categories', None),
             'images': _read_list(data, b'images', FIRST_IMAGES),
@@ -181,7 +181,7 @@ def annotation_fields(split: Split) -> Iterator[Problem]:
             if not _has_fields(entry, wanted):
                 yield Problem(
                     f'{split.path}: entry {number} of {key!r} lacks one of {", ".join(wanted)}, '
-                    'or has no number there: export it again'
+                    'or has a value that is not a number: export it again'
                 )
                 break
 
@@ -208,16 +208,17 @@ def class_names(split: Split) -> Iterator[Problem | Note]:
     used = [name for name in names if name in classes]
     if missing:
         yield Problem(
-            f'{len(missing)} of the {len(classes)} classes of the config are no categories of '
-            f'{path}, as {missing[0]!r}: its {len(names)} categories are {_listed(names)}; set '
+            f'{len(missing)} of the {len(classes)} classes of the config are not categories of '
+            f'{path}, for example {missing[0]!r}: its {len(names)} categories are '
+            f'{_listed(names)}; set '
             f"{option}.metainfo.classes to them and the heads' num_classes to their number"
         )
     elif repeated:
-        yield Problem(f'{path} has several categories of the name {repeated[0]!r}: rename them')
+        yield Problem(f'{path} has several categories named {repeated[0]!r}: rename them')
     elif used != list(classes):
         yield Problem(
             f'the classes of the config are in another order than the categories of {path}, so '
-            f'that predictions would be given wrong names: set {option}.metainfo.classes to '
+            f'predictions would get the wrong class names: set {option}.metainfo.classes to '
             f'{_listed(used)}'
         )
     elif len(names) > len(classes):
@@ -237,8 +238,8 @@ def duplicate_ids(split: Split) -> Iterator[Problem]:
         repeated = [i for i, times in ids.items() if times > 1]
         if repeated:
             yield Problem(
-                f'{split.path}: {len(repeated)} ids of {key!r} occur several times, as '
-                f'{repeated[0]}: number them again'
+                f'{split.path}: {len(repeated)} ids of {key!r} occur several times, for example '
+                f'{repeated[0]}: renumber them'
             )
 
 
@@ -255,7 +256,7 @@ def boxes(split: Split) -> Iterator[Problem]:
                 'height of at least 0: correct them'
             ].append(annotation)
         if image is None:
-            bad['have an image_id of no image: correct or remove them'].append(annotation)
+            bad['have an image_id that no image has: correct or remove them'].append(annotation)
         elif _is_box(box):
             (x, y, width, height), right, bottom = box, image['width'], image['height']
             if min(x, y) < -1 or x + width > right + 1 or y + height > bottom + 1:
@@ -264,7 +265,7 @@ def boxes(split: Split) -> Iterator[Problem]:
                     'corners x1, y1, x2, y2, make them x, y, width, height'
                 ].append(annotation)
         if annotation['category_id'] not in categories:
-            bad['have a category_id of no category: correct them'].append(annotation)
+            bad['have a category_id that no category has: correct them'].append(annotation)
     for text, found in bad.items():
         yield Problem(f'{_shown(found, split.path)} {text}', stops='have a bbox' in text)
 
@@ -314,8 +315,8 @@ def image_files(split: Split) -> Iterator[Problem]:
         yield from split.missing('img_path', 'images', remedy)
     else:
         yield Problem(
-            f'the folder of images {folder} does not exist: put them there, or say where they are '
-            f'with --cfg-options {split.option}.data_prefix.img=PATH (from data_root)'
+            f'the folder of images {folder} does not exist: put them there, or set their path '
+            f'with --cfg-options {split.option}.data_prefix.img=PATH (relative to data_root)'
         )
 
 
@@ -330,8 +331,8 @@ def image_sizes(split: Split) -> Iterator[Problem]:
         return
     item, (height, width) = differ[0].item, differ[0].size
     text = (
-        f'{len(differ)} images have another size (width × height, as loaded) than in '
-        f'{split.path}: {item["img_path"]} is {width}×{height}, its entry says '
+        f'{len(differ)} images differ in size (width × height, as loaded) from '
+        f'{split.path}: {item["img_path"]} is {width}×{height}, its entry has '
         f'{item["width"]}×{item["height"]}; correct the entries and their boxes'
     )
     if differ[0].orientation > 1 and (width, height) == (item['height'], item['width']):
@@ -344,7 +345,7 @@ def image_sizes(split: Split) -> Iterator[Problem]:
 
 
 def instances(split: Split) -> Iterator[Problem | Note]:
-    """Datasets of which nothing, or little, is left to learn from."""
+    """Datasets in which few or no instances can be trained on."""
     if split.in_part:
         raise Unchecked(
             f'{split.path} was not read completely, because it is large: tools/check_data.py does'
@@ -373,15 +374,15 @@ def instances(split: Split) -> Iterator[Problem | Note]:
     elif not counts:
         text = (
             f'of {len(split.content["annotations"])} annotations in {split.path}, {ignored} are '
-            'iscrowd or ignored, and no other one is used; correct iscrowd, ignore, area and bbox '
-            'of the annotations'
+            'iscrowd or ignored, and the others are not used; correct iscrowd, ignore, area and '
+            'bbox of the annotations'
         )
         purpose = 'nothing is left to train on' if split.trains else 'all metrics will be -1'
         yield Problem(f'{purpose}: {text}', stops=split.trains)
     elif ignored > kept / 2:
         yield Problem(
-            f'{ignored} of {kept} instances in {split.path} are iscrowd and not learned: set '
-            'iscrowd to 0 for annotations of single objects',
+            f'{ignored} of {kept} instances in {split.path} are iscrowd, so training ignores '
+            'them: set iscrowd to 0 for annotations of single objects',
             stops=False,
         )
 
@@ -391,10 +392,10 @@ def empty_class(split: Split) -> Iterator[Problem | Note]:
     empty = [name for name, number in split.counts.classes.items() if not number]
     if not empty or len(empty) == len(split.counts.classes):
         return
-    text = f'{len(empty)} classes have no instance, as {empty[0]!r}: {_listed(empty)}'
+    text = f'{len(empty)} classes have no instance: {_listed(empty)}'
     if split.trains:
         yield Problem(
-            f'{text}; they will never be predicted: add annotations, or take them out of '
+            f'{text}; they will never be predicted: add annotations, or remove them from '
             f'{split.option}.metainfo.classes',
             stops=False,
         )
@@ -442,7 +443,8 @@ def iscrowd(split: Split) -> Iterator[Problem]:
     """Annotations without the field that COCO's evaluation needs."""
     if metrics_of(split) and any('iscrowd' not in each for each in split.content['annotations']):
         yield Problem(
-            f"{split.path}: annotations lack 'iscrowd', which COCO's metric needs: add 0 to each"
+            f"{split.path}: annotations lack 'iscrowd', which COCO's metric needs: add the value 0 "
+            'to each'
         )
 
 
@@ -464,7 +466,7 @@ def loading(split: Split) -> Iterator[Problem]:
                 return
 
 
-# check → checks without whose success it cannot be run
+# check → checks that have to succeed first
 COCO = {
     dataset: (),
     annotation_file: (dataset,),

@@ -1,4 +1,4 @@
-"""Checks of a config: the same thing said differently in two of its places."""
+"""Checks of a config: settings that contradict each other."""
 
 import inspect
 import os
@@ -16,7 +16,7 @@ from .masks import box_options, monitored, predicts_masks
 from .report import Problem, Unchecked
 from .split import Split, find_evaluators
 
-# they tell only objects from background, or have classes of their own
+# they only distinguish objects from background, or have classes of their own
 OTHER_HEADS = ('rpn_head', 'semantic_head')
 
 
@@ -155,7 +155,7 @@ def _check_head(
             wanted = total + background
             if len(weights) != wanted:
                 yield Problem(
-                    f'{name} has {len(weights)} numbers, {where}: give it {wanted}'
+                    f'{name} has {len(weights)} numbers, {where}: it needs {wanted}'
                     + (' (the last one is for the background)' if background else '')
                 )
 
@@ -171,52 +171,56 @@ def ignore_index(setup: Setup) -> Iterator[Problem]:
     """Different label values that are ignored, in datasets, heads, losses and evaluators."""
     if task_of(setup.cfg) is not SEGMENTATION:
         return
-    said: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     preprocessor = inner_model(setup.cfg).get('data_preprocessor') or {}
-    said['model.data_preprocessor.seg_pad_val'] = setup.setting(preprocessor, 'seg_pad_val', MODELS)
+    settings['model.data_preprocessor.seg_pad_val'] = setup.setting(
+        preprocessor, 'seg_pad_val', MODELS
+    )
     for place, head in setup.heads():
-        said[f'{place}.ignore_index'] = setup.setting(head, 'ignore_index', MODELS)
-        said |= {name: value for name, value in walk(head, place) if name.endswith('.ignore_index')}
+        settings[f'{place}.ignore_index'] = setup.setting(head, 'ignore_index', MODELS)
+        settings |= {
+            name: value for name, value in walk(head, place) if name.endswith('.ignore_index')
+        }
     for split in setup.datasets:
         index = setup.setting(split.leaf, 'ignore_index', DATASETS)
         for name in split.names:
             place = split.option.replace(f'{split.names[0]}_', f'{name}_', 1)
-            said[f'{place}.ignore_index'] = index
+            settings[f'{place}.ignore_index'] = index
     for name in setup.splits:
         for place, evaluator in find_evaluators(setup.cfg, name):
-            said[f'{place}.ignore_index'] = setup.setting(evaluator, 'ignore_index', METRICS)
-    said = {place: value for place, value in said.items() if value is not None}
-    values = sorted(set(said.values()), key=lambda value: (value == 255, value))
+            settings[f'{place}.ignore_index'] = setup.setting(evaluator, 'ignore_index', METRICS)
+    settings = {place: value for place, value in settings.items() if value is not None}
+    values = sorted(set(settings.values()), key=lambda value: (value == 255, value))
     if len(values) > 1:
         # not the default: the user chose it
         meant = values[0]
-        others = [place for place, value in said.items() if value != meant]
-        first = next(place for place, value in said.items() if value == meant)
+        others = [place for place, value in settings.items() if value != meant]
+        first = next(place for place, value in settings.items() if value == meant)
         yield Problem(
-            f'{first} is {meant}, but {", ".join(f"{p} is {said[p]}" for p in others)}: the label '
-            'value to ignore must be the same in all places, set --cfg-options '
+            f'{first} is {meant}, but {", ".join(f"{p} is {settings[p]}" for p in others)}: the '
+            'label value to ignore must be the same in all places, set --cfg-options '
             f'{" ".join(f"{place}={meant}" for place in others)}'
         )
 
 
 def label_values(setup: Setup) -> Iterator[Problem]:
     """Datasets whose label values have different meanings."""
-    said = {
+    settings = {
         f'{split.option}.reduce_zero_label': bool(
             setup.setting(split.leaf, 'reduce_zero_label', DATASETS)
         )
         for split in setup.datasets
         if 'BaseSegDataset' in split.bases
     }
-    if len(set(said.values())) > 1:
+    if len(set(settings.values())) > 1:
         yield Problem(
-            f'{", ".join(f"{place} is {value}" for place, value in said.items())}: set the same '
-            'value in all, and shift the label maps accordingly'
+            f'{", ".join(f"{place} is {value}" for place, value in settings.items())}: set the '
+            'same value in all, and shift the label maps accordingly'
         )
 
 
 def mask_settings(setup: Setup) -> Iterator[Problem]:
-    """Masks that the model predicts, the pipelines load or the metrics need, but others do not."""
+    """Model, pipelines and metrics that do not agree about masks."""
     cfg = setup.cfg
     predicts = predicts_masks(inner_model(cfg))
     takes_boxes = bool(box_options(cfg, ['train'])) and predicts
@@ -237,15 +241,15 @@ def mask_settings(setup: Setup) -> Iterator[Problem]:
                     f'{" ".join(box_options(cfg, ["train"]))}'
                 )
     evaluators = [each for name in setup.splits for each in find_evaluators(cfg, name)]
-    asked = [place for place, each in evaluators if 'segm' in (each.get('metric') or ())]
-    if predicts is False and asked:
+    with_masks = [place for place, each in evaluators if 'segm' in (each.get('metric') or ())]
+    if predicts is False and with_masks:
         yield Problem(
-            f'{asked[0]}.metric needs masks, but the model has no mask head: set --cfg-options '
-            f'{" ".join(box_options(cfg, setup.splits))}'
+            f'{with_masks[0]}.metric needs masks, but the model has no mask head: set '
+            f'--cfg-options {" ".join(box_options(cfg, setup.splits))}'
         )
     watched = list(monitored(cfg, 'segm_'))
     validated = any(place.startswith('val_') for place, _ in evaluators)
-    if watched and validated and not any(place.startswith('val_') for place in asked):
+    if watched and validated and not any(place.startswith('val_') for place in with_masks):
         name, value = watched[0]
         yield Problem(
             f'{name} is {value}, but no evaluator computes mask AP: set --cfg-options '

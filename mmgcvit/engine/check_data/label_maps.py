@@ -19,8 +19,8 @@ def folders(split: Split) -> Iterator[Problem]:
         unused = key == 'seg_map_path' and split.labels is None
         if folder is not None and not unused and not os.path.isdir(folder):
             yield Problem(
-                f'the folder {folder} does not exist: put the files there, or say where they are '
-                f'with --cfg-options {split.option}.data_prefix.{key}=PATH (from data_root)'
+                f'the folder {folder} does not exist: put the files there, or set their path '
+                f'with --cfg-options {split.option}.data_prefix.{key}=PATH (relative to data_root)'
             )
     path = split.dataset.ann_file
     if path and not os.path.exists(path):
@@ -69,17 +69,20 @@ def label_maps(split: Split) -> Iterator[Problem]:
         if beyond:
             reduced = ' after label 0 became ignored' if split.dataset.reduce_zero_label else ''
             faults[
-                f'have label values of no class{reduced}, as {max(beyond)}, where {len(classes)} '
+                f'have label values of no class{reduced}, such as {max(beyond)}, where '
+                f'{len(classes)} '
                 f'classes have 0 to {len(classes) - 1} and {ignored} is ignored: correct '
                 f'{split.option}.metainfo.classes, {split.option}.reduce_zero_label or the label '
                 'maps'
             ].append(path)
     for fault, paths in faults.items():
-        yield Problem(f'{len(paths)} of {len(split.opened)} label maps, as {paths[0]}, {fault}')
+        yield Problem(
+            f'{len(paths)} of {len(split.opened)} label maps (for example {paths[0]}) {fault}'
+        )
 
 
 def orientation(split: Split) -> Iterator[Problem]:
-    """Label maps of another size than their images, or images that are turned without them."""
+    """Label maps of another size than their images, or images that are rotated without them."""
     sizes, maybe = [], []
     for opened in split.opened:
         if opened.label_size is None or opened.size is None:
@@ -96,21 +99,24 @@ def orientation(split: Split) -> Iterator[Problem]:
     turned = [each for each in sizes if each.orientation > 4]
     if turned:
         yield Problem(
-            f'{len(turned)} images, as {turned[0].item["img_path"]}, are turned as their Exif '
-            f'orientation says, but their label maps are not, and have another size: {remedy}'
+            f'{len(turned)} images (for example {turned[0].item["img_path"]}) are rotated '
+            'according to '
+            'their Exif orientation, but their label maps are not, so their sizes differ: '
+            f'{remedy}'
         )
     if len(turned) < len(sizes):
         first = next(each for each in sizes if each not in turned)
         yield Problem(
-            f'{len(sizes) - len(turned)} of {len(split.opened)} label maps, as '
-            f'{first.item["seg_map_path"]}, have another size than their images: make the label '
-            "map's size the same"
+            f'{len(sizes) - len(turned)} of {len(split.opened)} label maps (for example '
+            f'{first.item["seg_map_path"]}) have another size than their images: resize the label '
+            'maps'
         )
     if maybe:
         yield Problem(
-            f'{len(maybe)} images, as {maybe[0].item["img_path"]}, are turned or mirrored as their '
-            'Exif orientation says, their label maps are not: unless the label maps were drawn on '
-            f'the turned images, {remedy}',
+            f'{len(maybe)} images (for example {maybe[0].item["img_path"]}) are rotated or '
+            'mirrored '
+            'according to their Exif orientation, but their label maps are not: unless the label '
+            f'maps were drawn on the rotated images, {remedy}',
             stops=False,
         )
 
@@ -154,13 +160,13 @@ def empty_class(split: Split) -> Iterator[Problem | Note]:
             stops=opened == total,
         )
     elif split.trains and opened == total:
-        remedy = f'add label maps with them, or take them out of {split.option}.metainfo.classes'
+        remedy = f'add label maps with them, or remove them from {split.option}.metainfo.classes'
         yield Problem(f'{text}; they will never be predicted: {remedy}', stops=False)
     else:
         yield Note(text)
 
 
-# check → checks without whose success it cannot be run
+# check → checks that have to succeed first
 LABEL_MAPS = {
     dataset: (),
     folders: (dataset,),

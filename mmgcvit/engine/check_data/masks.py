@@ -1,4 +1,4 @@
-"""The masks of instances: which of them mmdet and pycocotools can use, and who asks for masks."""
+"""Instance masks: which ones mmdet and pycocotools can use, and which settings need them."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ SPLITS = ('train', 'val', 'test')
 MISSING = 'have no segmentation'
 FLAT = (
     'have a segmentation that is one flat list of numbers: put each polygon into a list of its '
-    'own, as [[x1, y1, x2, y2, x3, y3]]'
+    'own: [[x1, y1, x2, y2, x3, y3]]'
 )
 NOT_NUMBERS = (
     'have polygons with coordinates that are not finite numbers: correct or remove the polygons'
@@ -39,10 +39,10 @@ SHORT = (
 )
 SHORT_IGNORED = SHORT.replace('have polygons', 'are ignored, because they have only polygons')
 RLE_IGNORED = (
-    'are ignored, because LoadAnnotations(poly2mask=False) takes no RLE: remove poly2mask=False '
-    'from the pipeline, or convert the masks to polygons'
+    'are ignored, because LoadAnnotations(poly2mask=False) does not support RLE: remove '
+    'poly2mask=False from the pipeline, or convert the masks to polygons'
 )
-IGNORED = (SHORT_IGNORED, RLE_IGNORED)  # training survives these
+IGNORED = (SHORT_IGNORED, RLE_IGNORED)  # training does not fail because of these
 
 
 def mask_fault(mask: Any, size: Sequence[int], evaluated: bool, polygons_only: bool) -> str | None:

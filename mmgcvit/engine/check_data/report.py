@@ -11,7 +11,7 @@ class Problem:
     Attributes:
         text: What was found, where, and the remedy, in one line.
         stops: Whether training would fail or learn nonsense.
-        name: Name of the check; the key ``skip_checks`` of a config takes it.
+        name: Name of the check, for ``skip_checks`` of a config.
     """
 
     text: str
@@ -21,7 +21,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Note:
-    """Something to know that is not a fault, such as what was not checked."""
+    """Information that is not a fault, for example what was not checked."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""A dataset of a config as the checks see it: built, read and opened by its own classes.
+"""A dataset for the checks, built, read and opened by the classes that the config names.
 
 H, W: height and width of an image in pixels.
 """
@@ -174,14 +174,15 @@ class Split:
             remedy: What to do if they are missing.
         """
         if self.has_remote_images:
-            raise Unchecked(f'the {what} are in other storage')
+            raise Unchecked(f'the {what} are in remote storage')
         paths = [item[key] for item in self.items if item.get(key)]
         if self.fast and len(paths) > FEW:
             paths = [paths[i] for i in evenly(len(paths), SOME)]
         missing = [path for path in paths if not os.path.isfile(path)]
         if missing:
             yield Problem(
-                f'{len(missing)} of {len(paths)} {what} are missing, as {missing[0]}: {remedy}'
+                f'{len(missing)} of {len(paths)} {what} are missing, for example {missing[0]}: '
+                f'{remedy}'
             )
 
     @cached_property
@@ -235,16 +236,16 @@ class Split:
                 raw = mmcv.imfrombytes(content, flag='unchanged', backend=backend)
                 largest, channels = raw.max(), raw.squeeze().shape[2:]
             except Exception:
-                opened.label_fault = 'cannot be read as an image: get them again'
+                opened.label_fault = 'cannot be read as an image: replace them'
                 return
             if channels:
                 opened.label_fault = (
-                    f'hold colours ({channels[0]} channels), not one label value per pixel: '
+                    f'hold colors ({channels[0]} channels), not one label value per pixel: '
                     'convert them to single-channel images of label values'
                 )
                 return
             if largest > 255:
-                opened.label_fault = f'have label values above 255, as {largest}: use 0 to 255'
+                opened.label_fault = f'have label values above 255, such as {largest}: use 0 to 255'
                 return
         try:
             labels = self.labels(loaded).get('gt_seg_map')
@@ -269,15 +270,15 @@ def images(split: Split) -> Iterator[Problem]:
     number, total = len(broken), len(split.opened)
     first = f'{broken[0].item["img_path"]} ({broken[0].error})'
     if number == total and split.has_remote_images:
-        raise Unchecked(f'no image could be read from its storage, as {first}')
+        raise Unchecked(f'no image could be read from its storage, for example {first}')
     loader = split.loaders[0]
     if getattr(loader, 'imdecode_backend', None) == 'tifffile' and find_spec('tifffile') is None:
-        yield Problem(f"{split.option}.pipeline reads images by tifffile: 'pip install tifffile'")
+        yield Problem(f'{split.option}.pipeline reads images with tifffile: pip install tifffile')
         return
     setting = f', or change {type(loader).__name__} in {split.option}.pipeline'
     yield Problem(
-        f'{number} of {total} images that were opened are broken, as {first}: get them again, or '
-        f'take them out of the dataset{setting if number == total else ""}'
+        f'{number} of {total} images that were opened are broken, for example {first}: '
+        f'replace them, or remove them from the dataset{setting if number == total else ""}'
     )
 
 
@@ -285,18 +286,18 @@ def dataset(split: Split) -> Iterator[Problem]:
     """Datasets that cannot be built."""
     if split.cls is None:
         yield Problem(
-            f'{split.option}.type={split.leaf.get("type")!r} is no known dataset: correct it, or '
-            'import its module'
+            f'{split.option}.type={split.leaf.get("type")!r} is not a known dataset: correct it, '
+            'or import its module'
         )
         return
     name = getattr(split.cls, '__name__', split.cls)
     if not split.bases & {'CocoDataset', 'BaseSegDataset'} or 'CocoPanopticDataset' in split.bases:
-        raise Unchecked(f'{name} is neither COCO-like nor of folders')
+        raise Unchecked(f'{name} is neither a COCO dataset nor a segmentation dataset of folders')
     root = split.leaf.get('data_root')
     if root and not split.is_remote and not os.path.isdir(root):
         yield Problem(
             f'data_root {root} does not exist (looked for from {os.getcwd()}): put the dataset '
-            f'there, or say where it is with --cfg-options {split.option}.data_root=PATH'
+            f'there, or set its path with --cfg-options {split.option}.data_root=PATH'
         )
         with contextlib.suppress(Exception):  # its classes are compared with those of the heads
             split.dataset  # noqa: B018
@@ -309,7 +310,7 @@ def dataset(split: Split) -> Iterator[Problem]:
     try:
         split.loaders  # noqa: B018
     except Unchecked:
-        pass  # the checks that open images say so
+        pass  # the checks that open images report it
     except Exception as error:
         yield Problem(
             f'the transforms that load files cannot be built ({_reason(error)}): correct '
@@ -317,8 +318,8 @@ def dataset(split: Split) -> Iterator[Problem]:
         )
     if split.classes is None:
         yield Problem(
-            f'metainfo.classes is no tuple of names: set {split.option}.metainfo.classes to the '
-            'names of the classes; a single one is written with a comma, as ("cat",)'
+            f'metainfo.classes is not a tuple of names: set {split.option}.metainfo.classes to the '
+            'names of the classes; a single class needs a comma: ("cat",)'
         )
 
 

@@ -212,8 +212,9 @@ class BadLossHook(HoldStepHook):
             raise UserError(
                 f'stopped at iteration {step.iteration}: {what} ({reason}); last images: '
                 f'{"; ".join(images)}. The last checkpoint is not affected: check these images and '
-                'their annotations, lower optim_wrapper.optimizer.lr or set '
-                'optim_wrapper.clip_grad.max_norm, then --resume'
+                'their annotations or set optim_wrapper.clip_grad.max_norm, then --resume; or '
+                'lower optim_wrapper.optimizer.lr and start again from the weights of a checkpoint '
+                '(load_from=CHECKPOINT without --resume, which keeps the old learning rate)'
             )
 
     def _count_skipped(self, iteration: int) -> None:
@@ -223,8 +224,10 @@ class BadLossHook(HoldStepHook):
             raise UserError(
                 f'stopped at iteration {iteration}: the loss scaler has skipped '
                 f'{self._skipped} consecutive updates, because the gradients are not finite at any '
-                'scale. Lower optim_wrapper.optimizer.lr, or train in bfloat16 with '
-                'optim_wrapper.dtype=bfloat16 or without --amp, then --resume'
+                'scale. Train in bfloat16 (optim_wrapper.dtype=bfloat16) or without --amp, then '
+                '--resume; or lower optim_wrapper.optimizer.lr and start again from the weights of '
+                'the last checkpoint (load_from=CHECKPOINT without --resume, which keeps the old '
+                'learning rate)'
             )
 
 

@@ -50,7 +50,7 @@ class ResumableEarlyStoppingHook(EarlyStoppingHook):
         settings, saved = self._settings(), state['settings']
         if any(saved[name] != settings[name] for name in ('monitor', 'rule')):
             print_log(
-                f'EarlyStoppingHook monitors {self.monitor} ({self.rule}), and in the checkpoint '
+                f'EarlyStoppingHook monitors {self.monitor} ({self.rule}), but in the checkpoint '
                 f'{saved["monitor"]} ({saved["rule"]}): it counts from zero.',
                 'current',
                 logging.WARNING,

@@ -45,8 +45,8 @@ def load_states(runner: Runner, states: dict[str, list[dict]]) -> None:
         missing += [type(s).__name__ for s in schedulers if getattr(s, 'need_val_args', False)]
     if missing:
         print_log(
-            'the resumed training will not be exact: the checkpoint has no state, or the state '
-            f'before its validation, of {", ".join(missing)}',
+            'the resumed training will not be exact: the checkpoint does not contain the '
+            f'current state of {", ".join(missing)}',
             'current',
             logging.WARNING,
         )

@@ -1,4 +1,4 @@
-"""Resuming with other settings than the checkpoint's: which of them count."""
+"""Resuming with other settings than the checkpoint's: which of them are used."""
 
 import copy
 import logging
@@ -23,7 +23,7 @@ _PROGRESS = {
 
 @HOOKS.register_module()
 class ResumedSettingsHook(Hook):
-    """Compare the settings of a resumed training with its checkpoint's, and log what counts.
+    """Compare the settings of a resumed training with its checkpoint's, and log which are used.
 
     - If the schedule has changed (``param_scheduler``, or the length of the training that it
       depends on), the config's counts, as if the training had used it from the beginning.
@@ -138,11 +138,11 @@ def _changes_of_run(saved: dict[str, Any], now: dict[str, Any]) -> Iterator[str]
         images = [_images_per_step(settings) for settings in (saved, now)]
         epoch = [settings['iterations_per_epoch'] for settings in (saved, now)]
         yield (
-            f'images per step: {images[1]}, and {images[0]} in the checkpoint: the learning rate '
-            'is not adapted, the order of the images changes, and the result is not the one of an '
+            f'images per step: {images[1]}, but {images[0]} in the checkpoint: the learning rate '
+            'is not adapted, the order of the images changes, and the result differs from an '
             'uninterrupted training'
             + (
-                f'; an epoch has {epoch[1]} iterations, and {epoch[0]} in the checkpoint, so the '
+                f'; an epoch has {epoch[1]} iterations, but {epoch[0]} in the checkpoint, so the '
                 'number of iterations so far is counted in epochs'
                 if epoch[0] != epoch[1]
                 else ''
@@ -151,7 +151,7 @@ def _changes_of_run(saved: dict[str, Any], now: dict[str, Any]) -> Iterator[str]
     for name in ('max_epochs', 'max_iters'):
         if saved.get(name, now.get(name)) != now.get(name) is not None:
             yield (
-                f'train_cfg.{name} is {now[name]}, and {saved[name]} in the checkpoint: the '
+                f'train_cfg.{name} is {now[name]}, but {saved[name]} in the checkpoint: '
                 f'training ends at {now[name]}'
             )
 

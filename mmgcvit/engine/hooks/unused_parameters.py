@@ -25,10 +25,10 @@ SHOWN = 8
 class UnusedParametersHook(Hook):
     """Report parameters that the first update of a training leaves without a gradient.
 
-    DistributedDataParallel stops in the second iteration if there are any, and gives their numbers
-    only. With ``find_unused_parameters``, or in one process, they keep their initial values, which
-    is a warning. After the first update, this hook does nothing. It does not support FSDP, which
-    joins parameters, and several optimizers.
+    DistributedDataParallel stops in the second iteration if there are any, and reports only their
+    indices. With ``find_unused_parameters``, or in one process, they keep their initial values,
+    which is a warning. After the first update, this hook does nothing. It does not support FSDP,
+    which joins parameters, or several optimizers.
 
     Attributes:
         checked: Whether the first update was checked.

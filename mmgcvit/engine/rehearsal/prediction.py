@@ -1,4 +1,4 @@
-"""What a training will take: time, memory and disk, from two updates."""
+"""Time, memory and disk space of a training, predicted from two updates."""
 
 import contextlib
 import os
@@ -170,8 +170,8 @@ def predict_disk(
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     text = (
-        f'{needed / GB:.1f} of {free / GB:.1f} GB disk ({kept} + {best} best + 1 checkpoints of '
-        f'{size / 1e6:.0f} MB)'
+        f'{needed / GB:.1f} of {free / GB:.1f} GB disk ({kept} kept, {best} best and 1 being '
+        f'written, {size / 1e6:.0f} MB each)'
     )
     if needed < free:
         return text, None

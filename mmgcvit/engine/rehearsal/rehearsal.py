@@ -1,4 +1,4 @@
-"""The steps of a training, from its data to its test, with little of each."""
+"""The steps of a training, from its data to its test, on a few samples."""
 
 import contextlib
 import copy
@@ -51,12 +51,12 @@ SPLITS = ('train', 'val', 'test')
 ITEMS = 12  # per split
 SHOWN = 8  # metrics
 OK, NOTE, FAILED, SKIPPED = '✔', '!', '✘', '-'
-# keys of evaluators and hooks under which files of the user are written
+# settings of evaluators and hooks that are paths of output files
 OUTPUTS = ('outfile_prefix', 'output_dir', 'out_file_path', 'out_dir', 'results_path')
 
 
 class _Note(Exception):
-    """Ends a step that did not fail, but about which the user has to know something."""
+    """Ends a step that works, with something that the user should know."""
 
 
 class _Skip(Exception):
@@ -114,7 +114,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 class _Rehearsal:
-    """What the steps know of each other."""
+    """The steps and the state that they share."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class _Rehearsal:
         self.training_error: BaseException | None = None
         self.checkpoint: Path | None = None
         self.peak = 0
-        # apart from the processes' own group, which a step that fails may leave in use
+        # not the default group, in which a failed step may leave a collective pending
         self.group = None
         if get_world_size() > 1:
             self.group = torch.distributed.new_group(timeout=timedelta(minutes=5), backend='gloo')
@@ -160,10 +160,9 @@ class _Rehearsal:
             marks[name] = mark
             print(f'{mark} {title} {text}', file=self.screen, flush=True)
         failed = sum(mark == FAILED for mark in marks.values())
+        outcome = f'{failed or "no"} step{"s" * (failed > 1)} failed'
         seconds = time.perf_counter() - start
-        print(
-            f'rehearsed in {seconds:.0f} s, {failed or "no"} failed', file=self.screen, flush=True
-        )
+        print(f'rehearsed in {seconds:.0f} s: {outcome}', file=self.screen, flush=True)
         return failed
 
     def _outcome(self, step: Callable[[], str]) -> tuple[str, str]:
@@ -253,7 +252,7 @@ class _Rehearsal:
             )
         if _length(loader) == 0:
             raise UserError(
-                f'{option} has {len(dataset)} images, and no complete batch for each process: set '
+                f'{option} has {len(dataset)} images, but no complete batch for each process: set '
                 f'a smaller {option}.batch_size, or {option}.drop_last=False'
             )
         worst = worst_items(dataset)
@@ -280,7 +279,7 @@ class _Rehearsal:
         self.runner = build_runner(cfg, *self.options)
         if 'train' not in self.loaders or ('val' not in self.loaders and cfg.get('val_dataloader')):
             self.training_error = _Skip('needs step 1')
-            return f'{self._size()}; its weights were not loaded, which needs step 1'
+            return f'{self._size()}; weights not loaded (needs step 1)'
         if self.training_error is None:
             self.runner.register_hook(self.hook)
             try:
@@ -329,7 +328,8 @@ class _Rehearsal:
         for name, index in items.items():
             info = SHARED['train'].get_data_info(index)
             size = f'{info["width"]}×{info["height"]}'
-            count = f', {len(info.get("instances", ()))} instances'
+            number = len(info.get('instances', ()))
+            count = f', {number} instance{"s" * (number != 1)}'
             file = Path(str(info.get('img_path', f'item {index}'))).name
             texts.append(f'{name} {file} ({size}{count})')
         return '; '.join(texts) or 'evenly spaced images'
@@ -364,9 +364,10 @@ class _Rehearsal:
             saved, found = (_state(path) for path in (self.checkpoint, again))
             if (difference := _difference(saved, found)) is not None:
                 raise UserError(
-                    f'a resumed training differs from the one that was saved in {difference}: it '
-                    'would not continue in the same way. Look for a hook or a module that changes '
-                    'it when it is built or loaded'
+                    f'after resuming, {difference} differs from the checkpoint, so the training '
+                    'would '
+                    'not continue in the same way. Look for a hook or a module that changes it '
+                    'when it is built or loaded'
                 )
         return f'{size}, saved, resumed and equal'
 
@@ -382,7 +383,7 @@ class _Rehearsal:
         if not metrics:
             raise _Note(
                 f'{BATCHES} batches, but {NOTHING_DETECTED}: the names that save_best, early '
-                'stopping and schedules wait for were not checked'
+                'stopping and schedules use were not checked'
             )
         more = f' and {len(metrics) - SHOWN} others' if len(metrics) > SHOWN else ''
         return f'{BATCHES} batches; metrics: {", ".join([*metrics][:SHOWN])}{more}'

@@ -1,4 +1,4 @@
-"""Whether the metrics of the validation are the ones that hooks and schedules wait for."""
+"""The validation of a few batches, and the metrics that hooks and schedules use."""
 
 import contextlib
 import copy
@@ -23,7 +23,9 @@ from ..options import walk
 from .samples import limit, place, take
 
 BATCHES = 2
-NOTHING_DETECTED = 'the model detected nothing in these images, so the evaluator gave no metrics'
+NOTHING_DETECTED = (
+    'the model detected nothing in these images, so the evaluator returned no metrics'
+)
 
 
 class RehearseValidation(Hook):
@@ -163,7 +165,7 @@ def explain(error: BaseException, what: str) -> str:
 
 
 def require_names(runner: Runner, metrics: Mapping[str, float]) -> None:
-    """Check that the metrics include those that hooks and schedules wait for.
+    """Check that the metrics include those that hooks and schedules use.
 
     Args:
         runner: Runner that trains.
@@ -189,8 +191,8 @@ def require_names(runner: Runner, metrics: Mapping[str, float]) -> None:
                 copy.copy(hook)._init_rule(hook.rules, [first])
             except ValueError:
                 texts.append(
-                    f"default_hooks.checkpoint.save_best is 'auto', which means {first!r}, and it "
-                    'is unknown whether more of it is better: set '
+                    f"default_hooks.checkpoint.save_best is 'auto', which means {first!r}, and "
+                    'mmengine does not know whether higher is better: set '
                     'default_hooks.checkpoint.rule=greater or less'
                 )
     if texts:
@@ -198,7 +200,7 @@ def require_names(runner: Runner, metrics: Mapping[str, float]) -> None:
 
 
 def _awaited(runner: Runner) -> Iterator[tuple[str, str]]:
-    """Yield option and name of each metric that something waits for."""
+    """Yield option and name of each metric that hooks and schedules use."""
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook):
             names = [name for name in hook.save_best or () if name != 'auto']

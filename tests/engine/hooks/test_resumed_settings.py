@@ -85,7 +85,7 @@ def test_a_longer_schedule_counts_as_if_it_had_been_used_from_the_beginning(imag
     assert rates == pytest.approx({i: expected[i] for i in rates})
     (line,) = said(tmp_path / 'work', 'the schedule has changed')
     assert "the config's counts from iteration 4 on" in line
-    assert len(said(tmp_path / 'work', 'max_epochs is 4, and 2 in the checkpoint')) == 1
+    assert len(said(tmp_path / 'work', 'max_epochs is 4, but 2 in the checkpoint')) == 1
     states = [s.state_dict() for s in runner.param_schedulers]
     assert [s['_global_step'] for s in states] == [8 if not s['by_epoch'] else 4 for s in states]
 
@@ -156,7 +156,7 @@ def test_another_number_of_images_per_step_is_reported(images, tmp_path, batch, 
     assert line.startswith(
         f'images per step: {batch * accumulated} (1 process × batch size {batch}'
     )
-    assert 'and 3 (1 process × batch size 3) in the checkpoint' in line
+    assert 'but 3 (1 process × batch size 3) in the checkpoint' in line
     length = 6 // batch
     # epochs 3 and 4, and the rates of their parts of the schedule
     assert list(rates) == list(range(2 * length, 4 * length))
@@ -178,6 +178,6 @@ def test_iterations_are_compared_too(images, tmp_path):
     options = {'train_cfg.max_iters': 6, 'resume': 'auto'}
     _, rates = train(images, tmp_path, 'iter2', [WARMUP], loop='iter', **options)
     assert list(rates) == [4, 5]
-    assert said(tmp_path, 'train_cfg.max_iters is 6, and 4 in the checkpoint')
+    assert said(tmp_path, 'train_cfg.max_iters is 6, but 4 in the checkpoint')
     train(images, tmp_path, 'iter3', [WARMUP], loop='iter', **options)
     assert said(tmp_path, 'the checkpoint is at iter 6, and train_cfg.max_iters is 6')

@@ -222,7 +222,7 @@ def test_another_metric_counts_from_zero(images, tmp_path):
     runner = runner_of(images, tmp_path, 'metric2', hooks=[other], resume='auto')
     runner.train()
     assert runner.epoch == 5
-    assert 'monitors other cost (less), and in the checkpoint cost (less)' in logged(tmp_path)
+    assert 'monitors other cost (less), but in the checkpoint cost (less)' in logged(tmp_path)
 
 
 def test_a_hook_without_state_is_named_once(images, tmp_path):
@@ -239,9 +239,9 @@ def test_a_checkpoint_without_these_states_is_named(images, tmp_path):
     runner_of(images, tmp_path, 'old2', resume='auto', **{'train_cfg.max_epochs': 2}).train()
     line = 'of SavedCounting, ResumableEarlyStoppingHook, ReduceOnPlateauLR'
     log = logged(tmp_path)
-    assert log.count('the checkpoint has no state, or the state before its validation') == 1
+    assert log.count('the checkpoint does not contain the current state') == 1
     for name in line.removeprefix('of ').split(', '):
-        assert name in log.partition('before its validation, of ')[2].partition('\n')[0]
+        assert name in log.partition('the current state of ')[2].partition('\n')[0]
 
 
 def test_a_validation_that_fails_again_says_how_to_continue(images, tmp_path, monkeypatch):
