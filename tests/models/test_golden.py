@@ -47,8 +47,14 @@ def case_arch(case):
     }
 
 
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+
+
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=GPU)])
 @pytest.mark.parametrize('name', CASES)
-def test_outputs_match_the_published_network(name, tmp_path):
+def test_outputs_match_the_published_network(name, device, tmp_path, monkeypatch):
+    # PyTorch uses TF32 in convolutions by default
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     case = CASES[name]
     arch = case_arch(case) if case['arch'] == 'nano' else case['arch']
     with torch.device('meta'):
@@ -68,14 +74,15 @@ def test_outputs_match_the_published_network(name, tmp_path):
         init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth.tar')),
     ).eval()
     model.init_weights()
+    model.to(device)
     with torch.no_grad():
-        maps = model(torch.from_numpy(draw(f'input/{name}', case['shape'])))
+        maps = model(torch.from_numpy(draw(f'input/{name}', case['shape'])).to(device))
 
     golden = np.load(GOLDEN / f'{name}.npz')
     assert [list(m.shape) for m in maps] == case['maps']
     for i, found in enumerate(maps):
         wanted = golden[f'map{i}']
-        found = found.flatten().numpy()[: len(wanted)]
+        found = found.cpu().flatten().numpy()[: len(wanted)]
         assert np.abs(found - wanted).max() <= 2e-5 * np.abs(wanted).max(), f'map{i}'
 
 
