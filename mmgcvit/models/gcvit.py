@@ -131,7 +131,7 @@ class GlobalQueryGenerator(nn.Sequential):
         size = (self.window_size, self.window_size)
         # A no-op if the size matches. It runs unconditionally because a graph that serves any
         # size cannot branch.
-        query = F.interpolate(query, size, mode='bicubic', align_corners=False)
+        query = ops.resize_bicubic(query, size)
         return query.flatten(2).transpose(1, 2)
 
 

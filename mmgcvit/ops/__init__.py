@@ -10,6 +10,7 @@ from .memory_format import prepare_images, prepare_parameters
 from .position_bias import resize_bias_table, resize_bias_tables
 from .recomputation import POLICIES as RECOMPUTE_POLICIES
 from .recomputation import recompute
+from .resize import resize_bicubic
 from .windows import Region, Windows, project_padding, window_layout
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     'recompute',
     'resize_bias_table',
     'resize_bias_tables',
+    'resize_bicubic',
     'window_attention',
     'window_layout',
 ]

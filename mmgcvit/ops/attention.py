@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from .bias_cache import cached_position_biases, forget_position_biases
-from .by_region import Inputs, attend_by_region, attention_weights, fused, plain, split_regions
+from .by_region import (
+    Inputs,
+    attend_by_region,
+    attend_padded,
+    attention_weights,
+    fused,
+    plain,
+    split_regions,
+)
 from .cpu_attention import CPUAttention
 from .graph_mode import fx_leaf, is_eager_on_cpu, is_transformed
 from .windows import Region, Windows
@@ -117,6 +125,11 @@ def _attend_on_cpu(inputs: Inputs) -> Tensor:
     return attend_by_region(inputs, fused, biases)
 
 
+def _attend_fused(inputs: Inputs) -> Tensor:
+    attend = attend_padded if inputs.qkv.is_cuda else attend_by_region
+    return attend(inputs, fused)
+
+
 # The first backend that supports the inputs is used. To add a kernel, add an entry before 'fused'.
 BACKENDS = {
     'cpu': Backend(
@@ -125,7 +138,7 @@ BACKENDS = {
         'on a CPU without attn_drop_rate, outside of graph modes and torch.func',
     ),
     'fused': Backend(
-        lambda inputs: attend_by_region(inputs, fused),
+        _attend_fused,
         lambda inputs: not is_transformed(),
         'outside of torch.func and forward-mode differentiation',
     ),

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .graph_mode import is_recorded
+from .graph_mode import is_eager_on_cpu
 from .scratch import can_be_scratch, scratch
 from .windows import Region, Windows, join
 
@@ -189,9 +189,12 @@ def _offsets_within(table: Tensor, windows: Windows, region: Region) -> Tensor:
 
 def _bias_of_tokens(table: Tensor, windows: Windows, region: Region, is_kept: bool) -> Tensor:
     """Return the biases between the tokens of a window, (h, n, n)."""
-    # The biases of a query are a patch of the table in reverse order. In the reversed table, the
-    # patch is in forward order, so only the order of the queries has to be reversed.
+    # The biases of a query are a patch of the reversed table. The patches of the queries are in
+    # reverse order.
     grid = _offsets_within(table.flip(0), windows, region)
+    if not is_eager_on_cpu(table):
+        patches = grid.unfold(1, region.height, 1).unfold(2, region.width, 1)
+        return patches.reshape(-1, region.num_tokens, region.num_tokens).flip(1)
     columns = _reversed(grid.unfold(2, region.width, 1), 2).transpose(1, 2).contiguous()
     rows = columns.unfold(2, region.height, 1).permute(0, 2, 1, 4, 3)
     memory = None
@@ -300,7 +303,5 @@ def _band(windows: Windows, queries: int, keys: tuple[int, int], like: Tensor) -
 
 
 def _reversed(x: Tensor, dim: int, out: Tensor | None = None) -> Tensor:
-    if is_recorded():
-        return x.flip(dim)
-    # Tensor.flip preserves the memory order of the overlapping patches, which is slow to access
+    # Tensor.flip keeps the memory order of overlapping patches, which is slow to access
     return torch.stack(x.unbind(dim)[::-1], dim, out=out)

@@ -135,9 +135,44 @@ class Windows:
             return [tokens]
         return tokens.split([region.num_windows * region.num_tokens for region in self.regions], 1)
 
+    @property
+    def has_padding(self) -> bool:
+        """Whether any windows are smaller than w × w."""
+        return any(map(self.is_partial, self.regions))
+
+    def pad(self, tokens: Tensor, padding: Tensor) -> Tensor:
+        """Pad each window to w × w tokens: (B, L, C), (1, C) → (B, nW·w², C)."""
+
+        def pad_with_zeros(tokens: Tensor) -> Tensor:
+            w, parts = self.window_size, []
+            for r, part in zip(self.regions, self.split(tokens), strict=True):
+                if self.is_partial(r):
+                    part = part.unflatten(1, (r.num_windows, r.height, r.width))
+                    part = F.pad(part, (0, 0, 0, w - r.width, 0, w - r.height)).flatten(1, 3)
+                parts.append(part)
+            return join(parts, 1)
+
+        size = 1, tokens.shape[1], 1
+        is_token = self.constant(
+            ('is_token', tokens.device),
+            lambda: pad_with_zeros(torch.ones(size, dtype=torch.uint8, device=tokens.device)) > 0,
+        )
+        return torch.where(is_token, pad_with_zeros(tokens), padding)
+
+    def crop(self, tokens: Tensor) -> Tensor:
+        """Remove the padding of :meth:`pad`: (B, nW·w², C) → (B, L, C)."""
+        w, parts = self.window_size, []
+        sizes = [region.num_windows * w**2 for region in self.regions]
+        for r, part in zip(self.regions, tokens.split(sizes, 1), strict=True):
+            if self.is_partial(r):
+                part = part.unflatten(1, (r.num_windows, w, w))
+                part = F.pad(part, (0, 0, 0, r.width - w, 0, r.height - w)).flatten(1, 3)
+            parts.append(part)
+        return join(parts, 1)
+
     def padding(self, tokens: Tensor) -> Tensor:
         """Return a padded token, which is zero: (1, C), or (0, C) if there is no padding."""
-        return tokens.new_zeros(int(any(map(self.is_partial, self.regions))), tokens.shape[-1])
+        return tokens.new_zeros(int(self.has_padding), tokens.shape[-1])
 
     def fill_padding(self, tokens: Tensor, padding: Tensor) -> Tensor:
         """Set the values of padded tokens, of which there are none: (B, L, C) → (B, L, C)."""
