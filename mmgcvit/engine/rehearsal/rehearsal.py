@@ -32,6 +32,7 @@ from ..adaptations import Adaptation, adapt_resume, adapt_test
 from ..check_data import check_data
 from ..device import Machine, choose_device
 from ..hooks import UnusedParametersHook
+from ..known_errors import known_error
 from ..launch import start_processes
 from ..runner import build_runner
 from .prediction import (
@@ -177,13 +178,13 @@ class _Rehearsal:
             return FAILED, self._explain(error)
 
     def _explain(self, error: BaseException) -> str:
-        if isinstance(error, UserError):
-            return str(error)
         if isinstance(error, torch.cuda.OutOfMemoryError) or 'allocate memory' in str(error):
             return f'out of memory ({describe(error, 120)}). {proposals(self.cfg, self.machine)}'
         if isinstance(error, OSError) and error.errno == 28:
             return f'{error}: make room in {tempfile.gettempdir()}, or set TMPDIR to another folder'
-        return f'{describe(error)} ({place(error)}): correct the part of the config that it names'
+        return known_error(error) or (
+            f'{describe(error)} ({place(error)}): correct the part of the config that it names'
+        )
 
     def _agree(self, mark: str, text: str) -> tuple[str, str]:
         """Return the outcome of the first process that failed, or else of the first one."""
