@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from mmengine.config import Config
@@ -58,11 +57,10 @@ def check_data(
     report = Report()
     datasets = _find_splits(cfg, samples, fast, splits)
     for split in datasets:
-        name = ', '.join(split.names)
         checks = COCO if 'CocoDataset' in split.bases else LABEL_MAPS
-        report.add(run_checks(checks, split, f'{name}: ', skip))
-        report.datasets.append((name, split.counts))
-    report.add(run_checks(CONFIG, Setup(cfg, tuple(splits), datasets), '', skip))
+        report.add(run_checks(checks, split, split.names, skip))
+        report.datasets.append((', '.join(split.names), split.counts))
+    report.add(run_checks(CONFIG, Setup(cfg, tuple(splits), datasets), (), skip))
     return report
 
 
@@ -79,38 +77,42 @@ def _read_skipped(cfg: Config) -> set[str]:
 
 
 def run_checks(
-    checks: Mapping[Check, Sequence[Check]], subject: Any, where: str, skip: set[str]
+    checks: Mapping[Check, Sequence[Check]], subject: Any, splits: Sequence[str], skip: set[str]
 ) -> list[Problem | Note]:
     """Run checks in order.
 
     Args:
         checks: Each check with the checks that have to succeed first.
         subject: The split or the config to check.
-        where: Prefix of the messages.
+        splits: Names of the splits, with which the messages begin.
         skip: Names of checks that are not run.
     """
     results: list[Problem | Note] = []
     failed: set[Check] = set()
+    where = f'{", ".join(splits)}: ' if splits else ''
     for check, needed in checks.items():
         name = name_of(check)
         if failed.intersection(needed):
             failed.add(check)
-        elif name not in skip:
-            found: list[Problem | Note] = []
-            try:
-                found += check(subject) or ()
-            except Unchecked as reason:
-                found.append(Note(f'not checked, {reason}'))
+        if check in failed or name in skip:
+            continue
+        found: list[Problem | Note] = []
+        try:
+            found += check(subject) or ()
+        except Unchecked as reason:
+            found.append(Note(f'not checked, {reason}'))
+            failed.add(check)
+        except Exception as error:  # what cannot be checked may still train
+            found.append(Note(f'{name} could not be checked ({describe(error)})'))
+            failed.add(check)
+        for each in found:
+            if isinstance(each, Note):
+                results.append(Note(f'{where}{each.text}'))
+                continue
+            text = f'[{name}] {where}{each.text}'
+            results.append(Problem(text, each.stops, name, tuple(splits)))
+            if each.stops:
                 failed.add(check)
-            except Exception as error:  # what cannot be checked may still train
-                found.append(Note(f'{name} could not be checked ({describe(error)})'))
-                failed.add(check)
-            if any(isinstance(each, Problem) and each.stops for each in found):
-                failed.add(check)
-            for each in found:
-                label = f'[{name}] ' if isinstance(each, Problem) else ''
-                changes = {'name': name} if isinstance(each, Problem) else {}
-                results.append(replace(each, text=f'{label}{where}{each.text}', **changes))
     return results
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from mmengine import fileio
 
 from ...errors import describe
+from ..encodings import encoding_fault
 from .masks import IGNORED, MISSING, box_options, mask_fault
 from .report import Note, Problem, Unchecked
 from .split import Split, dataset, images, read_items
@@ -22,17 +23,6 @@ PART = 16 * 2**20  # more than any list of categories
 SEPARATOR = re.compile(r'[,\s]*')
 NUMBERS = ('area', 'height', 'width')
 ANNOTATION_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
-# first bytes of files that pycocotools cannot read
-ENCODINGS = {
-    b'\xef\xbb\xbf': (
-        'has a byte-order mark, which the reader of COCO files does not accept',
-        r"save it as UTF-8 without this mark, for example with sed -i '1s/^\xEF\xBB\xBF//' {}",
-    ),
-    b'\xff\xfe': (UTF_16 := 'is encoded in UTF-16', 'save it as UTF-8'),
-    b'\xfe\xff': (UTF_16, 'save it as UTF-8'),
-    b'\x1f\x8b': ('is compressed with gzip', 'decompress it with gunzip'),
-    b'PK': ('is a zip archive', 'decompress it with unzip'),
-}
 
 
 def is_unlabelled(split: Split) -> bool:
@@ -104,13 +94,11 @@ def annotation_file(split: Split) -> Iterator[Problem]:
             content = _read_part(local) if split.in_part else _read(local)
     except ValueError as error:
         start = fileio.get(path, backend_args=split.dataset.backend_args)[:4]
-        encoded = next((mark for mark in ENCODINGS if start.startswith(mark)), None)
-        if encoded is None:
-            fault = f"is not JSON in COCO's format ({describe(error)})"
-            remedy = 'download it again, or export it as COCO, in UTF-8'
-        else:
-            fault, remedy = ENCODINGS[encoded]
-        yield Problem(f'{path} {fault}: {remedy.format(path)}')
+        yield Problem(
+            encoding_fault(path, start)
+            or f"{path} is not JSON in COCO's format ({describe(error)}): download it again, or "
+            'export it as COCO, in UTF-8'
+        )
         return
     except Exception as error:
         if split.is_remote:
@@ -296,15 +284,19 @@ def reading(split: Split) -> Iterator[Problem | Note]:
         )
         return
     left, settings = len(split.items), split.dataset.filter_cfg
+    reasons = [f'filter_cfg={dict(settings)}'] if settings and split.filtered < total else []
+    if left < split.filtered:
+        reasons.append('indices')
+    reason = ', '.join(reasons) or split.cls.__name__
     if left == 0:
         annotated = len({annotation['image_id'] for annotation in split.content['annotations']})
         yield Problem(
-            f'no image is left for training: filter_cfg={dict(settings or {})} drops all {total}, '
-            f'{annotated} of them with an annotation; correct the annotations, the classes or '
-            'filter_cfg'
+            f'no image is left for training: {reason} drops all {total}, {annotated} of them with '
+            'an annotation; correct the annotations, the classes or '
+            f'{" or ".join(reason.partition("=")[0] for reason in reasons) or split.option}'
         )
     elif left < total:
-        yield Note(f'the dataset uses {left} of {total} images (filter_cfg={dict(settings or {})})')
+        yield Note(f'the dataset uses {left} of {total} images ({reason})')
 
 
 def image_files(split: Split) -> Iterator[Problem]:

@@ -162,7 +162,7 @@ def _check_weights(
     cfg: Config, heads: tuple[str, ...], split: str, total: int
 ) -> Iterator[Problem]:
     """Compare the weights of classes in the losses of heads with the number of classes."""
-    settings = dict(walk(cfg.model, 'model'))
+    settings = dict(walk(cfg.get('model') or {}, 'model'))
     for name, weights in settings.items():
         loss, _, key = name.rpartition('.')
         is_weights = key == 'class_weight' and isinstance(weights, list | tuple)

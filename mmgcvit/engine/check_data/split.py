@@ -68,7 +68,8 @@ class Split:
         boxes_only: Splits for which the remedy was to use boxes only; all datasets share it.
         counts: What training or evaluation uses.
         content: COCO's annotation file.
-        items: Entries of the dataset after its filter.
+        items: Entries of the dataset after its filter and its ``indices``.
+        filtered: Number of entries after its filter.
         in_part: Whether only the categories and the first images were read.
     """
 
@@ -82,6 +83,7 @@ class Split:
     counts: Counts = field(default_factory=Counts)
     content: dict[str, list[dict]] = field(default_factory=dict)
     items: list[dict] = field(default_factory=list)
+    filtered: int = 0
     in_part: bool = False
 
     @cached_property
@@ -95,12 +97,12 @@ class Split:
 
     @cached_property
     def dataset(self) -> Any:
-        """The dataset as the training builds it, but not yet read."""
-        lazily = dict(self.leaf, pipeline=[], lazy_init=True, serialize_data=False)
+        """The dataset as the training builds it, but not yet read or reduced to ``indices``."""
+        leaf = {key: value for key, value in self.leaf.items() if key != 'indices'}
         try:
-            return DATASETS.build(lazily)
+            return DATASETS.build(dict(leaf, pipeline=[], lazy_init=True, serialize_data=False))
         except TypeError:  # a class may not have all arguments
-            return DATASETS.build(dict(self.leaf))
+            return DATASETS.build(leaf)
 
     @cached_property
     def classes(self) -> tuple[str, ...] | None:
@@ -333,6 +335,9 @@ def read_items(split: Split) -> None:
     """Let the dataset read its annotations and filter its items."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         split.dataset.full_init()
+    split.filtered = len(split.dataset)
+    if split.leaf.get('indices') is not None:
+        split.dataset.get_subset_(split.leaf['indices'])
     split.items = split.dataset.data_list
     if not split.items and getattr(split.dataset, 'serialize_data', False):
         split.items = [split.dataset.get_data_info(i) for i in range(len(split.dataset))]

@@ -29,7 +29,7 @@ from ...errors import UserError, describe
 from ...registry import class_of, set_default_scope
 from ...weights import register_checkpoint_loaders
 from ..adaptations import Adaptation, adapt_resume, adapt_test
-from ..check_data import check_data
+from ..check_data import Problem, check_data
 from ..device import Machine, choose_device
 from ..hooks import UnusedParametersHook
 from ..known_errors import known_error
@@ -206,39 +206,45 @@ class _Rehearsal:
     def data(self) -> str:
         """Build the datasets, and load a few items of each through their pipelines."""
         set_default_scope(self.cfg.get('default_scope', 'mmengine'))
-        texts, warnings, errors = [], [], []
+        texts, problems = [], []
         if is_main_process():
-            warnings, errors = self._checked()
+            problems = self._checked()
+        warnings = [problem.text for problem in problems if not problem.stops]
+        stopping = [problem for problem in problems if problem.stops]
+        errors = [problem.text for problem in stopping]
+        explained = {split for problem in stopping for split in problem.splits}
         for split in SPLITS:
             try:
                 texts += self._load(split)
             except Exception as error:
                 traceback.print_exc()
-                errors.append(self._explain(error))
+                if split not in explained:
+                    errors.append(self._explain(error))
         if errors:
             raise UserError(_listed([*errors, *warnings]))
         if warnings:
             raise _Note(_listed([', '.join(texts), *warnings]))
         return ', '.join(texts)
 
-    def _checked(self) -> tuple[list[str], list[str]]:
-        """Return the warnings and the errors of the data check."""
+    def _checked(self) -> list[Problem]:
+        """Return the problems that the data check finds."""
         try:
-            problems = check_data(self.cfg, samples=ITEMS, fast=True).problems
+            return check_data(self.cfg, samples=ITEMS, fast=True).problems
         except UserError as error:
-            return [], [str(error)]
+            return [Problem(str(error))]
         except Exception as error:  # the items may load nevertheless
             traceback.print_exc()
-            return [f'the data could not be checked ({describe(error)})'], []
-        warnings = [problem.text for problem in problems if not problem.stops]
-        return warnings, [problem.text for problem in problems if problem.stops]
+            return [Problem(f'the data could not be checked ({describe(error)})', stops=False)]
 
     def _load(self, split: str) -> Iterator[str]:
         option = f'{split}_dataloader'
         config = copy.deepcopy(self.cfg.get(option))
         if not config:
             return
-        same = next((s for s in self.loaders if self.cfg[f'{s}_dataloader'] == config), None)
+        before = SPLITS[: SPLITS.index(split)]
+        same = next((s for s in before if self.cfg.get(f'{s}_dataloader') == config), None)
+        if same is not None and same not in self.loaders:
+            return  # it failed, which was reported
         if same is not None:
             self.loaders[split], self.worst[split] = self.loaders[same], self.worst[same]
             SHARED[split] = SHARED[same]

@@ -306,6 +306,20 @@ def test_mistakes_in_configs_of_detectors_and_segmentors(tool, shapes, name, set
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'place'),
+    [('mask_rcnn_tiny.py', 'data_prefix.img'), ('upernet_tiny.py', 'data_prefix.img_path')],
+)
+def test_missing_folder_is_one_error_per_dataset(tool, name, place):
+    settings = [f'{split}_dataloader.dataset.{place}=/nowhere' for split in ('val', 'test')]
+    found = tool(name, *settings)
+    assert 'data' in found.failed
+    text = found['data'][1]
+    assert text.count('val, test: ') == 1 and text.count('/nowhere') == 1
+    assert 'FileNotFoundError' not in text
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['mask_rcnn_tiny.py', 'upernet_tiny.py', 'fsdp_tiny.py'])
 def test_several_processes_rehearse_together(tool, name, tmp_path):
     here = tmp_path / 'here'
