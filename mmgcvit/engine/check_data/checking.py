@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from ...errors import UserError, describe
 from ...mmcv_ops import require_operators
 from ...registry import set_default_scope
+from ..wrappers import dataset_configs
 from .coco import COCO
 from .config import CONFIG, Setup
 from .label_maps import LABEL_MAPS
@@ -125,24 +126,13 @@ def _find_splits(
         loader = cfg.get(f'{name}_dataloader')
         if not loader:
             continue
-        for option, leaf in find_datasets(loader['dataset'], f'{name}_dataloader.dataset'):
+        for option, leaf in dataset_configs(loader['dataset'], f'{name}_dataloader.dataset'):
             same = next((split for split in found if split.leaf == leaf), None)
             if same is None:
                 found.append(Split(cfg, [name], option, leaf, samples, fast, boxes_only))
             elif name not in same.names:
                 same.names.append(name)
     return found
-
-
-def find_datasets(cfg: Mapping, option: str) -> Iterator[tuple[str, Mapping]]:
-    """Yield the place and the config of every dataset inside wrappers (repeated, joined, …)."""
-    if 'datasets' in cfg:
-        for number, part in enumerate(cfg['datasets']):
-            yield from find_datasets(part, f'{option}.datasets.{number}')
-    elif isinstance(cfg.get('dataset'), Mapping):
-        yield from find_datasets(cfg['dataset'], f'{option}.dataset')
-    else:
-        yield option, cfg
 
 
 def require_data(cfg: Config, splits: Sequence[str] | None = None) -> None:

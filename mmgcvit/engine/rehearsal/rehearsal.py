@@ -20,6 +20,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import broadcast_object_list, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import MMLogger
 from mmengine.registry import LOOPS
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
@@ -29,15 +30,15 @@ from ...errors import UserError, describe
 from ...registry import class_of, set_default_scope
 from ...weights import register_checkpoint_loaders
 from ..adaptations import Adaptation, adapt_resume, adapt_test
-from ..check_data import Problem, check_data
+from ..check_data import Problem, check_data, find_evaluators
 from ..device import Machine, choose_device
 from ..hooks import UnusedParametersHook
 from ..known_errors import known_error
 from ..launch import start_processes
+from ..options import accumulative_counts
 from ..runner import build_runner
 from .prediction import (
     Measured,
-    accumulated,
     peak_memory,
     predict_disk,
     predict_memory,
@@ -137,7 +138,7 @@ class _Rehearsal:
         self.loaders: dict[str, DataLoader] = {}
         self.worst: dict[str, dict[str, int]] = {}
         self.runner: Any = None
-        self.hook = FewSteps(2 * accumulated(self.cfg))
+        self.hook = FewSteps(2 * accumulative_counts(self.cfg))
         self.training_error: BaseException | None = None
         self.checkpoint: Path | None = None
         self.peak = 0
@@ -482,7 +483,8 @@ class _Rehearsal:
         if cfg.get('visualizer'):
             cfg.visualizer['vis_backends'] = []
         hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
-        for part in (*hooks, *_evaluators(cfg)):
+        evaluators = (part for name in ('val', 'test') for _, part in find_evaluators(cfg, name))
+        for part in (*hooks, *evaluators):
             for key in OUTPUTS:
                 if part and part.get(key) is not None:
                     part[key] = str(self.folder / 'outputs')
@@ -536,12 +538,6 @@ def _raised_by(error: BaseException | None, hooks: Sequence[Hook]) -> bool:
     return False
 
 
-def _evaluators(cfg: Config) -> Iterator[Mapping[str, Any]]:
-    for name in ('val_evaluator', 'test_evaluator'):
-        found = cfg.get(name) or []
-        yield from found if isinstance(found, list | tuple) else [found]
-
-
 def _state(path: Path) -> dict[str, Any]:
     """Return what a training reads from a checkpoint."""
     content = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
@@ -585,6 +581,7 @@ def _output_in(path: Path, screen: TextIO | None) -> Iterator[TextIO]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
+    loggers = set(MMLogger._instance_dict)
     with open(path, 'w', buffering=1) as log, open(os.devnull, 'w') as nothing:
         own = os.fdopen(os.dup(1), 'w', encoding='utf-8') if screen is None else screen
         for number in (1, 2):
@@ -593,6 +590,10 @@ def _output_in(path: Path, screen: TextIO | None) -> Iterator[TextIO]:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 yield own if is_main_process() else nothing
         finally:
+            # they write to this file, and mmengine has no method that removes them
+            for name in set(MMLogger._instance_dict) - loggers:
+                for handler in MMLogger._instance_dict.pop(name).handlers:
+                    handler.close()
             sys.stdout.flush()
             sys.stderr.flush()
             for number, original in zip((1, 2), saved, strict=True):

@@ -1,6 +1,7 @@
 """A rehearsal names the step in which a training would fail, and writes nothing of the user's."""
 
 import io
+import logging
 import multiprocessing.util
 import re
 import tempfile
@@ -11,6 +12,7 @@ import pytest
 import tiny_training
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS, MODELS
 from torch import nn
@@ -241,6 +243,15 @@ def test_output_of_libraries_is_kept_if_a_step_fails(tiny, shapes, tmp_path, cap
     assert 'Traceback (most recent call last)' in log.read_text()
     printed = capfd.readouterr()
     assert 'Traceback' not in printed.out + printed.err
+
+
+def test_what_is_logged_afterwards_does_not_go_to_files_that_are_closed(tiny, capfd):
+    loggers = dict(MMLogger._instance_dict)
+    tiny()
+    assert loggers == MMLogger._instance_dict
+    print_log('afterwards', 'current', logging.WARNING)
+    printed = capfd.readouterr()
+    assert 'Logging error' not in printed.err
 
 
 def test_options_of_the_training_are_used(tiny):
