@@ -37,6 +37,7 @@ def check_data(
     samples: int | None = 50,
     fast: bool = False,
     splits: Sequence[str] = SPLITS,
+    show: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Check the datasets of a config, and whether its heads and evaluators fit them.
 
@@ -48,6 +49,7 @@ def check_data(
         fast: Whether large annotation files are not read completely, and only some of many files
             are looked up, so that the check takes a second or two with datasets of any size.
         splits: Which of train, val and test.
+        show: Called with what is being checked, for a display of the progress.
 
     Raises:
         UserError: If ``skip_checks`` has unknown names.
@@ -56,12 +58,12 @@ def check_data(
     set_default_scope(cfg.get('default_scope', 'mmengine'))
     skip = _read_skipped(cfg)
     report = Report()
-    datasets = _find_splits(cfg, samples, fast, splits)
+    datasets = _find_splits(cfg, samples, fast, splits, show)
     for split in datasets:
         checks = COCO if 'CocoDataset' in split.bases else LABEL_MAPS
-        report.add(run_checks(checks, split, split.names, skip))
+        report.add(run_checks(checks, split, split.names, skip, show))
         report.datasets.append((', '.join(split.names), split.counts))
-    report.add(run_checks(CONFIG, Setup(cfg, tuple(splits), datasets), (), skip))
+    report.add(run_checks(CONFIG, Setup(cfg, tuple(splits), datasets), (), skip, show))
     return report
 
 
@@ -78,7 +80,11 @@ def _read_skipped(cfg: Config) -> set[str]:
 
 
 def run_checks(
-    checks: Mapping[Check, Sequence[Check]], subject: Any, splits: Sequence[str], skip: set[str]
+    checks: Mapping[Check, Sequence[Check]],
+    subject: Any,
+    splits: Sequence[str],
+    skip: set[str],
+    show: Callable[[str], None],
 ) -> list[Problem | Note]:
     """Run checks in order.
 
@@ -87,6 +93,7 @@ def run_checks(
         subject: The split or the config to check.
         splits: Names of the splits, with which the messages begin.
         skip: Names of checks that are not run.
+        show: See :func:`check_data`.
     """
     results: list[Problem | Note] = []
     failed: set[Check] = set()
@@ -97,6 +104,7 @@ def run_checks(
             failed.add(check)
         if check in failed or name in skip:
             continue
+        show(f'{where}{name}')
         found: list[Problem | Note] = []
         try:
             found += check(subject) or ()
@@ -118,7 +126,11 @@ def run_checks(
 
 
 def _find_splits(
-    cfg: Config, samples: int | None, fast: bool, splits: Sequence[str]
+    cfg: Config,
+    samples: int | None,
+    fast: bool,
+    splits: Sequence[str],
+    show: Callable[[str], None],
 ) -> list[Split]:
     found: list[Split] = []
     boxes_only: set[str] = set()
@@ -129,7 +141,7 @@ def _find_splits(
         for option, leaf in dataset_configs(loader['dataset'], f'{name}_dataloader.dataset'):
             same = next((split for split in found if split.leaf == leaf), None)
             if same is None:
-                found.append(Split(cfg, [name], option, leaf, samples, fast, boxes_only))
+                found.append(Split(cfg, [name], option, leaf, samples, fast, boxes_only, show))
             elif name not in same.names:
                 same.names.append(name)
     return found

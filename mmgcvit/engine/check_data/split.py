@@ -8,7 +8,7 @@ import copy
 import io
 import os
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -66,6 +66,7 @@ class Split:
         fast: Whether large annotation files are not read completely, and only some of many files
             are looked up.
         boxes_only: Splits for which the remedy was to use boxes only; all datasets share it.
+        show: Called with what is being checked.
         counts: What training or evaluation uses.
         content: COCO's annotation file.
         items: Entries of the dataset after its filter and its ``indices``.
@@ -80,6 +81,7 @@ class Split:
     samples: int | None
     fast: bool
     boxes_only: set[str]
+    show: Callable[[str], None]
     counts: Counts = field(default_factory=Counts)
     content: dict[str, list[dict]] = field(default_factory=dict)
     items: list[dict] = field(default_factory=list)
@@ -194,7 +196,12 @@ class Split:
         chosen = [self.items[i] for i in evenly(len(self.items), count)] if self.items else []
         if not self.has_remote_images:
             chosen = [item for item in chosen if os.path.isfile(item['img_path'])]
-        return [opened for item in chosen if (opened := self._open(item)) is not None]
+        found = []
+        for number, item in enumerate(chosen):
+            if number % 100 == 0:
+                self.show(f'{", ".join(self.names)}: images, {number} of {len(chosen)}')
+            found.append(self._open(item))
+        return [opened for opened in found if opened is not None]
 
     def _open(self, item: dict) -> Opened | None:
         opened = Opened(item)
