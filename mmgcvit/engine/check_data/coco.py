@@ -15,7 +15,7 @@ from ...errors import describe
 from ..encodings import encoding_fault
 from .masks import IGNORED, MISSING, box_options, mask_fault
 from .report import Note, Problem, Unchecked
-from .split import Split, dataset, images, read_items
+from .split import Split, dataset, find_evaluators, images, listed, read_items
 
 LARGE = 32 * 2**20  # bytes; larger files take more than a second or two to read
 FIRST_IMAGES = 20
@@ -35,12 +35,13 @@ def is_unlabelled(split: Split) -> bool:
 
 def metrics_of(split: Split) -> set[str]:
     """Return the metrics of COCO's evaluation that read the annotation file."""
-    return {
-        metric
-        for _, evaluator in split.evaluators
-        if evaluator.get('ann_file') and not evaluator.get('format_only')
-        for metric in _as_list(evaluator.get('metric', 'bbox'))
-    }
+    metrics: set[str] = set()
+    for name in split.names:
+        for _, evaluator in find_evaluators(split.cfg, name):
+            if evaluator.get('ann_file') and not evaluator.get('format_only'):
+                metric = evaluator.get('metric', 'bbox')
+                metrics |= {metric} if isinstance(metric, str) else set(metric)
+    return metrics
 
 
 def used_annotations(split: Split) -> Iterator[tuple[dict, dict, dict | None]]:
@@ -61,10 +62,6 @@ def used_annotations(split: Split) -> Iterator[tuple[dict, dict, dict | None]]:
         raw = dict(raw_img_info=image, raw_ann_info=[annotation])
         instances = split.dataset.parse_data_info(raw)['instances']
         yield annotation, image, instances[0] if instances else None
-
-
-def _as_list(value: Any) -> list:
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _shown(annotations: list[dict], path: str) -> str:
@@ -198,7 +195,7 @@ def class_names(split: Split) -> Iterator[Problem | Note]:
         yield Problem(
             f'{len(missing)} of the {len(classes)} classes of the config are not categories of '
             f'{path}, for example {missing[0]!r}: its {len(names)} categories are '
-            f'{_listed(names)}; set '
+            f'{listed(names)}; set '
             f"{option}.metainfo.classes to them and the heads' num_classes to their number"
         )
     elif repeated:
@@ -207,16 +204,11 @@ def class_names(split: Split) -> Iterator[Problem | Note]:
         yield Problem(
             f'the classes of the config are in another order than the categories of {path}, so '
             f'predictions would get the wrong class names: set {option}.metainfo.classes to '
-            f'{_listed(used)}'
+            f'{listed(used)}'
         )
     elif len(names) > len(classes):
         unused = [name for name in names if name not in classes]
-        yield Note(f'{len(unused)} categories of {path} are not used: {_listed(unused)}')
-
-
-def _listed(names: list[str]) -> str:
-    shown = ', '.join(repr(name) for name in names[:10])
-    return f'({shown}, … {len(names)} in all)' if len(names) > 10 else f'({shown})'
+        yield Note(f'{len(unused)} categories of {path} are not used: {listed(unused)}')
 
 
 def duplicate_ids(split: Split) -> Iterator[Problem]:
@@ -384,13 +376,9 @@ def empty_class(split: Split) -> Iterator[Problem | Note]:
     empty = [name for name, number in split.counts.classes.items() if not number]
     if not empty or len(empty) == len(split.counts.classes):
         return
-    text = f'{len(empty)} classes have no instance: {_listed(empty)}'
+    text = f'{len(empty)} classes have no instance: {listed(empty)}'
     if split.trains:
-        yield Problem(
-            f'{text}; they will never be predicted: add annotations, or remove them from '
-            f'{split.option}.metainfo.classes',
-            stops=False,
-        )
+        yield split.never_predicted(text, 'annotations')
     else:
         yield Note(f'{text}; they do not count in the metrics')
 

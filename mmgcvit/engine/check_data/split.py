@@ -152,12 +152,6 @@ class Split:
         return any(bool(getattr(loader, key, False)) for loader in self.loaders)
 
     @property
-    def evaluators(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Places and configs of the evaluators of these splits."""
-        for name in self.names:
-            yield from find_evaluators(self.cfg, name)
-
-    @property
     def is_remote(self) -> bool:
         """Whether annotations are read from another place than this machine's folders."""
         paths = [self.leaf.get('data_root'), self.leaf.get('ann_file')]
@@ -188,6 +182,14 @@ class Split:
                 f'{len(missing)} of {len(paths)} {what} are missing, for example {missing[0]}: '
                 f'{remedy}'
             )
+
+    def never_predicted(self, text: str, what: str) -> Problem:
+        """Return the problem that classes have no examples: what was found, what to add."""
+        return Problem(
+            f'{text}; they will never be predicted: add {what}, or remove them from '
+            f'{self.option}.metainfo.classes',
+            stops=False,
+        )
 
     @cached_property
     def opened(self) -> list[Opened]:
@@ -349,6 +351,12 @@ def read_items(split: Split) -> None:
     if not split.items and getattr(split.dataset, 'serialize_data', False):
         split.items = [split.dataset.get_data_info(i) for i in range(len(split.dataset))]
     split.counts.images = len(split.items)
+
+
+def listed(names: list[str]) -> str:
+    """Return the first names, quoted, and how many there are if not all are shown."""
+    shown = ', '.join(repr(name) for name in names[:10])
+    return f'({shown}, … {len(names)} in all)' if len(names) > 10 else f'({shown})'
 
 
 def find_evaluators(cfg: Config, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
