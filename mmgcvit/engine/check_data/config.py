@@ -166,7 +166,7 @@ def _check_weights(
     for name, weights in settings.items():
         loss, _, key = name.rpartition('.')
         is_weights = key == 'class_weight' and isinstance(weights, list | tuple)
-        if not (is_weights and loss.startswith(tuple(f'{head}.' for head in heads))):
+        if not (is_weights and name.startswith(tuple(f'{head}.' for head in heads))):
             continue
         # softmax over the classes and background
         is_cls = '.loss_cls.' in name or 'cls' in settings[loss].get('loss_name', '')
