@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from mmengine.dist import get_rank, get_world_size
-from mmengine.model import is_model_wrapper
 from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -21,6 +20,7 @@ from ..errors import UserError, describe
 from ..files import write_atomically
 from ..weights import read_checkpoint
 from .plain_data import to_plain
+from .wrappers import unwrapped
 
 _CONTENT = (
     *(
@@ -170,8 +170,7 @@ def _content(
 def _weights(model: torch.nn.Module) -> dict[str, Tensor] | None:
     if isinstance(model, FullyShardedDataParallel):
         return None  # to gather the shards needs all processes
-    model = model.module if is_model_wrapper(model) else model
-    return to_plain(model.state_dict())
+    return to_plain(unwrapped(model).state_dict())
 
 
 def _unless_it_fails(read: Callable[[], _Result]) -> _Result | None:

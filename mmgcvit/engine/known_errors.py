@@ -4,7 +4,6 @@ The libraries raise them deep inside a call. The frames of the traceback contain
 lacks: the config, and the class and the settings that were being built.
 """
 
-import codecs
 import difflib
 import inspect
 import json
@@ -21,6 +20,7 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 
 from ..errors import UserError, describe, one_line
+from .encodings import encoding_fault
 from .options import walk
 
 UNEXPECTED = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
@@ -133,20 +133,8 @@ def _encoding(error: BaseException) -> str | None:
     if file is None:
         return None
     with open(file, 'rb') as opened:
-        start = opened.read(3)
-    marks = {
-        codecs.BOM_UTF8: 'utf-8-sig',
-        codecs.BOM_UTF16_LE: 'utf-16',
-        codecs.BOM_UTF16_BE: 'utf-16',
-    }
-    encoding = next((name for mark, name in marks.items() if start.startswith(mark)), None)
-    if encoding:
-        return (
-            f'{file} begins with a byte order mark ({encoding}), and its reader accepts only plain '
-            f"UTF-8: in Python, read it with encoding='{encoding}' and write it with "
-            "encoding='utf-8'; in an editor, save it as UTF-8 without BOM"
-        )
-    return (
+        fault = encoding_fault(str(file), opened.read(4))
+    return fault or (
         f'{file} cannot be read ({describe(error)}): write it again, complete and as UTF-8, or set '
         'the path of another file'
     )

@@ -13,6 +13,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import DataLoader
 
 from ..errors import UserError, describe, one_line
+from .wrappers import datasets_of
 
 # environment, config and list of hooks
 DUMPING = tuple(str(Path(mmengine.__file__).parent / name) for name in ('runner', '_strategy'))
@@ -88,12 +89,9 @@ def name_failing_images(dataset: object) -> None:
     The pipelines are replaced in place, also those of wrapped datasets. A pipeline that is not
     mmengine's Compose is left as it is.
     """
-    if type(getattr(dataset, 'pipeline', None)) is Compose:
-        dataset.pipeline = NamingCompose(dataset.pipeline.transforms)
-    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    for part in inner:
-        if part is not None:
-            name_failing_images(part)
+    for each in datasets_of(dataset):
+        if type(getattr(each, 'pipeline', None)) is Compose:
+            each.pipeline = NamingCompose(each.pipeline.transforms)
 
 
 class NamingCompose(Compose):

@@ -235,7 +235,12 @@ def test_a_dataset_without_images_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ('encoding', 'reason'),
-    [('utf-16', 'begins with a byte order mark (utf-16)'), ('cut', 'cannot be read (JSONDecode')],
+    [
+        ('utf-8-sig', 'has a byte-order mark, which its reader does not accept: save it as UTF-8'),
+        ('utf-16', 'is encoded in UTF-16: save it as UTF-8'),
+        ('utf-32-be', 'is encoded in UTF-32: save it as UTF-8'),
+        ('cut', 'cannot be read (JSONDecode'),
+    ],
 )
 def test_a_list_that_its_reader_cannot_parse_is_named(tmp_path, encoding, reason):
     text = b'{"metainfo": {' if encoding == 'cut' else '{"data_list": []}'.encode(encoding)

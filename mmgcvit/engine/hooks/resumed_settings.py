@@ -13,6 +13,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, Runner
 
 from ...registry import HOOKS
+from ..options import accumulative_counts
 
 # what changes in the state of a scheduler during a training; the rest are its settings
 _PROGRESS = {
@@ -122,9 +123,7 @@ def _settings_of(runner: Runner) -> dict[str, Any]:
     return {
         'processes': get_world_size(),
         'batch_size': runner.cfg.train_dataloader.get('batch_size') or 1,
-        'accumulative_counts': (runner.cfg.get('optim_wrapper') or {}).get(
-            'accumulative_counts', 1
-        ),
+        'accumulative_counts': accumulative_counts(runner.cfg),
         'iterations_per_epoch': len(loop.dataloader) if by_epoch else None,
         'max_epochs' if by_epoch else 'max_iters': loop.max_epochs if by_epoch else loop.max_iters,
     }

@@ -20,6 +20,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import broadcast_object_list, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import MMLogger
 from mmengine.registry import LOOPS
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
@@ -29,14 +30,15 @@ from ...errors import UserError, describe
 from ...registry import class_of, set_default_scope
 from ...weights import register_checkpoint_loaders
 from ..adaptations import Adaptation, adapt_resume, adapt_test
-from ..check_data import check_data
+from ..check_data import Problem, check_data, find_evaluators
 from ..device import Machine, choose_device
 from ..hooks import UnusedParametersHook
+from ..known_errors import known_error
 from ..launch import start_processes
+from ..options import accumulative_counts
 from ..runner import build_runner
 from .prediction import (
     Measured,
-    accumulated,
     peak_memory,
     predict_disk,
     predict_memory,
@@ -136,7 +138,7 @@ class _Rehearsal:
         self.loaders: dict[str, DataLoader] = {}
         self.worst: dict[str, dict[str, int]] = {}
         self.runner: Any = None
-        self.hook = FewSteps(2 * accumulated(self.cfg))
+        self.hook = FewSteps(2 * accumulative_counts(self.cfg))
         self.training_error: BaseException | None = None
         self.checkpoint: Path | None = None
         self.peak = 0
@@ -177,13 +179,13 @@ class _Rehearsal:
             return FAILED, self._explain(error)
 
     def _explain(self, error: BaseException) -> str:
-        if isinstance(error, UserError):
-            return str(error)
         if isinstance(error, torch.cuda.OutOfMemoryError) or 'allocate memory' in str(error):
             return f'out of memory ({describe(error, 120)}). {proposals(self.cfg, self.machine)}'
         if isinstance(error, OSError) and error.errno == 28:
             return f'{error}: make room in {tempfile.gettempdir()}, or set TMPDIR to another folder'
-        return f'{describe(error)} ({place(error)}): correct the part of the config that it names'
+        return known_error(error) or (
+            f'{describe(error)} ({place(error)}): correct the part of the config that it names'
+        )
 
     def _agree(self, mark: str, text: str) -> tuple[str, str]:
         """Return the outcome of the first process that failed, or else of the first one."""
@@ -205,39 +207,45 @@ class _Rehearsal:
     def data(self) -> str:
         """Build the datasets, and load a few items of each through their pipelines."""
         set_default_scope(self.cfg.get('default_scope', 'mmengine'))
-        texts, warnings, errors = [], [], []
+        texts, problems = [], []
         if is_main_process():
-            warnings, errors = self._checked()
+            problems = self._checked()
+        warnings = [problem.text for problem in problems if not problem.stops]
+        stopping = [problem for problem in problems if problem.stops]
+        errors = [problem.text for problem in stopping]
+        explained = {split for problem in stopping for split in problem.splits}
         for split in SPLITS:
             try:
                 texts += self._load(split)
             except Exception as error:
                 traceback.print_exc()
-                errors.append(self._explain(error))
+                if split not in explained:
+                    errors.append(self._explain(error))
         if errors:
             raise UserError(_listed([*errors, *warnings]))
         if warnings:
             raise _Note(_listed([', '.join(texts), *warnings]))
         return ', '.join(texts)
 
-    def _checked(self) -> tuple[list[str], list[str]]:
-        """Return the warnings and the errors of the data check."""
+    def _checked(self) -> list[Problem]:
+        """Return the problems that the data check finds."""
         try:
-            problems = check_data(self.cfg, samples=ITEMS, fast=True).problems
+            return check_data(self.cfg, samples=ITEMS, fast=True).problems
         except UserError as error:
-            return [], [str(error)]
+            return [Problem(str(error))]
         except Exception as error:  # the items may load nevertheless
             traceback.print_exc()
-            return [f'the data could not be checked ({describe(error)})'], []
-        warnings = [problem.text for problem in problems if not problem.stops]
-        return warnings, [problem.text for problem in problems if problem.stops]
+            return [Problem(f'the data could not be checked ({describe(error)})', stops=False)]
 
     def _load(self, split: str) -> Iterator[str]:
         option = f'{split}_dataloader'
         config = copy.deepcopy(self.cfg.get(option))
         if not config:
             return
-        same = next((s for s in self.loaders if self.cfg[f'{s}_dataloader'] == config), None)
+        before = SPLITS[: SPLITS.index(split)]
+        same = next((s for s in before if self.cfg.get(f'{s}_dataloader') == config), None)
+        if same is not None and same not in self.loaders:
+            return  # it failed, which was reported
         if same is not None:
             self.loaders[split], self.worst[split] = self.loaders[same], self.worst[same]
             SHARED[split] = SHARED[same]
@@ -475,7 +483,8 @@ class _Rehearsal:
         if cfg.get('visualizer'):
             cfg.visualizer['vis_backends'] = []
         hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
-        for part in (*hooks, *_evaluators(cfg)):
+        evaluators = (part for name in ('val', 'test') for _, part in find_evaluators(cfg, name))
+        for part in (*hooks, *evaluators):
             for key in OUTPUTS:
                 if part and part.get(key) is not None:
                     part[key] = str(self.folder / 'outputs')
@@ -529,12 +538,6 @@ def _raised_by(error: BaseException | None, hooks: Sequence[Hook]) -> bool:
     return False
 
 
-def _evaluators(cfg: Config) -> Iterator[Mapping[str, Any]]:
-    for name in ('val_evaluator', 'test_evaluator'):
-        found = cfg.get(name) or []
-        yield from found if isinstance(found, list | tuple) else [found]
-
-
 def _state(path: Path) -> dict[str, Any]:
     """Return what a training reads from a checkpoint."""
     content = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
@@ -578,6 +581,7 @@ def _output_in(path: Path, screen: TextIO | None) -> Iterator[TextIO]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
+    loggers = set(MMLogger._instance_dict)
     with open(path, 'w', buffering=1) as log, open(os.devnull, 'w') as nothing:
         own = os.fdopen(os.dup(1), 'w', encoding='utf-8') if screen is None else screen
         for number in (1, 2):
@@ -586,6 +590,10 @@ def _output_in(path: Path, screen: TextIO | None) -> Iterator[TextIO]:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 yield own if is_main_process() else nothing
         finally:
+            # they write to this file, and mmengine has no method that removes them
+            for name in set(MMLogger._instance_dict) - loggers:
+                for handler in MMLogger._instance_dict.pop(name).handlers:
+                    handler.close()
             sys.stdout.flush()
             sys.stderr.flush()
             for number, original in zip((1, 2), saved, strict=True):

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ...errors import UserError, describe
 from ...registry import DATA_SAMPLERS, DATASETS, class_of
 from ...sampling import evenly
+from ..screen import name_failing_images
 
 SHARED: dict[str, Dataset] = {}
 
@@ -170,12 +171,16 @@ def load(loader: DataLoader, indices: Sequence[int], option: str) -> None:
     Raises:
         UserError: If an item cannot be loaded. The message names the file and the transform.
     """
+    name_failing_images(loader.dataset)
     items = []
     for index in indices:
         try:
             items.append(loader.dataset[index])
         except Exception as error:
-            raise UserError(_failed_item(error, index, option)) from error
+            where = f'{option} (item {index}, {place(error.__cause__ or error)})'
+            named = isinstance(error, UserError)  # with the image, the transform and the remedy
+            reason = error if named else f'{describe(error)}: correct {option}.dataset'
+            raise UserError(f'{where}: {reason}') from error
     size = getattr(loader.batch_sampler, 'batch_size', None) or 1
     for start in range(0, len(items), size):
         call(lambda start=start: loader.collate_fn(items[start : start + size]), f'{option}: batch')
@@ -198,22 +203,3 @@ def place(error: BaseException) -> str:
         return 'unknown place'
     file = Path(frames[-1].filename)
     return f'{"/".join(file.parts[-3:])}:{frames[-1].lineno}'
-
-
-def _failed_item(error: Exception, index: int, option: str) -> str:
-    transform, path = None, None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        known = frame.f_locals
-        # mmengine's and mmcv's Compose
-        if callable(known.get('t')) and hasattr(known.get('self'), 'transforms'):
-            transform = type(known['t']).__name__
-        for name in ('data', 'results', 'data_info'):
-            if isinstance(known.get(name), Mapping):
-                path = known[name].get('img_path', path)
-    where = f'{path} (item {index})' if path else f'item {index}'
-    step = f' in {transform}' if transform else ''
-    reason = str(error) if isinstance(error, UserError) else f'{describe(error)} ({place(error)})'
-    return (
-        f'{option}: {where} cannot be loaded{step}: {reason}. Correct this file, its annotations, '
-        f'or {transform or "the transforms"} in {option}.dataset.pipeline'
-    )

@@ -177,10 +177,10 @@ def require_names(runner: Runner, metrics: Mapping[str, float]) -> None:
     texts = []
     for option, name in _awaited(runner):
         if name not in metrics:
-            likely = difflib.get_close_matches(name, metrics, 1, cutoff=0.0)
+            close = difflib.get_close_matches(name, metrics, 1)
             texts.append(
                 f'{option} is {name!r}, which the validation does not compute: set it to one of '
-                f'{", ".join(metrics)} (for example {option}={likely[0]}), or '
+                f'{", ".join(metrics)}{f" (for example {option}={close[0]})" if close else ""}, or '
                 'change val_evaluator'
             )
     for hook in runner.hooks:

@@ -113,9 +113,9 @@ def test_failing_item_is_named_with_file_and_transform():
     with pytest.raises(UserError) as found:
         load(DataLoader(dataset, collate_fn=list), [0, 1], 'val_dataloader')
     text = str(found.value)
-    assert text.startswith('val_dataloader: images/1.jpg (item 1) cannot be loaded in Halve: ')
-    assert 'ZeroDivisionError: no width' in text and 'test_samples.py:' in text
-    assert 'val_dataloader.dataset.pipeline' in text
+    assert text.startswith('val_dataloader (item 1, ') and 'test_samples.py:' in text
+    assert 'images/1.jpg: Halve cannot process this image (ZeroDivisionError: no width)' in text
+    assert 'the settings of Halve in the pipeline' in text
 
 
 def test_items_that_do_not_collate_are_an_error():
