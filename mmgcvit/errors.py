@@ -17,3 +17,13 @@ def one_line(error: object, limit: int = 300) -> str:
 def describe(error: BaseException, limit: int = 300) -> str:
     """Return the type of an exception, and its text as in :func:`one_line`."""
     return f'{type(error).__name__}: {one_line(error, limit)}'
+
+
+def printable(text: str) -> str:
+    """Escape control characters, except line breaks and tabs.
+
+    Text from a file could otherwise change what a terminal shows.
+    """
+    return ''.join(
+        char if char in '\n\t' or char.isprintable() else repr(char)[1:-1] for char in text
+    )

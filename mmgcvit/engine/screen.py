@@ -12,7 +12,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import DataLoader
 
-from ..errors import UserError, describe, one_line
+from ..errors import UserError, describe, one_line, printable
 
 # environment, config and list of hooks
 DUMPING = tuple(str(Path(mmengine.__file__).parent / name) for name in ('runner', '_strategy'))
@@ -55,7 +55,11 @@ class ShortScreen:
 
 
 def keep_dumps_in_file(logger: MMLogger) -> None:
-    """Show one line with the path of the log file instead of the dumps that it contains."""
+    """Show one line with the path of the log file instead of the dumps that it contains.
+
+    Control characters in messages, such as names in a checkpoint of another user, are escaped.
+    """
+    logger.addFilter(_escape)
     files = [h.baseFilename for h in logger.handlers if isinstance(h, logging.FileHandler)]
     if not files:
         return  # only the first process has a log file, and the others show errors alone
@@ -63,6 +67,11 @@ def keep_dumps_in_file(logger: MMLogger) -> None:
         if not isinstance(handler, logging.FileHandler):
             handler.addFilter(_is_shown)
     logger.info(f'environment, config and hooks: {files[0]}')
+
+
+def _escape(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
 def _is_shown(record: logging.LogRecord) -> bool:
