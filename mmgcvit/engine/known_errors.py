@@ -42,7 +42,8 @@ def known_error(error: BaseException) -> str | None:
     """
     if isinstance(error, UserError):
         # of a tool that cannot build the model: the place in the config is more specific
-        if error.__cause__ and (cause := _first(MISTAKES, error.__cause__)):
+        cause = _first(MISTAKES, error.__cause__) if error.__cause__ else None
+        if cause and cause not in str(error):
             return cause
         # torch raises an error of a data worker again with its traceback as the text
         return str(error).rpartition(IN_WORKER)[2].strip()

@@ -3,7 +3,6 @@
 import itertools
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -12,7 +11,7 @@ from mmengine.dist import get_rank
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ...errors import UserError, describe
+from ...errors import UserError, describe, place
 from ...registry import DATA_SAMPLERS, DATASETS, class_of
 from ...sampling import evenly
 
@@ -189,15 +188,6 @@ def call(function: Callable[[], Any], what: str) -> Any:
         raise
     except Exception as error:
         raise UserError(f'{what}: {describe(error)} ({place(error)})') from error
-
-
-def place(error: BaseException) -> str:
-    """Return the file and the line that raised an exception."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return 'unknown place'
-    file = Path(frames[-1].filename)
-    return f'{"/".join(file.parts[-3:])}:{frames[-1].lineno}'
 
 
 def _failed_item(error: Exception, index: int, option: str) -> str:
