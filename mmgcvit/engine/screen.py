@@ -1,6 +1,7 @@
 """What a training prints on the screen, and what is only in its log file."""
 
 import logging
+import warnings
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from mmengine._strategy import BaseStrategy
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ..errors import UserError, describe, one_line, printable
@@ -41,6 +43,13 @@ class ShortScreen:
         strategy = super().build_strategy(*args, **kwargs)
         keep_dumps_in_file(strategy.logger)
         return strategy
+
+    def wrap_model(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Wrap the model for several processes; see :meth:`mmengine.runner.Runner.wrap_model`."""
+        with warnings.catch_warnings():
+            # of torch 2.14, in every process, for an argument that mmengine sets
+            warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
+            return super().wrap_model(*args, **kwargs)
 
     def build_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         """Build a dataloader whose dataset names images that its pipeline cannot process.
