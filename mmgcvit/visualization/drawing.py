@@ -29,7 +29,11 @@ MODULES = tuple(
 
 
 def adapt_drawing(cfg: Config, machine: Machine) -> None:
-    """Add the hook :class:`DrawLoadedImages`."""
+    """Add the hook :class:`DrawLoadedImages` if a visualization hook draws."""
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    # the argument of mmdet's and mmseg's hooks, and that of mmpretrain's
+    if not any(hook and (hook.get('draw') or hook.get('enable')) for hook in hooks):
+        return
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='mmgcvit.DrawLoadedImages')]
 
 

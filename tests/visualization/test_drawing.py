@@ -122,8 +122,14 @@ def test_an_image_that_cannot_be_drawn_is_skipped(path, log):
     assert line.startswith('an image of the val set was not drawn (OSError: no such band)')
 
 
-def test_the_hook_is_added_to_a_config():
-    cfg = Config(dict(custom_hooks=[dict(type='EMAHook')]))
+@pytest.mark.parametrize('argument', ['draw', 'enable'])
+def test_the_hook_is_added_where_another_one_draws(argument):
+    visualization = {'type': 'VisualizationHook', argument: False}
+    cfg = Config(dict(default_hooks=dict(visualization=visualization, logger=None)))
+    adapt_drawing(cfg, Machine('cpu'))
+    assert 'custom_hooks' not in cfg
+    cfg.default_hooks.visualization[argument] = True
+    cfg.custom_hooks = [dict(type='EMAHook')]
     adapt_drawing(cfg, Machine('cpu'))
     assert cfg.custom_hooks[0].type == 'EMAHook'
     assert isinstance(HOOKS.build(cfg.custom_hooks[1]), DrawLoadedImages)
