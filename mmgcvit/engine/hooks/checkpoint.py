@@ -4,6 +4,7 @@ import difflib
 import inspect
 import logging
 import pickle
+import traceback
 from bisect import bisect
 from os import PathLike
 from pathlib import Path
@@ -148,8 +149,14 @@ class SafeCheckpointHook(CheckpointHook):
 
         It also says what the next ``--resume`` does.
         """
-        unknown = f'{describe(error)}, {place(error)}, with a traceback in the log file'
-        reason = (known_error(error) or unknown).rstrip('.')
+        reason = known_error(error)
+        if reason is None:
+            reason = f'{describe(error)}, {place(error)}'
+            if is_main_process():
+                reason += ', with a traceback in the log file'
+            else:  # without a log file
+                traceback.print_exception(error)
+        reason = reason.rstrip('.')
         skip = ''
         if self.is_saved(runner):
             skip = f'; or skip this validation: delete {self._mark(runner)}, then --resume'
