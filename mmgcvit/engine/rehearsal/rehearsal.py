@@ -26,7 +26,7 @@ from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, IterBasedTrai
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ...errors import UserError, describe
+from ...errors import UserError, describe, place
 from ...registry import class_of, set_default_scope
 from ...weights import register_checkpoint_loaders
 from ..adaptations import Adaptation, adapt_resume, adapt_test
@@ -45,7 +45,7 @@ from .prediction import (
     predict_time,
     proposals,
 )
-from .samples import SHARED, call, limit, load, place, some_items, take, training_items, worst_items
+from .samples import SHARED, call, limit, load, some_items, take, training_items, worst_items
 from .steps import FewSteps
 from .validation import BATCHES, NOTHING_DETECTED, all_scores, validate
 

@@ -1,9 +1,7 @@
 """The items that a rehearsal loads: few, but the ones that are most likely to fail."""
 
 import itertools
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -12,7 +10,7 @@ from mmengine.dist import get_rank
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ...errors import UserError, describe
+from ...errors import UserError, describe, place
 from ...registry import DATA_SAMPLERS, DATASETS, class_of
 from ...sampling import evenly
 from ..screen import name_failing_images
@@ -194,12 +192,3 @@ def call(function: Callable[[], Any], what: str) -> Any:
         raise
     except Exception as error:
         raise UserError(f'{what}: {describe(error)} ({place(error)})') from error
-
-
-def place(error: BaseException) -> str:
-    """Return the file and the line that raised an exception."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return 'unknown place'
-    file = Path(frames[-1].filename)
-    return f'{"/".join(file.parts[-3:])}:{frames[-1].lineno}'

@@ -16,11 +16,12 @@ from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, FlexibleRunner, Runner
 from torch import nn
 
-from ...errors import UserError, describe
+from ...errors import UserError, describe, place
 from ...sampling import evenly
 from ..failed_step import random_state, set_random_state
+from ..hooks.resumed_settings import is_finished
 from ..options import walk
-from .samples import limit, place, take
+from .samples import limit, take
 
 BATCHES = 2
 NOTHING_DETECTED = (
@@ -49,6 +50,8 @@ class RehearseValidation(Hook):
             _say('not rehearsed: the validation, because the config has no val_dataloader')
             return
         loop = runner.train_loop
+        if is_finished(loop):
+            return
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         if loop.val_begin > (loop.max_epochs if by_epoch else loop.max_iters):
             _say('not rehearsed: the validation, because train_cfg.val_begin is after the end')
