@@ -116,6 +116,12 @@ def _disk(error: BaseException) -> str | None:
 def _package(error: BaseException) -> str | None:
     if isinstance(error, ImportError) and 'install' in str(error):
         return f'{_text(error, 300)} (the Python environment is {sys.prefix})'
+    # mmpretrain derives classes from what it could not import
+    if isinstance(error, TypeError) and str(error) == 'NoneType takes no arguments':
+        return (
+            f'a library cannot be imported (the Python environment is {sys.prefix}). mmpretrain '
+            "does not work with transformers 5: pip install 'transformers<5'"
+        )
     return None
 
 

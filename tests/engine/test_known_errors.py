@@ -235,6 +235,14 @@ def test_an_error_in_the_code_of_a_class_is_not_taken_for_a_mistake_in_the_confi
     assert message_of(lambda: {}['absent']) is None
 
 
+def test_transformers_that_mmpretrain_cannot_use_are_named():
+    def fails():
+        class Model(None):
+            pass
+
+    assert message_of(fails).endswith("pip install 'transformers<5'")
+
+
 LISTED = dict(
     type='ListedImages',
     ann_file='list.json',
