@@ -1,4 +1,4 @@
-"""Rehearse a training: data, model, two updates, checkpoint, validation, test and prediction.
+"""Rehearse a training: data, model, a few updates, checkpoint, validation, test and prediction.
 
     python tools/rehearse.py CONFIG [options of tools/train.py]
 

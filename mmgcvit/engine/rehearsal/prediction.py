@@ -1,4 +1,4 @@
-"""Time, memory and disk space of a training, predicted from two updates."""
+"""Time, memory and disk space of a training, predicted from a few updates."""
 
 import contextlib
 import os

@@ -51,6 +51,7 @@ from .validation import BATCHES, NOTHING_DETECTED, all_scores, validate
 
 SPLITS = ('train', 'val', 'test')
 ITEMS = 12  # per split
+UPDATES_ON_GPU = 8
 SHOWN = 8  # metrics
 OK, NOTE, FAILED, SKIPPED = '✔', '!', '✘', '-'
 # settings of evaluators and hooks that are paths of output files
@@ -138,7 +139,9 @@ class _Rehearsal:
         self.loaders: dict[str, DataLoader] = {}
         self.worst: dict[str, dict[str, int]] = {}
         self.runner: Any = None
-        self.hook = FewSteps(2 * accumulative_counts(self.cfg))
+        # the first steps on a GPU also load kernels, so more of them are needed to predict the time
+        self.updates = UPDATES_ON_GPU if machine.device == 'cuda' else 2
+        self.hook = FewSteps(self.updates * accumulative_counts(self.cfg))
         self.training_error: BaseException | None = None
         self.checkpoint: Path | None = None
         self.peak = 0
@@ -271,7 +274,7 @@ class _Rehearsal:
         yield f'{split} {len(dataset)} images ({len(indices)} loaded)'
 
     def model(self) -> str:
-        """Build the model and its weights, as the training does, and train two updates."""
+        """Build the model and its weights, as the training does, and train a few updates."""
         needed = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
         if missing := [name for name in needed if not self.cfg.get(name)]:
             raise UserError(
@@ -306,7 +309,7 @@ class _Rehearsal:
         return f'{sum(p.numel() for p in parameters) / 1e6:.1f} M parameters'
 
     def training(self) -> str:
-        """Check the two updates that the previous step has trained."""
+        """Check the updates that the previous step has trained."""
         if self.runner is None:
             raise _Skip('needs step 2')
         if self.training_error is not None:
@@ -328,7 +331,7 @@ class _Rehearsal:
         checked = any(observer.checked for observer in observers)
         gradients = 'every parameter has a gradient' if checked else 'gradients not checked'
         losses = ', '.join(f'{loss:.3g}' for loss in hook.losses)
-        return f'2 updates, loss {losses}; {gradients}; {self._worst()}'
+        return f'{self.updates} updates, loss {losses}; {gradients}; {self._worst()}'
 
     def _worst(self) -> str:
         items = self.worst.get('train') or {}
@@ -442,11 +445,11 @@ class _Rehearsal:
         """Predict time, memory and disk of the training."""
         self._needs_training()
         hook, runner = self.hook, self.runner
-        update = hook.batches // 2
+        measured_steps = hook.batches // 2  # the later half
         times = hook.validation_times
         images = (self.cfg.get('val_dataloader') or {}).get('batch_size') or 1
         measured = Measured(
-            per_iteration=(hook.times[-1] - hook.times[update]) / update,
+            per_iteration=(hook.times[-1] - hook.times[-1 - measured_steps]) / measured_steps,
             per_image=(times[-1] - times[0]) / (images * (len(times) - 1)) if times[1:] else 0.0,
             peak=self.peak,
             checkpoint=self.checkpoint.stat().st_size if self.checkpoint else 0,
@@ -504,8 +507,9 @@ class _Rehearsal:
         """Return the number of batches per process, and the items of all processes."""
         worst, processes = self.worst[split], get_world_size()
         if split == 'train':
-            per_update = self.hook.batches // 2 * size
-            return self.hook.batches, training_items(length, worst, per_update, processes)
+            per_update = self.hook.batches // self.updates * size
+            chosen = training_items(length, worst, per_update, processes, self.updates)
+            return self.hook.batches, chosen
         batches = BATCHES if split == 'val' else 1
         number = batches * size if split == 'val' else 1
         chosen = take(some_items(length, worst, number), number)

@@ -119,31 +119,33 @@ def worst_items(dataset: Dataset) -> dict[str, int]:
 
 
 def training_items(
-    length: int, worst: Mapping[str, int], per_update: int, processes: int
+    length: int, worst: Mapping[str, int], per_update: int, processes: int, updates: int = 2
 ) -> list[int]:
-    """Choose the items of two updates.
+    """Choose the items of a few updates.
 
     The first update of every process consists of the largest image and the one with most instances,
-    so its memory is that of the worst batch. The second update starts with the smallest image and
-    continues with evenly spaced ones, so its time is typical.
+    so its memory is that of the worst batch. The second update starts with the smallest image. The
+    other images are evenly spaced, so that the time is typical.
 
     Args:
         length: Number of items of the dataset.
         worst: See :func:`worst_items`.
         per_update: Items per update and process.
         processes: Number of processes.
+        updates: Number of updates, at least 2.
 
     Returns:
-        Indices of all processes, ``2 * per_update`` for each, in order of the ranks.
+        Indices of all processes, ``updates * per_update`` for each, in order of the ranks.
     """
-    ordinary = itertools.cycle(evenly(length, 2 * per_update * processes))
+    number = updates * per_update
+    ordinary = itertools.cycle(evenly(length, number * processes))
     heavy = [index for name, index in worst.items() if name != 'smallest image']
     first = itertools.cycle(heavy) if heavy else ordinary
     chosen = []
     for _ in range(processes):
         chosen += itertools.islice(first, per_update)
         chosen += [worst['smallest image']] if worst else []
-        chosen += itertools.islice(ordinary, per_update - bool(worst))
+        chosen += itertools.islice(ordinary, number - per_update - bool(worst))
     return chosen
 
 

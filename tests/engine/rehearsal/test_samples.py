@@ -61,6 +61,13 @@ def test_first_update_is_the_heaviest_and_second_begins_with_the_smallest():
         assert set(items[:4]) == {7, 5} and items[4] == 3
 
 
+def test_more_updates_have_ordinary_images():
+    worst = {'largest image': 7, 'most instances': 5, 'smallest image': 3}
+    chosen = training_items(100, worst, per_update=2, processes=1, updates=4)
+    assert set(chosen[:2]) == {7, 5} and chosen[2] == 3
+    assert len(chosen) == 8 and len(set(chosen[3:])) == 5
+
+
 def test_small_datasets_are_repeated():
     assert training_items(1, {}, per_update=3, processes=2) == [0] * 12
     assert some_items(2, {'largest image': 1}, 12) == [1, 0]
