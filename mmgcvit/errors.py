@@ -1,4 +1,4 @@
-"""The exception class for errors that users can fix."""
+"""The exception class for errors that users can fix, and texts about exceptions."""
 
 import traceback
 from pathlib import Path
@@ -34,7 +34,7 @@ def place(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Escape control characters, except line breaks and tabs.
 
-    Text from a file could otherwise change what a terminal shows.
+    Otherwise, text from a file could change what a terminal shows.
     """
     return ''.join(
         char if char in '\n\t' or char.isprintable() else repr(char)[1:-1] for char in text

@@ -31,6 +31,7 @@ from mmgcvit.analysis.peers import BACKBONES
 from mmgcvit.engine import run_tool
 from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
+from mmgcvit.mmcv_ops import enable
 from mmgcvit.models import ARCHS
 from mmgcvit.visualization.cost_per_pixel import plot_cost_per_pixel
 
@@ -194,7 +195,8 @@ def measure_all(plan: Plan) -> Results:
 
 def measure_alone(settings: Settings) -> Measurement:
     """Measure in a new process, so that its peak memory belongs to this backbone only."""
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+    # mmdet's Swin imports mmcv's operators
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn'), initializer=enable) as pool:
         try:
             return pool.submit(measure_backbone, settings).result()
         except BrokenProcessPool:

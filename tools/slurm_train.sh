@@ -30,7 +30,7 @@ if [[ ${REQUEUE:-0} != 1 ]]; then
     run_in_slurm "$1" "$2" train.py "$3" "${@:4}"
 fi
 [[ -n ${SLURM_JOB_ID:-} ]] ||
-    fail 'REQUEUE=1 works only in batch jobs: run this script in a job script of sbatch --requeue'
+    fail 'REQUEUE=1 works only in batch jobs: submit a job script that runs this one by sbatch --requeue'
 options=("${@:4}")
 if ((${SLURM_RESTART_COUNT:-0} > 0)) && [[ " ${options[*]} " != *' --resume '* ]]; then
     options+=(--resume)

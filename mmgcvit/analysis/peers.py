@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import reference
-from ..mmcv_ops import enable
 from ..models import ARCHS, GCViT
 from ..weights.layouts import to_nvidia
 
@@ -103,7 +102,6 @@ def import_libraries(name: str) -> None:
     Raises:
         MissingPeer: If its package is not installed.
     """
-    enable()  # mmdet's Swin imports mmcv's operators
     try:
         if library := LIBRARIES.get(name.partition(':')[0]):
             importlib.import_module(library)

@@ -1,6 +1,7 @@
 """Encodings of text files that readers of plain UTF-8 cannot parse."""
 
 import json
+import shlex
 
 PACKED = {
     b'\x1f\x8b': ('is compressed with gzip', 'decompress it with gunzip'),
@@ -22,12 +23,12 @@ def encoding_fault(path: str, start: bytes) -> str | None:
     if encoding == 'UTF-8-SIG':
         return (
             f'{path} has a byte-order mark, which its reader does not accept: save it as UTF-8 '
-            rf"without this mark, for example with sed -i '1s/^\xEF\xBB\xBF//' {path}"
+            rf"without this mark, for example with sed -i '1s/^\xEF\xBB\xBF//' {shlex.quote(path)}"
         )
     if encoding == 'UTF-8':
         return None
     code = encoding.replace('-LE', 'LE').replace('-BE', 'BE')
     return (
         f'{path} is encoded in {encoding[:6]}: save it as UTF-8, for example with iconv -f {code} '
-        f'-t UTF-8 {path} > NEW_FILE'
+        f'-t UTF-8 {shlex.quote(path)} > NEW_FILE'
     )

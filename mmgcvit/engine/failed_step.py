@@ -40,7 +40,7 @@ class Image(TypedDict):
 
 
 class RandomStateOfCPU(TypedDict):
-    """States of random generators; see :func:`random_state`."""
+    """States of the random generators of the CPU; see :func:`random_state`."""
 
     python: tuple[int, tuple[int, ...], float | None]
     numpy: tuple[str, np.ndarray, int, int, float]
@@ -48,19 +48,19 @@ class RandomStateOfCPU(TypedDict):
 
 
 class RandomState(RandomStateOfCPU, total=False):
-    """The same, and on CUDA the state of the current GPU."""
+    """States of random generators, on CUDA with the state of the current GPU."""
 
     cuda: Tensor
 
 
 class CustomImports(TypedDict, total=False):
-    """Modules that a config needs."""
+    """The setting ``custom_imports`` of a config."""
 
     imports: str | list[str] | None
 
 
 class ConfigOfModel(TypedDict):
-    """The part that every config has."""
+    """The part of a config that must be present."""
 
     model: dict[str, Any]
 
@@ -192,7 +192,7 @@ def write_failed_step(
         write_atomically(path, buffer.getvalue())
     except Exception as problem:  # whatever it is, the error of the step matters more
         return f'the failed step could not be written to {path} ({describe(problem)})'
-    # who reads this line has just run the config
+    # no warning about imports: the reader of this line has just run the config
     options = ' --allow-imports' if runner.cfg.get('custom_imports') else ''
     command = f'python tools/replay.py {shlex.quote(str(path))}{options}'
     return f'the failed step is in {path}; run it again with: {command}'
@@ -259,5 +259,5 @@ def damaged(path: str | Path, damage: str) -> UserError:
     """Return the error for a file whose content does not have the form of :class:`FailedStep`."""
     return UserError(
         f'{path}: the failed step is damaged ({damage}), or the training could not write all of it '
-        'after its error: copy the file again, or repeat the error'
+        'after its error: copy the file again, or run the training again to write a new one'
     )

@@ -29,7 +29,7 @@ def _mismatches(value: Any, kind: Any, name: str) -> Iterator[str]:
         yield from _of_typed_dict(value, kind, name)
     elif origin is Union or origin is types.UnionType:
         if all(mismatch(value, each, name) for each in arguments):
-            # the type hint of its own kind knows best what is wrong with a part
+            # the hint with the type of the value gives the most specific text
             same = [each for each in arguments if mismatch(value, _outer(each), name) is None]
             yield from _mismatches(value, same[0], name) if same else [_text(value, kind, name)]
     elif origin is Literal:
@@ -39,7 +39,7 @@ def _mismatches(value: Any, kind: Any, name: str) -> Iterator[str]:
         yield _text(value, kind, name)
     elif isinstance(value, Mapping) and len(arguments) == 2:
         for key, item in value.items():
-            yield from _mismatches(key, arguments[0], f'a name in {name}')
+            yield from _mismatches(key, arguments[0], f'a key of {name}')
             yield from _mismatches(item, arguments[1], f'{name}.{key}')
     elif isinstance(value, list | tuple) and arguments:
         yield from _of_items(value, arguments, origin, name)

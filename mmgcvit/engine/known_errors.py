@@ -42,7 +42,7 @@ def known_error(error: BaseException) -> str | None:
             the libraries, for example that a class does not have an argument.
     """
     if isinstance(error, UserError):
-        # of a tool that cannot build the model: the place in the config is more specific
+        # a tool that cannot build the model raised it; the place in the config is more specific
         cause = _first(MISTAKES, error.__cause__) if error.__cause__ else None
         if cause and cause not in str(error):
             return cause
@@ -221,7 +221,7 @@ def _value(error: BaseException) -> str | None:
 
 
 def _kind(error: BaseException) -> str | None:
-    """Explain a value in the config of another kind than its class or function expects."""
+    """Explain a value in the config whose type the class or function does not support."""
     for is_rejected, owner, parameter, value, places in _suspects(error):
         wrong = mismatch(value, parameter.annotation, ' and '.join(places))
         mentioned = (type(value).__name__, repr(value), parameter.name)
@@ -231,7 +231,7 @@ def _kind(error: BaseException) -> str | None:
 
 
 def _named_value(error: BaseException) -> str | None:
-    """Explain a value in the config that the error is about by the name of its argument."""
+    """Explain a value in the config whose argument is named in the error."""
     for is_rejected, owner, parameter, value, places in _suspects(error):
         if is_rejected and _mentions(error, [parameter.name]):
             return f'{" and ".join(places)} is {value!r}{_reason(owner, error, places)}'
@@ -239,7 +239,7 @@ def _named_value(error: BaseException) -> str | None:
 
 
 def _reason(owner: str, error: BaseException, places: list[str]) -> str:
-    text = re.sub(r' in <\S+ object at 0x\w+>$', '', one_line(error))  # by mmengine, of a hook
+    text = re.sub(r' in <\S+ object at 0x\w+>$', '', one_line(error))  # mmengine adds the hook
     return f' ({owner}: {text}): change it, for example with --cfg-options {places[0]}=VALUE'
 
 
@@ -250,7 +250,7 @@ def _mentions(error: BaseException, words: Iterable[str]) -> bool:
 def _suspects(
     error: BaseException,
 ) -> Iterator[tuple[bool, str, inspect.Parameter, Any, list[str]]]:
-    """Yield the arguments that come from the config, of functions that an error passed through.
+    """Yield arguments, with values from the config, of functions that an error passed through.
 
     Yields:
         Whether the function itself raised the error, its name or the name of its class, the
@@ -258,7 +258,7 @@ def _suspects(
     """
     if not isinstance(error, TypeError | ValueError | AssertionError):
         return
-    frames = [frame for frame in _frames(error) if frame.f_locals]  # without those of Cython
+    frames = [frame for frame in _frames(error) if frame.f_locals]  # frames of Cython have none
     settings = [(path, value) for path, value in walk(_config_of(frames)) if _is_plain(value)]
     for frame in frames:
         own = [(frame is frames[0], *each) for each in _arguments_of(frame)]
@@ -408,7 +408,7 @@ def _arguments(cls: Any) -> list[str]:
 
 
 def _parameters(cls: Any) -> list[inspect.Parameter]:
-    """Return the parameters of a function or a class, also those that it passes on to its bases.
+    """Return the parameters of a function or a class, including those passed on to its bases.
 
     Without a type hint, a parameter has the type of its default.
     """
@@ -419,7 +419,7 @@ def _parameters(cls: Any) -> list[inspect.Parameter]:
             continue
         try:
             parameters = inspect.signature(function).parameters.values()
-        except ValueError:  # of a function in C
+        except ValueError:  # functions in C may have no signature
             continue
         hints = _hints(function)
         for each in parameters:

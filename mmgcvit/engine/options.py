@@ -322,7 +322,7 @@ def walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def accumulative_counts(cfg: Config) -> int:
-    """Return the number of iterations per update, the largest of several optimizers."""
+    """Return the number of iterations per update, for several optimizers the largest one."""
     settings = walk({'optim_wrapper': cfg.get('optim_wrapper')})
     counts = [value for name, value in settings if name.endswith('.accumulative_counts')]
     return max(counts, default=1)

@@ -22,8 +22,8 @@ Color = Sequence[int]
 def adapt_palettes(cfg: Config, machine: Machine) -> None:
     """Complete the palettes of the datasets in which some class has no color."""
     for split in ('train', 'val', 'test'):
-        loader = f'{split}_dataloader'
-        for _, dataset in dataset_configs((cfg.get(loader) or {}).get('dataset'), loader):
+        loader = cfg.get(f'{split}_dataloader') or {}
+        for _, dataset in dataset_configs(loader.get('dataset'), f'{split}_dataloader.dataset'):
             _complete(dataset, cfg.get('default_scope'))
 
 

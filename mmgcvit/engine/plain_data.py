@@ -110,7 +110,7 @@ def from_plain(value: Any) -> Any:
         return _from_plain(value)
     except UserError:
         raise
-    except Exception as error:  # data of unlimited depth, for example
+    except Exception as error:  # for example, data of unlimited depth
         raise _damaged('a batch', error) from error
 
 

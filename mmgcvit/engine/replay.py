@@ -116,14 +116,14 @@ def _say(line: str) -> None:
 
 
 def _rebuilt(content: FailedStep, path: str | Path) -> Any:
-    """Return the batch, and check the random state.
+    """Return the batch, and set the random state to check that it can be set.
 
     Raises:
         UserError: If they are damaged.
     """
     try:
         set_random_state(content['random_state'])
-    except Exception as error:  # each generator raises its own kind
+    except Exception as error:  # each generator raises another type
         raise damaged(path, f'random_state: {describe(error)}') from error
     try:
         return from_plain(content['batch'])
@@ -139,7 +139,7 @@ def _print_head(content: FailedStep) -> None:
     _say(f'iteration {content["iteration"]}{rank}: {what}')
     batch = content['batch']
     inputs = batch.get('inputs') if isinstance(batch, dict) else None
-    # images of one size may be one tensor
+    # images of equal size may be one tensor
     has_items = isinstance(inputs, list | tuple) or (isinstance(inputs, Tensor) and inputs.dim())
     finite = [_all_finite(item) for item in inputs] if has_items else []
     no_input = [True] * len(content['images'])
@@ -186,7 +186,7 @@ def _config(plain: ReplayedConfig, path: str | Path, allow_imports: bool) -> Con
                 f'imported ({describe(error)}): install its package, or add its folder to '
                 'PYTHONPATH'
             ) from error
-    # custom_imports themselves are not for the model
+    # custom_imports were handled above
     keys = [key for key in get_type_hints(ReplayedConfig) if key != 'custom_imports']
     try:
         cfg = Config({key: plain[key] for key in keys if plain.get(key) is not None})
@@ -196,7 +196,7 @@ def _config(plain: ReplayedConfig, path: str | Path, allow_imports: bool) -> Con
             _check_parts(cfg.to_dict(), path)
     except UserError:
         raise
-    except Exception as error:  # a config of unlimited depth, for example
+    except Exception as error:  # for example, a config of unlimited depth
         raise damaged(path, f'config: {describe(error)}') from error
     return cfg
 
@@ -305,7 +305,7 @@ def _load_weights(
         )
     try:
         model.load_state_dict(weights)
-    except Exception as error:  # of entries that are no tensors, several kinds
+    except Exception as error:  # entries that are not tensors raise several types
         raise UserError(
             f'the weights of {checkpoint or path} do not fit the model ({one_line(error)}): '
             "install the versions of the training, or pass one of the training's checkpoints with "
@@ -318,7 +318,7 @@ def _load_scaler(wrapper: OptimWrapper, content: FailedStep, path: str | Path) -
     if scaler is not None and content['loss_scaler']:
         try:
             scaler.load_state_dict(content['loss_scaler'])
-        except Exception as error:  # of missing entries and other kinds of values
+        except Exception as error:  # missing entries and wrong values raise several types
             raise damaged(path, f'loss_scaler: {describe(error)}') from error
 
 

@@ -48,7 +48,7 @@ class ShortScreen:
     def wrap_model(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Wrap the model for several processes; see :meth:`mmengine.runner.Runner.wrap_model`."""
         with warnings.catch_warnings():
-            # of torch 2.14, in every process, for an argument that mmengine sets
+            # torch 2.14 warns in every process about an argument that mmengine sets
             warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
             return super().wrap_model(*args, **kwargs)
 

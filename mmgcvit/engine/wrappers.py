@@ -1,4 +1,4 @@
-"""What is inside wrappers: of datasets (repeated, concatenated, mixed) and of models."""
+"""Access to wrapped datasets (repeated, concatenated, mixed), their configs and wrapped models."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ def dataset_configs(dataset: Any, option: str) -> Iterator[tuple[str, Mapping[st
     """Yield the place and the config of every dataset that is not a wrapper.
 
     Args:
-        dataset: Config of a dataset or of a wrapper. Anything else has no datasets.
+        dataset: Config of a dataset or of a wrapper. For anything else, nothing is yielded.
         option: Its place in the config.
     """
     if not isinstance(dataset, Mapping):

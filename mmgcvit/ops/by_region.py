@@ -63,8 +63,8 @@ def attend_padded(inputs: Inputs, attend: Attend) -> Tensor:
     """Return the attention of all windows, (B, L, C), computed with padded windows.
 
     This is how the published network computes attention. It takes more arithmetic than
-    :func:`attend_by_region`, but a quarter of the operations. On a GPU, the time to launch them
-    would be longer than the computation.
+    :func:`attend_by_region`, but less than half of the kernel launches, which take longer than the
+    arithmetic on a GPU.
 
     Args:
         inputs: Inputs of window attention.
@@ -131,14 +131,15 @@ def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: floa
 def bias_with_gradient(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """Return a bias that requires a gradient if the query, key or value does.
 
-    This keeps PyTorch from using cuDNN's attention, which does not compute gradients of the bias.
-    Its other gradients were NaN on an H100 (torch 2.11): in windows of 24×24 tokens if all scores
+    PyTorch then does not use cuDNN's attention, which does not compute gradients of the bias. On an
+    H100 with torch 2.11, cuDNN's other gradients were NaN for windows of 24×24 tokens if all scores
     of a query were low (pytorch#196678).
     """
     learning = next((x for x in (query, key, value) if x.requires_grad), None)
     if bias.requires_grad or learning is None:
         return bias
-    return bias + 0 * learning[0, 0, 0, 0]
+    # the sum over no elements is 0 even if a value is not finite
+    return bias + learning[..., :0].sum()
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:

@@ -11,11 +11,13 @@ from .graph_mode import fx_leaf, is_recorded, is_transformed
 
 @fx_leaf
 def resize_bicubic(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize feature maps as ``F.interpolate(x, size, mode='bicubic')``: (B, C, H, W).
+    """Resize feature maps as ``F.interpolate(x, size, mode='bicubic')``.
 
-    On CUDA devices, matrix products compute it. PyTorch's kernel uses one thread per pixel of the
-    output and loops over the channels, so it takes 2 ms for a window of 24×24 pixels on an H100.
-    Its backward pass is not deterministic.
+    (B, C, H, W) → (B, C, *size).
+
+    On CUDA devices, matrix products are used. PyTorch's kernel has one thread per pixel of the
+    output, which loops over the channels. It takes 2 ms for an output of 24×24 pixels on an H100,
+    and its backward pass is not deterministic.
     """
     if not x.is_cuda or is_recorded() or is_transformed():
         return F.interpolate(x, tuple(size), mode='bicubic', align_corners=False)
@@ -26,7 +28,7 @@ def _resize_by_products(x: Tensor, size: Sequence[int]) -> Tensor:
     if x.shape[2:] == tuple(size):
         return x
     with torch.autocast(x.device.type, enabled=False):
-        # like F.interpolate, which autocast runs in float32
+        # as autocast does for F.interpolate
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         rows, columns = (_weights(old, new, x) for old, new in zip(x.shape[2:], size, strict=True))
         return rows @ x @ columns.mT
@@ -35,7 +37,5 @@ def _resize_by_products(x: Tensor, size: Sequence[int]) -> Tensor:
 def _weights(old: int, new: int, like: Tensor) -> Tensor:
     """Return the weights of the old pixels in the new pixels of one dimension, (new, old)."""
     identity = torch.eye(old, dtype=like.dtype, device=like.device)
-    # resizes only the height
-    return F.interpolate(identity[None, None], (new, old), mode='bicubic', align_corners=False)[
-        0, 0
-    ]
+    weights = F.interpolate(identity[None, None], (new, old), mode='bicubic', align_corners=False)
+    return weights[0, 0]

@@ -31,7 +31,7 @@ MODULES = tuple(
 def adapt_drawing(cfg: Config, machine: Machine) -> None:
     """Add the hook :class:`DrawLoadedImages` if a visualization hook draws."""
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
-    # the argument of mmdet's and mmseg's hooks, and that of mmpretrain's
+    # mmdet and mmseg call this argument draw, mmpretrain calls it enable
     if not any(hook and (hook.get('draw') or hook.get('enable')) for hook in hooks):
         return
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='mmgcvit.DrawLoadedImages')]
@@ -41,8 +41,8 @@ def adapt_drawing(cfg: Config, machine: Machine) -> None:
 class DrawLoadedImages(Hook):
     """Let the visualization hooks of the libraries draw images as the pipeline loads them.
 
-    These hooks read images with mmcv, or draw the inputs of the model, and would end a run at
-    images of other formats or numbers of channels. An image that cannot be drawn nevertheless is
+    These hooks read images with mmcv, or draw the inputs of the model, so that images of other
+    formats or numbers of channels would end the run. If an image still cannot be drawn, it is
     skipped with a warning.
     """
 
@@ -77,12 +77,14 @@ class DrawLoadedImages(Hook):
         try:
             with _reading(module, read):
                 draw(runner, batch_idx, data_batch=_with_colors(data_batch), outputs=outputs)
-        except Exception as error:  # whatever is wrong with a picture, the run is worth more
+        except Exception as error:  # no error in drawing may end a run
             self._failures += 1
             if self._failures <= SHOWN:
-                last = ', the last of these warnings' if self._failures == SHOWN else ''
+                paths = ', '.join(str(getattr(each, 'img_path', '')) for each in outputs or ())
+                last = '. This is the last of these warnings' if self._failures == SHOWN else ''
                 print_log(
-                    f'an image of the {mode} set was not drawn ({describe(error)}){last}',
+                    f'not drawn, {mode} set: {paths} ({describe(error)}). For a training without '
+                    f'pictures, set default_hooks.visualization.draw=False{last}',
                     'current',
                     logging.WARNING,
                 )
@@ -91,6 +93,7 @@ class DrawLoadedImages(Hook):
 @contextmanager
 def _reading(module: ModuleType, read: Callable[[str], np.ndarray]) -> Iterator[None]:
     """Let the functions of a module read images with another function than mmcv's."""
+    # get returns the path instead of the content, so that imfrombytes receives the path
     as_path = SimpleNamespace(get=lambda path, **_: path)
     replaced = {
         'get': as_path.get,

@@ -347,7 +347,7 @@ BAD_SEGMENTATION = {
     ),
     'label 4 of 4': (
         with_label(4),
-        'label values of no class, such as 4, where 4 classes have 0 to 3',
+        'label values of no class, such as 4 .the 4 classes are 0 to 3, and 255 is ignored.: ',
     ),
     'colours': (
         rewrite(lambda labels: np.stack([labels] * 3, -1)),

@@ -1,4 +1,4 @@
-"""Plain values and type hints."""
+"""Comparison of plain values with type hints."""
 
 from typing import Any, Literal, Optional, TypedDict
 
@@ -51,7 +51,7 @@ def test_values_that_match(value, kind):
         ([1, 'a'], list[int], "it.1 is 'a', but has to be int"),
         ((1, 2), tuple[int], 'it has 2 values, but has to have 1'),
         ({'a': None}, dict[str, float], 'it.a is None, but has to be float'),
-        ({1: 2.0}, dict[str, float], 'a name in it is 1, but has to be str'),
+        ({1: 2.0}, dict[str, float], 'a key of it is 1, but has to be str'),
         ({'a': {}}, dict[str, str] | None, 'it.a is a dict, but has to be str'),
         ('c', Literal['a', 'b'], "it is 'c', but has to be 'a' or 'b'"),
         (torch.ones(2), Literal['a'], "it is a Tensor, but has to be 'a'"),

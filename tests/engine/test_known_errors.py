@@ -181,7 +181,7 @@ def test_a_mistake_in_the_config_is_named_with_its_place(tmp_path, mistake):
     [("'NoneType' object is not callable", False), ("'<' not supported between 'int'", True)],
 )
 def test_an_error_about_other_values_is_not_blamed_on_the_config(text, known):
-    """The config has a number for a boolean, which nothing reads."""
+    """The config has a number in place of a boolean, which the failing code does not read."""
 
     class Fails(Hook):
         def __init__(self, shuffle: bool = False):

@@ -32,7 +32,7 @@ TOLERANCES = {
 
 @pytest.fixture(autouse=True)
 def full_precision():
-    """Without TF32, which PyTorch uses in convolutions by default."""
+    """Turn TF32 off, which PyTorch uses in convolutions by default."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield
@@ -41,7 +41,7 @@ def full_precision():
 
 
 def build(**arguments):
-    """Build a network with weights that make every part count."""
+    """Build a network in which every part changes the outputs."""
     torch.manual_seed(1)
     model = GCViT(ARCH, drop_path_rate=0.0, **arguments)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_evaluation(exact, dtype):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('learned', [True, False], ids=['learned', 'frozen'])
 def test_scores_far_below_zero(dtype, learned):
-    """A row's log-sum-exp below -88.7 made a backward kernel of cuDNN return NaN (576 keys)."""
+    """A backward kernel of cuDNN can return NaN if a log-sum-exp of 576 keys is below -88.7."""
     model = build(out_indices=(0,)).cuda()
     for name, parameter in model.named_parameters():
         if name.endswith('bias_table'):

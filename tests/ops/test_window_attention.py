@@ -455,6 +455,15 @@ def test_a_frozen_bias_needs_a_gradient_where_the_tokens_learn():
         x.grad = None
 
 
+@pytest.mark.parametrize('number', [torch.inf, torch.nan])
+def test_a_number_that_is_not_finite_does_not_reach_the_bias(number):
+    query, key, value = torch.randn(3, 2, 2, 4, 8).unbind()
+    query[0, 0, 0, 0] = number
+    bias = torch.randn(2, 4, 4)
+    found = by_region.bias_with_gradient(query.requires_grad_(), key, value, bias)
+    assert torch.equal(found, bias) and found.requires_grad
+
+
 @SIZES
 @CASES
 def test_attention_with_padded_windows(size, is_global):

@@ -117,8 +117,8 @@ def test_requeueing_needs_a_batch_job_and_scontrol(slurm_train):
     code, srun, _, error = slurm_train(SRUN_CODE='75', **BATCH | without)
     assert (code, srun) == (1, [])
     assert error == (
-        'error: REQUEUE=1 works only in batch jobs: run this script in a job script of sbatch '
-        '--requeue\n'
+        'error: REQUEUE=1 works only in batch jobs: submit a job script that runs this one by '
+        'sbatch --requeue\n'
     )
     code, *_, error = slurm_train(SRUN_CODE='75', SCONTROL_CODE='1', **BATCH)
     assert code == 1 and 'scontrol could not requeue job 77' in error

@@ -1,4 +1,4 @@
-"""Visualization hooks of the libraries draw what the pipeline loads, and end no run."""
+"""The libraries' visualization hooks draw what the pipeline loads, and never end a run."""
 
 from types import SimpleNamespace
 
@@ -118,8 +118,8 @@ def test_an_image_that_cannot_be_drawn_is_skipped(path, log):
         raise OSError('no such band')
 
     assert run(DetVisualizationHook, path, 'val', [fail]) == []
-    (line,) = [line for line in log if 'was not drawn' in line]
-    assert line.startswith('an image of the val set was not drawn (OSError: no such band)')
+    (line,) = [line for line in log if 'not drawn' in line]
+    assert line.startswith(f'not drawn, val set: {path} (OSError: no such band)')
 
 
 @pytest.mark.parametrize('argument', ['draw', 'enable'])

@@ -49,7 +49,7 @@ def check_data(
         fast: Whether large annotation files are not read completely, and only some of many files
             are looked up, so that the check takes a second or two with datasets of any size.
         splits: Which of train, val and test.
-        show: Called with what is being checked, for a display of the progress.
+        show: Called before each check with a line of text, to display the progress.
 
     Raises:
         UserError: If ``skip_checks`` has unknown names.

@@ -315,7 +315,7 @@ def image_sizes(split: Split) -> Iterator[Problem]:
         return
     item, (height, width) = differ[0].item, differ[0].size
     text = (
-        f'{len(differ)} images differ in size (width × height, as loaded) from '
+        f'{len(differ)} images differ in size (width × height, as loaded) from their entries in '
         f'{split.path}: {item["img_path"]} is {width}×{height}, its entry has '
         f'{item["width"]}×{item["height"]}; correct the entries and their boxes'
     )

@@ -16,10 +16,10 @@ from .masks import box_options, monitored, predicts_masks
 from .report import Problem, Unchecked
 from .split import Split, find_evaluators
 
-# they distinguish objects from background, borders from areas, or have classes of their own
+# heads with other classes than the dataset: objects and background, borders and areas, or their own
 OTHER_HEADS = ('rpn_head', 'semantic_head', 'reid')
 OTHER_TYPES = ('STDCHead',)
-# settings of transforms that fill label maps, or leave a value of them out
+# arguments of transforms: the label value with which they fill label maps, or which they ignore
 FILLED = ('ignore_index', 'seg_pad_val', 'seg_ignore_label', 'seg_fill_in')
 
 
@@ -161,7 +161,7 @@ def _check_head(
 def _check_weights(
     cfg: Config, heads: tuple[str, ...], split: str, total: int
 ) -> Iterator[Problem]:
-    """Compare the weights of classes in the losses of heads with the number of classes."""
+    """Check that each ``class_weight`` in a loss of a head has one number per class."""
     settings = dict(walk(cfg.get('model') or {}, 'model'))
     for name, weights in settings.items():
         loss, _, key = name.rpartition('.')
@@ -188,7 +188,8 @@ def ignore_index(setup: Setup) -> Iterator[Problem]:
     settings = {place: value for place, value in _ignored(setup) if value is not None}
     values = sorted(set(settings.values()), key=lambda value: (value == 255, value))
     if len(values) > 1:
-        # not the default, because the user chose it, and not a class, with which areas are filled
+        # the user chose a value that is not the default; but a class cannot be ignored, even if a
+        # transform fills label maps with it
         labels = range(max((len(classes.names) for _, classes in setup.classes), default=0))
         meant = next((value for value in values if value not in labels), values[0])
         first = next(place for place, value in settings.items() if value == values[0])
@@ -222,13 +223,15 @@ def _ignored(setup: Setup) -> Iterator[tuple[str, Any]]:
 
 
 def _filled(setup: Setup, place: str, transform: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the places and values with which a transform fills label maps, or that it ignores."""
+    """Yield place and value of each label that a transform ignores or fills label maps with."""
     for name in FILLED:
         value = setup.setting(transform, name, TRANSFORMS)
-        # mmseg's RandomCrop reads it only to limit the share of a class
-        unused = name == 'ignore_index' and setup.setting(transform, 'cat_max_ratio', TRANSFORMS)
-        # the defaults of transforms for volumes are a class
-        if unused != 1 and (name in transform or value == 255):
+        # mmseg's RandomCrop reads ignore_index only if cat_max_ratio limits the share of a class
+        unused = name == 'ignore_index' and (
+            setup.setting(transform, 'cat_max_ratio', TRANSFORMS) == 1
+        )
+        # mmseg's BioMedical3D transforms fill with class 0 by default
+        if not unused and (name in transform or value == 255):
             yield f'{place}.{name}', value
     default = setup.default(transform, 'pad_val', TRANSFORMS)
     if isinstance(default, Mapping):
@@ -240,7 +243,7 @@ def _option(cfg: Config, place: str, value: int) -> str:
     """Return the argument for ``--cfg-options`` that sets a value."""
     parent, _, key = place.rpartition('.')
     number = dict(walk(cfg)).get(parent) if key == 'seg' else None
-    if isinstance(number, int | float):  # mmcv pads label maps with 255 then
+    if isinstance(number, int | float):  # with a number, mmcv pads label maps with 255
         return f'"{parent}={{img: {number}, seg: {value}}}"'
     return f'{place}={value}'
 

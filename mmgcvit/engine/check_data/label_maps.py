@@ -69,8 +69,8 @@ def label_maps(split: Split) -> Iterator[Problem]:
         if beyond:
             reduced = ' after label 0 became ignored' if split.dataset.reduce_zero_label else ''
             faults[
-                f'have label values of no class{reduced}, such as {max(beyond)}, where '
-                f'{len(classes)} classes have 0 to {len(classes) - 1} and {ignored} is ignored: '
+                f'have label values of no class{reduced}, such as {max(beyond)} (the '
+                f'{len(classes)} classes are 0 to {len(classes) - 1}, and {ignored} is ignored): '
                 f'correct {split.option}.metainfo.classes, {split.option}.reduce_zero_label or the '
                 'label maps'
             ].append(path)

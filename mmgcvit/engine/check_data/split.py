@@ -66,7 +66,7 @@ class Split:
         fast: Whether large annotation files are not read completely, and only some of many files
             are looked up.
         boxes_only: Splits for which the remedy was to use boxes only; all datasets share it.
-        show: Called with what is being checked.
+        show: Called with a line of text, to display the progress.
         counts: What training or evaluation uses.
         content: COCO's annotation file.
         items: Entries of the dataset after its filter and its ``indices``.
@@ -184,7 +184,12 @@ class Split:
             )
 
     def never_predicted(self, text: str, what: str) -> Problem:
-        """Return the problem that classes have no examples: what was found, what to add."""
+        """Return the problem that classes have no examples.
+
+        Args:
+            text: What was found.
+            what: What the user can add.
+        """
         return Problem(
             f'{text}; they will never be predicted: add {what}, or remove them from '
             f'{self.option}.metainfo.classes',
@@ -307,7 +312,7 @@ def dataset(split: Split) -> Iterator[Problem]:
     root = split.leaf.get('data_root')
     if root and not split.is_remote and not os.path.isdir(root):
         yield Problem(
-            f'data_root {root} does not exist (looked for from {os.getcwd()}): put the dataset '
+            f'data_root {root} does not exist (current folder: {os.getcwd()}): put the dataset '
             f'there, or set its path with --cfg-options {split.option}.data_root=PATH'
         )
         with contextlib.suppress(Exception):  # its classes are compared with those of the heads
@@ -354,9 +359,10 @@ def read_items(split: Split) -> None:
 
 
 def listed(names: list[str]) -> str:
-    """Return the first names, quoted, and how many there are if not all are shown."""
-    shown = ', '.join(repr(name) for name in names[:10])
-    return f'({shown}, … {len(names)} in all)' if len(names) > 10 else f'({shown})'
+    """Return names as a tuple, of which only the first ones are shown if there are many."""
+    if len(names) <= 10:
+        return repr(tuple(names))
+    return f'({", ".join(map(repr, names[:10]))}, … {len(names)} in all)'
 
 
 def find_evaluators(cfg: Config, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -147,14 +147,14 @@ class SafeCheckpointHook(CheckpointHook):
     def failed_validation(self, runner: Runner, error: Exception) -> UserError:
         """Return the error that ends a training whose validation raised an exception.
 
-        It also says what the next ``--resume`` does.
+        Its message includes what the next ``--resume`` does.
         """
         reason = known_error(error)
         if reason is None:
-            reason = f'{describe(error)}, {place(error)}'
+            reason = f'{describe(error)} ({place(error)})'
             if is_main_process():
-                reason += ', with a traceback in the log file'
-            else:  # without a log file
+                reason += '; the traceback is in the log file'
+            else:  # only the first process has a log file
                 traceback.print_exception(error)
         reason = reason.rstrip('.')
         skip = ''
@@ -171,7 +171,7 @@ class SafeCheckpointHook(CheckpointHook):
         return self._iteration == runner.iter > 0
 
     def resumes_with(self, runner: Runner) -> str:
-        """Return what ``--resume`` does after a validation that was not finished."""
+        """Return a sentence: what ``--resume`` does after a validation that was not finished."""
         if self.is_saved(runner):
             return 'The weights are saved, and --resume repeats the validation'
         if self._iteration:

@@ -47,7 +47,8 @@ def record_failed_step(runner: Runner | FlexibleRunner) -> Iterator[None]:
     another process of the training ended.
 
     Raises:
-        UserError: If a validation raises an exception. It says what the next ``--resume`` does.
+        UserError: If a validation raises an exception. The message includes what the next
+            ``--resume`` does.
     """
     try:
         yield

@@ -27,7 +27,7 @@ class ResumedSettingsHook(Hook):
     """Compare the settings of a resumed training with its checkpoint's, and log which are used.
 
     - If the schedule has changed (``param_scheduler``, or the length of the training that it
-      depends on), the config's counts, as if the training had used it from the beginning.
+      depends on), the config's schedule is used, as if the training had used it from the beginning.
       mmengine would continue the checkpoint's.
     - Learning rate, weight decay and other settings of the optimizer are the checkpoint's.
     - A changed number of processes, batch size or accumulation is reported.
@@ -73,7 +73,7 @@ class ResumedSettingsHook(Hook):
         loop = runner.train_loop
         if is_finished(loop):
             if self._changed_schedule and not isinstance(runner, FlexibleRunner):
-                _restart_schedule(runner)  # for a validation that is repeated, and saved
+                _restart_schedule(runner)  # a repeated validation saves its state
             name, done, last = _progress(loop)
             if done >= last:  # ResumableEarlyStoppingHook reports the other reason
                 _warn(
@@ -91,8 +91,8 @@ class ResumedSettingsHook(Hook):
         changes = '; '.join(self._changed_schedule)
         if isinstance(runner, FlexibleRunner):
             _warn(
-                f'the schedule has changed ({changes}), and with a FlexibleRunner the '
-                "checkpoint's counts; to use the config's, start a new training from the weights: "
+                f'the schedule has changed ({changes}), but with a FlexibleRunner the '
+                "checkpoint's is used; to use the config's, start a new training from the weights: "
                 'load_from=CHECKPOINT without --resume'
             )
             return
@@ -108,7 +108,7 @@ class ResumedSettingsHook(Hook):
             else ''
         )
         _warn(
-            f"the schedule has changed ({changes}): the config's counts from iteration "
+            f"the schedule has changed ({changes}): the config's is used from iteration "
             f'{runner.iter} on, as if the training had used it from the beginning{past}. To keep '
             "the checkpoint's, undo the change of param_scheduler and train_cfg"
         )
@@ -121,7 +121,7 @@ def is_finished(loop: BaseLoop) -> bool:
 
 
 def _progress(loop: BaseLoop) -> tuple[str, int, int]:
-    """Return the option that limits a training, how far it is and the limit."""
+    """Return the option that limits a training, the progress and the limit."""
     if isinstance(loop, EpochBasedTrainLoop):
         return 'max_epochs', loop.epoch, loop.max_epochs
     return 'max_iters', loop.iter, loop.max_iters
@@ -194,7 +194,7 @@ def _changes_of_optimizer(runner: Runner, checkpoint: dict) -> Iterator[str]:
     if changes:
         values = ', '.join(f'{k} {old} (config: {new})' for k, (old, new) in changes.items())
         yield (
-            f"the checkpoint's settings of the optimizer count: {values}. To use the config's, "
+            f"the checkpoint's settings of the optimizer are used: {values}. To use the config's, "
             'start a new training from the weights: load_from=CHECKPOINT without --resume'
         )
 

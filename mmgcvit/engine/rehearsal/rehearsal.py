@@ -51,7 +51,7 @@ from .validation import BATCHES, NOTHING_DETECTED, all_scores, validate
 
 SPLITS = ('train', 'val', 'test')
 ITEMS = 12  # per split
-UPDATES_ON_GPU = 8
+UPDATES_ON_CPU, UPDATES_ON_GPU = 2, 8
 SHOWN = 8  # metrics
 OK, NOTE, FAILED, SKIPPED = '✔', '!', '✘', '-'
 # settings of evaluators and hooks that are paths of output files
@@ -140,7 +140,7 @@ class _Rehearsal:
         self.worst: dict[str, dict[str, int]] = {}
         self.runner: Any = None
         # the first steps on a GPU also load kernels, so more of them are needed to predict the time
-        self.updates = UPDATES_ON_GPU if machine.device == 'cuda' else 2
+        self.updates = UPDATES_ON_GPU if machine.device == 'cuda' else UPDATES_ON_CPU
         self.hook = FewSteps(self.updates * accumulative_counts(self.cfg))
         self.training_error: BaseException | None = None
         self.checkpoint: Path | None = None
@@ -185,7 +185,8 @@ class _Rehearsal:
         if isinstance(error, torch.cuda.OutOfMemoryError) or 'allocate memory' in str(error):
             return f'out of memory ({describe(error, 120)}). {proposals(self.cfg, self.machine)}'
         if isinstance(error, OSError) and error.errno == 28:
-            return f'{error}: make room in {tempfile.gettempdir()}, or set TMPDIR to another folder'
+            folder = tempfile.gettempdir()
+            return f'{error}: free some space in {folder}, or set TMPDIR to another folder'
         return known_error(error) or (
             f'{describe(error)} ({place(error)}): correct the part of the config that it names'
         )
@@ -248,7 +249,7 @@ class _Rehearsal:
         before = SPLITS[: SPLITS.index(split)]
         same = next((s for s in before if self.cfg.get(f'{s}_dataloader') == config), None)
         if same is not None and same not in self.loaders:
-            return  # it failed, which was reported
+            return  # reported for the other split
         if same is not None:
             self.loaders[split], self.worst[split] = self.loaders[same], self.worst[same]
             SHARED[split] = SHARED[same]
@@ -376,9 +377,8 @@ class _Rehearsal:
             if (difference := _difference(saved, found)) is not None:
                 raise UserError(
                     f'after resuming, {difference} differs from the checkpoint, so the training '
-                    'would '
-                    'not continue in the same way. Look for a hook or a module that changes it '
-                    'when it is built or loaded'
+                    'would not continue in the same way. Look for a hook or a module that changes '
+                    'it when it is built or loaded'
                 )
         return f'{size}, saved, resumed and equal'
 
@@ -445,7 +445,7 @@ class _Rehearsal:
         """Predict time, memory and disk of the training."""
         self._needs_training()
         hook, runner = self.hook, self.runner
-        measured_steps = hook.batches // 2  # the later half
+        measured_steps = hook.batches // 2  # the first updates are slower
         times = hook.validation_times
         images = (self.cfg.get('val_dataloader') or {}).get('batch_size') or 1
         measured = Measured(
@@ -594,7 +594,7 @@ def _output_in(path: Path, screen: TextIO | None) -> Iterator[TextIO]:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 yield own if is_main_process() else nothing
         finally:
-            # they write to this file, and mmengine has no method that removes them
+            # new loggers write to this file, and mmengine has no method that removes loggers
             for name in set(MMLogger._instance_dict) - loggers:
                 for handler in MMLogger._instance_dict.pop(name).handlers:
                     handler.close()

@@ -119,7 +119,7 @@ def worst_items(dataset: Dataset) -> dict[str, int]:
 
 
 def training_items(
-    length: int, worst: Mapping[str, int], per_update: int, processes: int, updates: int = 2
+    length: int, worst: Mapping[str, int], per_update: int, processes: int, updates: int
 ) -> list[int]:
     """Choose the items of a few updates.
 
@@ -178,7 +178,7 @@ def load(loader: DataLoader, indices: Sequence[int], option: str) -> None:
             items.append(loader.dataset[index])
         except Exception as error:
             where = f'{option} (item {index}, {place(error.__cause__ or error)})'
-            named = isinstance(error, UserError)  # with the image, the transform and the remedy
+            named = isinstance(error, UserError)  # it names image, transform and remedy
             reason = error if named else f'{describe(error)}: correct {option}.dataset'
             raise UserError(f'{where}: {reason}') from error
     size = getattr(loader.batch_sampler, 'batch_size', None) or 1

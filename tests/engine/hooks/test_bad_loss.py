@@ -43,7 +43,7 @@ def settings_after(runner):
 
 
 def test_the_remedies_of_the_message_work(tmp_path):
-    """After corrected images, and with clipping, --resume; a lower rate only without it."""
+    """--resume works with corrected images and with clipping; a lower rate needs load_from."""
     with pytest.raises(UserError, match='because --resume keeps the learning rate of the'):
         toy_runner(tmp_path, bad=[4, 5, 6]).train()
     saved = str(tmp_path / 'iter_6.pth')

@@ -86,7 +86,7 @@ def test_a_longer_schedule_counts_as_if_it_had_been_used_from_the_beginning(imag
     assert list(rates) == [4, 5, 6, 7]
     assert rates == pytest.approx({i: expected[i] for i in rates})
     (line,) = said(tmp_path / 'work', 'the schedule has changed')
-    assert "the config's counts from iteration 4 on" in line
+    assert "the config's is used from iteration 4 on" in line
     assert len(said(tmp_path / 'work', 'max_epochs is 4, but 2 in the checkpoint')) == 1
     states = [s.state_dict() for s in runner.param_schedulers]
     assert [s['_global_step'] for s in states] == [8 if not s['by_epoch'] else 4 for s in states]
@@ -131,7 +131,7 @@ def test_the_rate_of_the_checkpoint_counts_and_is_reported(images, tmp_path):
     options = {'optim_wrapper.optimizer.lr': 0.5, 'optim_wrapper.optimizer.weight_decay': 0.3}
     _, rates = train(images, tmp_path, 'rate2', [WARMUP], epochs=3, resume='auto', **options)
     assert rates[4] == first[3] == pytest.approx(1e-2)
-    (line,) = said(tmp_path, "the checkpoint's settings of the optimizer count")
+    (line,) = said(tmp_path, "the checkpoint's settings of the optimizer are used")
     assert 'lr 0.01 (config: 0.5)' in line and 'weight_decay 0.01 (config: 0.3)' in line
 
 

@@ -54,7 +54,7 @@ def test_datasets_without_sizes_have_no_worst_items():
 
 def test_first_update_is_the_heaviest_and_second_begins_with_the_smallest():
     worst = {'largest image': 7, 'most instances': 5, 'smallest image': 3}
-    chosen = training_items(10, worst, per_update=4, processes=2)
+    chosen = training_items(10, worst, per_update=4, processes=2, updates=2)
     assert len(chosen) == 16
     for rank in range(2):
         items = chosen[8 * rank : 8 * rank + 8]
@@ -69,7 +69,7 @@ def test_more_updates_have_ordinary_images():
 
 
 def test_small_datasets_are_repeated():
-    assert training_items(1, {}, per_update=3, processes=2) == [0] * 12
+    assert training_items(1, {}, per_update=3, processes=2, updates=2) == [0] * 12
     assert some_items(2, {'largest image': 1}, 12) == [1, 0]
 
 
