@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from checked import label_files, names, segmentation, texts
 from mmengine.registry import TRANSFORMS
+from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
 
 from mmgcvit.engine import check_data
@@ -232,3 +233,50 @@ def test_checks_are_switched_off_by_name(shapes):
     cfg.skip_checks = ['empty-classes']
     with pytest.raises(UserError, match=r"skip_checks names 'empty-classes'.*empty-class, .*masks"):
         check_data(cfg)
+
+
+@TRANSFORMS.register_module()
+class LoadGreen(LoadAnnotations):
+    """A loader that turns colors into label values."""
+
+    def _load_seg_map(self, results):
+        green = np.asarray(Image.open(results['seg_map_path']))[..., 1]
+        results['gt_seg_map'] = green
+        results['seg_fields'].append('gt_seg_map')
+
+
+@TRANSFORMS.register_module()
+class LoadNumbers(LoadAnnotations):
+    """A loader of label maps that are no images."""
+
+    def _load_seg_map(self, results):
+        results['gt_seg_map'] = np.load(results['seg_map_path'])
+        results['seg_fields'].append('gt_seg_map')
+
+
+def color(path):
+    labels = np.asarray(Image.open(path))
+    Image.fromarray(np.stack([labels * 0, labels, labels * 0], axis=-1)).save(path)
+
+
+def to_numpy(path):
+    np.save(path.with_suffix('.npy'), np.asarray(Image.open(path)))
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'suffix', 'change'),
+    [('LoadGreen', '.png', color), ('LoadNumbers', '.npy', to_numpy)],
+)
+def test_label_maps_of_an_own_loader_pass_as_they_train(shapes, kind, suffix, change):
+    for split in ('training', 'validation'):
+        for path in label_files(shapes, split):
+            change(path)
+    cfg = segmentation(shapes)
+    for split, pipeline in zip(SPLITS, pipelines(cfg), strict=True):
+        cfg[f'{split}_dataloader'].dataset.seg_map_suffix = suffix
+        step = next(each for each in pipeline if each['type'] == 'LoadAnnotations')
+        step['type'] = f'mmengine.{kind}'
+    report = check_data(cfg)
+    assert texts(report) == []
+    assert all(counts.annotated for _, counts in report.datasets)

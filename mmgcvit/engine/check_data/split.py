@@ -243,7 +243,7 @@ class Split:
         if not (self.has_remote_images or os.path.isfile(path)):
             return  # reported as missing
         backend = getattr(self.labels, 'imdecode_backend', None)
-        if backend is not None:
+        if backend is not None and _is_of_library(self.labels):
             import mmcv  # the package is imported without it, too
 
             # the transform casts to 8 bits, which hides larger values
@@ -378,6 +378,13 @@ def is_remote(backend_args: Mapping[str, Any] | None, *paths: str | None) -> boo
     """Return whether files are read by another backend than that of local files."""
     backend = (backend_args or {}).get('backend', 'local')
     return backend != 'local' or any('://' in str(path) for path in paths)
+
+
+def _is_of_library(loader: Any) -> bool:
+    """Return whether a transform reads label maps as mmcv does, not with code of the user's."""
+    methods = (getattr(type(loader), name, None) for name in ('transform', '_load_seg_map'))
+    packages = {getattr(each, '__module__', '').partition('.')[0] for each in methods}
+    return packages <= {'mmcv', 'mmseg'}
 
 
 def _turns(loader: Any) -> bool:
