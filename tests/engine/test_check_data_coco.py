@@ -245,3 +245,27 @@ def test_a_large_file_is_said_not_to_be_read(shapes, monkeypatch, log):
     require_data(detection(shapes))
     assert any(f'{annotations(shapes)} was not read completely' in line for line in log)
     assert names(check_data(detection(shapes))) == ['instances']
+
+
+def test_iscrowd_has_to_be_a_number_where_coco_evaluates(shapes):
+    for split in ('train2017', 'val2017'):
+        edit(shapes, lambda c: c['annotations'][1].update(iscrowd=None), split)
+    (text,) = texts(check_data(detection(shapes)))
+    assert text.startswith('[iscrowd] val, test: 1 annotations') and 'not a number' in text
+
+
+@pytest.mark.parametrize(
+    ('new_id', 'fault', 'stops'),
+    [
+        ('b7', 'that is not a number', True),
+        (None, 'that is not a number', True),
+        (0, 'id 0', False),
+    ],
+)
+def test_ids_with_which_coco_cannot_evaluate_are_named(shapes, new_id, fault, stops):
+    for split in ('train2017', 'val2017'):
+        edit(shapes, lambda c: c['annotations'][2].update(id=new_id), split)
+    (problem,) = check_data(detection(shapes)).problems
+    assert problem.text.startswith('[annotation-ids] val, test: 1 annotations')
+    assert fault in problem.text and 'number the annotations from 1' in problem.text
+    assert problem.stops is stops

@@ -420,11 +420,32 @@ def _use_boxes_only(split: Split) -> str:
 
 
 def iscrowd(split: Split) -> Iterator[Problem]:
-    """Annotations without the field that COCO's evaluation needs."""
-    if metrics_of(split) and any('iscrowd' not in each for each in split.content['annotations']):
+    """Annotations without a number in the field that COCO's evaluation needs."""
+    found = [each for each in split.content['annotations'] if not _is_number(each.get('iscrowd'))]
+    if metrics_of(split) and found:
         yield Problem(
-            f"{split.path}: annotations lack 'iscrowd', which COCO's metric needs: add the value 0 "
-            'to each'
+            f"{_shown(found, split.path)} lack 'iscrowd', or it is not a number, which COCO's "
+            'metric needs: set it to 0, or to 1 for groups of objects'
+        )
+
+
+def annotation_ids(split: Split) -> Iterator[Problem]:
+    """Ids of annotations with which COCO's evaluation fails or counts wrongly."""
+    if not metrics_of(split):
+        return
+    remedy = 'number the annotations from 1'
+    other = [each for each in split.content['annotations'] if not _is_number(each['id'])]
+    if other:
+        yield Problem(
+            f"{_shown(other, split.path)} have an id that is not a number, which COCO's metric "
+            f'needs: {remedy}'
+        )
+    zero = [each for each in split.content['annotations'] if each['id'] == 0]
+    if zero:
+        yield Problem(
+            f"{_shown(zero, split.path)} have the id 0, which COCO's metric takes for a "
+            f'missing object: {remedy}',
+            stops=False,
         )
 
 
@@ -455,6 +476,7 @@ COCO = {
     duplicate_ids: (annotation_fields,),
     boxes: (annotation_fields,),
     iscrowd: (annotation_fields,),
+    annotation_ids: (annotation_fields,),
     reading: (duplicate_ids, boxes),
     image_files: (reading,),
     images: (reading,),
