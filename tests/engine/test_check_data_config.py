@@ -262,3 +262,16 @@ def test_the_best_checkpoint_needs_its_metric(shapes):
     assert 'default_hooks.checkpoint.save_best is coco/segm_mAP, but no evaluator computes' in text
     apply_remedy(cfg, text)
     assert texts(check_data(cfg, splits=('train', 'val'))) == []
+
+
+@pytest.mark.parametrize('settings', [dict(indices=2), dict(indices=[0, 2])])
+def test_metrics_of_images_that_the_dataset_does_not_use_are_named(shapes, settings):
+    cfg = detection(shapes)
+    cfg.val_dataloader.dataset.update(settings)
+    (problem,) = check_data(cfg).problems
+    assert problem.text.startswith('[evaluator-files] val_evaluator evaluates all 3 images')
+    assert 'uses 2 of them' in problem.text and 'annotation file of these 2' in problem.text
+    assert not problem.stops
+    cfg.val_dataloader.dataset.pop('indices')
+    cfg.train_dataloader.dataset.update(settings)
+    assert 'evaluator-files' not in names(check_data(cfg))

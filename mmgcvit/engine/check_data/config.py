@@ -92,7 +92,7 @@ class Setup:
 
 
 def evaluator_files(setup: Setup) -> Iterator[Problem]:
-    """Evaluators that read other annotations than those of their dataset."""
+    """Evaluators that read other annotations than their dataset uses."""
     for name in setup.splits:
         leaves = [split for split in setup.datasets if name in split.names]
         if len(leaves) != 1 or name == 'train' or 'CocoPanopticDataset' in leaves[0].bases:
@@ -105,6 +105,15 @@ def evaluator_files(setup: Setup) -> Iterator[Problem]:
                 yield Problem(
                     f'{place}.ann_file is {path}, but the {name} dataset reads {wanted}: set '
                     f'--cfg-options {place}.ann_file={wanted}'
+                )
+            elif path and 0 < leaves[0].counts.images < len(leaves[0].content.get('images', ())):
+                used, total = leaves[0].counts.images, len(leaves[0].content['images'])
+                yield Problem(
+                    f'{place} evaluates all {total} images of {path}, but the {name} dataset uses '
+                    f'{used} of them (indices or filter_cfg), so the metrics are too low: write an '
+                    f'annotation file of these {used} images and set it in both places, or remove '
+                    f'indices and filter_cfg from {leaves[0].option}',
+                    stops=False,
                 )
 
 
