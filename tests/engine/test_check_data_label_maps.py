@@ -280,3 +280,29 @@ def test_label_maps_of_an_own_loader_pass_as_they_train(shapes, kind, suffix, ch
     report = check_data(cfg)
     assert texts(report) == []
     assert all(counts.annotated for _, counts in report.datasets)
+
+
+def save_with_alpha(path):
+    Image.open(path).convert('RGBA').save(path, format='PNG')
+
+
+@pytest.mark.parametrize('split', ['training', 'validation'])
+def test_an_image_with_another_number_of_channels_is_named(shapes, split):
+    path = sorted(shapes.glob(f'ADE*/images/{split}/*'))[1]
+    save_with_alpha(path)
+    cfg = segmentation(shapes)
+    assert texts(check_data(cfg)) == []  # color_type='color' drops it
+    for pipeline in pipelines(cfg):
+        pipeline[0].color_type = 'unchanged'
+    (problem,) = check_data(cfg).problems
+    assert problem.text.startswith('[channels]') and problem.stops
+    assert f'{path} has 4 and not 3' in problem.text and "color_type='color'" in problem.text
+
+
+def test_images_that_all_have_four_channels_are_not_named(shapes):
+    for path in shapes.glob('ADE*/images/*/*'):
+        save_with_alpha(path)
+    cfg = segmentation(shapes)
+    for pipeline in pipelines(cfg):
+        pipeline[0].color_type = 'unchanged'
+    assert texts(check_data(cfg)) == []

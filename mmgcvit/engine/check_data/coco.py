@@ -15,7 +15,7 @@ from ...errors import describe
 from ..encodings import encoding_fault
 from .masks import IGNORED, MISSING, box_options, mask_fault
 from .report import Note, Problem, Unchecked
-from .split import Split, dataset, find_evaluators, images, listed, read_items
+from .split import Split, channels, dataset, find_evaluators, images, listed, read_items
 
 LARGE = 32 * 2**20  # bytes; larger files take more than a second or two to read
 FIRST_IMAGES = 20
@@ -480,6 +480,7 @@ COCO = {
     reading: (duplicate_ids, boxes),
     image_files: (reading,),
     images: (reading,),
+    channels: (images,),
     image_sizes: (images,),
     instances: (reading, class_names),
     empty_class: (instances,),

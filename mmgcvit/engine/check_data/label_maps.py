@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from .report import Note, Problem, Unchecked
-from .split import Split, dataset, images, listed, read_items
+from .split import Split, channels, dataset, images, listed, read_items
 
 
 def folders(split: Split) -> Iterator[Problem]:
@@ -168,6 +168,7 @@ LABEL_MAPS = {
     image_files: (reading,),
     label_files: (reading,),
     images: (reading,),
+    channels: (images,),
     label_maps: (reading,),
     orientation: (reading,),
     empty_class: (label_maps,),

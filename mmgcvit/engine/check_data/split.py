@@ -8,6 +8,7 @@ import copy
 import io
 import os
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,7 @@ from .report import Counts, Problem, Unchecked
 
 FEW = 5000  # files that can be looked up within a moment, on a network file system too
 SOME = 20
+PACKAGES = ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmgcvit')
 ORIENTATION = 0x0112  # Exif tag; 1 is upright
 
 
@@ -38,6 +40,7 @@ class Opened:
         item: The dataset's entry.
         error: Why the image cannot be loaded.
         size: Image height and width, or None if unknown.
+        channels: Number of channels of the image, or None if unknown.
         orientation: Exif orientation if the transform turned the image by it, otherwise 1.
         label_size: Height and width of the label map.
         pixels: Number of pixels by label value, as loaded.
@@ -47,6 +50,7 @@ class Opened:
     item: dict[str, Any]
     error: str | None = None
     size: tuple[int, int] | None = None
+    channels: int | None = None
     orientation: int = 1
     label_size: tuple[int, int] | None = None
     pixels: dict[int, int] = field(default_factory=dict)
@@ -222,6 +226,8 @@ class Split:
             return None
         pixels = loaded.get('img')
         opened.size = loaded.get('ori_shape') or getattr(pixels, 'shape', (None,) * 2)[:2]
+        if isinstance(pixels, np.ndarray):
+            opened.channels = pixels.shape[2] if pixels.ndim > 2 else 1
         if None in opened.size:
             opened.size = None
         if _turns(image):
@@ -295,6 +301,29 @@ def images(split: Split) -> Iterator[Problem]:
     yield Problem(
         f'{number} of {total} images that were opened are broken, for example {first}: '
         f'replace them, or remove them from the dataset{setting if number == total else ""}'
+    )
+
+
+def channels(split: Split) -> Iterator[Problem]:
+    """Images with different numbers of channels, as loaded."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for opened in split.opened:
+        if opened.channels is not None:
+            found[opened.channels].append(opened.item['img_path'])
+    if len(found) < 2:
+        return
+    usual = max(found, key=lambda number: len(found[number]))
+    others = [path for number, paths in found.items() if number != usual for path in paths]
+    number = next(number for number, paths in found.items() if others[0] in paths)
+    scope = split.cfg.get('default_scope')
+    classes = [class_of(step, TRANSFORMS, scope) for _, step in split.pipeline]
+    own = any(getattr(cls, '__module__', '').partition('.')[0] not in PACKAGES for cls in classes)
+    yield Problem(
+        f'{len(others)} of {len(split.opened)} images that were opened have another number of '
+        f'channels than the others, for example {others[0]} has {number} and not {usual}: convert '
+        "them, or set color_type='color' in LoadImageFromFile of every pipeline",
+        # transforms of the user may change it, and mmseg can broadcast a single channel
+        stops=not own and set(found) != {1, 3},
     )
 
 
