@@ -306,3 +306,13 @@ def test_images_that_all_have_four_channels_are_not_named(shapes):
     for pipeline in pipelines(cfg):
         pipeline[0].color_type = 'unchanged'
     assert texts(check_data(cfg)) == []
+
+
+@pytest.mark.parametrize('size', [(1, 40), (30, 1), (1, 1)])
+def test_label_maps_one_pixel_wide_or_high_are_named(shapes, size):
+    for kind, mode in (('images', 'RGB'), ('annotations', 'L')):
+        path = sorted(shapes.glob(f'ADE*/{kind}/validation/*'))[0]
+        Image.new(mode, size).save(path)
+    (text,) = texts(check_data(segmentation(shapes)))
+    assert text.startswith('[label-maps] val, test: 1 of 3 label maps')
+    assert 'one pixel wide or high' in text and 'remove these images' in text

@@ -279,6 +279,12 @@ class Split:
             return
         if labels is None:  # a transform of the user's own
             return
+        if labels.ndim < 2:  # mmseg squeezes them
+            opened.label_fault = (
+                'are one pixel wide or high, which LoadAnnotations does not support: remove these '
+                'images'
+            )
+            return
         opened.label_size = labels.shape
         values, counts = np.unique(labels, return_counts=True)
         opened.pixels = dict(zip(values.tolist(), counts.tolist(), strict=True))

@@ -436,7 +436,11 @@ class _Rehearsal:
             option = {'tta': ' --tta'}.get(name, '')
             if _raised_by(error, hooks):
                 option = ' --show-dir'
-            raise UserError(f'tools/test.py{option}: {error}') from error
+            place = ''
+            if name == 'tta' and self.cfg.get('tta_pipeline'):
+                # often inherited, and not changed with the other pipelines
+                place = '; its pipeline is tta_pipeline of the config'
+            raise UserError(f'tools/test.py{option}: {error}{place}') from error
         finally:
             del runner
             gc.collect()

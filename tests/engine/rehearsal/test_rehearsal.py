@@ -304,6 +304,8 @@ MISTAKES = [
     ('upernet_tiny.py', ['val_evaluator.iou_metrics=[mDice]',
                          'default_hooks.checkpoint.save_best=mIoU'], 'validation', 'mDice'),
     ('upernet_tiny.py', ['train_dataloader.dataset.pipeline.2.scale=[192]'], 'data', 'Resize'),
+    ('upernet_tiny.py', ['tta_pipeline.0.imdecode_backend=tifffile'], 'test',
+     'its pipeline is tta_pipeline'),
 ]  # fmt: skip
 
 
