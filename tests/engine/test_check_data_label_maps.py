@@ -316,3 +316,18 @@ def test_label_maps_one_pixel_wide_or_high_are_named(shapes, size):
     (text,) = texts(check_data(segmentation(shapes)))
     assert text.startswith('[label-maps] val, test: 1 of 3 label maps')
     assert 'one pixel wide or high' in text and 'remove these images' in text
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'fault'), [('utf-8-sig', 'a byte-order mark'), ('utf-16', 'encoded in UTF-16')]
+)
+def test_lists_of_images_that_mmseg_cannot_read_are_named(shapes, encoding, fault):
+    path = shapes / 'ADEChallengeData2016' / 'few.txt'
+    stems = [file.stem for file in label_files(shapes, 'validation')[:2]]
+    cfg = segmentation(shapes)
+    cfg.val_dataloader.dataset.ann_file = str(path)
+    path.write_text('\n'.join(stems), encoding='utf-8')
+    assert texts(check_data(cfg)) == []
+    path.write_text('\n'.join(stems), encoding=encoding)
+    (text,) = texts(check_data(cfg))
+    assert text.startswith(f'[folders] val: {path} ') and fault in text and 'as UTF-8' in text

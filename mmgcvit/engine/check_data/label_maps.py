@@ -7,6 +7,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from ..encodings import encoding_fault
 from .report import Note, Problem, Unchecked
 from .split import Split, channels, dataset, images, listed, read_items
 
@@ -28,6 +29,11 @@ def folders(split: Split) -> Iterator[Problem]:
             f'the list of images {path} does not exist: put it there, or change '
             f'{split.option}.ann_file'
         )
+    elif os.path.isfile(path):
+        with open(path, 'rb') as file:
+            fault = encoding_fault(path, file.read(4))
+        if fault is not None:
+            yield Problem(fault)
 
 
 def reading(split: Split) -> Iterator[Problem]:
