@@ -269,3 +269,18 @@ def test_ids_with_which_coco_cannot_evaluate_are_named(shapes, new_id, fault, st
     assert problem.text.startswith('[annotation-ids] val, test: 1 annotations')
     assert fault in problem.text and 'number the annotations from 1' in problem.text
     assert problem.stops is stops
+
+
+def test_ids_of_images_that_are_numbers_and_text_are_named(shapes):
+    def rename(content, which):
+        for image in content['images'][which]:
+            for annotation in content['annotations']:
+                if annotation['image_id'] == image['id']:
+                    annotation['image_id'] = f'photo {image["id"]}'
+            image['id'] = f'photo {image["id"]}'
+
+    edit(shapes, lambda content: rename(content, slice(2)), 'val2017')
+    (text,) = texts(check_data(detection(shapes)))
+    assert text.startswith('[annotation-ids] val, test: ') and 'cannot sort' in text
+    edit(shapes, lambda content: rename(content, slice(2, None)), 'val2017')
+    assert texts(check_data(detection(shapes))) == []

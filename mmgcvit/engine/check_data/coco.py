@@ -430,9 +430,15 @@ def iscrowd(split: Split) -> Iterator[Problem]:
 
 
 def annotation_ids(split: Split) -> Iterator[Problem]:
-    """Ids of annotations with which COCO's evaluation fails or counts wrongly."""
+    """Ids with which COCO's evaluation fails or counts wrongly."""
     if not metrics_of(split):
         return
+    kinds = {isinstance(image['id'], str) for image in split.content['images']}
+    if len(kinds) > 1:
+        yield Problem(
+            f"{split.path}: some ids of 'images' are numbers and some are text, which COCO's "
+            'metric cannot sort: make all of them numbers, also as image_id of the annotations'
+        )
     remedy = 'number the annotations from 1'
     other = [each for each in split.content['annotations'] if not _is_number(each['id'])]
     if other:
