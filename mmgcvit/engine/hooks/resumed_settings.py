@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.dist import get_world_size, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, FlexibleRunner, Runner
@@ -53,6 +53,12 @@ class ResumedSettingsHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if not runner._resume or not isinstance(runner.optim_wrapper, OptimWrapper):
             return
+        if 'ema_state_dict' in checkpoint and not any(isinstance(h, EMAHook) for h in runner.hooks):
+            _warn(
+                'the config has no EMAHook, but the checkpoint was saved with one: training '
+                'continues from the averaged weights, and its result differs from an uninterrupted '
+                'training. To continue from the trained weights, add EMAHook to custom_hooks'
+            )
         for line in _changes_of_optimizer(runner, checkpoint):
             _warn(line)
         schedulers, saved = runner.param_schedulers, checkpoint.get('param_schedulers')

@@ -33,8 +33,9 @@ class StopOnSigtermHook(Hook):
     """Save a checkpoint and exit with code 75 when the training receives SIGTERM.
 
     Slurm and other schedulers send this signal before they end a job. All processes end after the
-    same iteration, the next one that updates the weights. During a validation they end at once, and
-    a resumed training repeats the validation. A second SIGTERM ends a process at once.
+    same iteration, the next one that updates the weights. During a validation they end at once if
+    the weights that are validated are saved, and a resumed training repeats the validation. A
+    second SIGTERM ends a process at once.
 
     This hook has no effect without :class:`SafeCheckpointHook`, or if the program handles the
     signal itself.
@@ -48,6 +49,7 @@ class StopOnSigtermHook(Hook):
         self._received: float | None = None
         self._stopping = False
         self._validating = False
+        self._saved = False  # the weights that are validated
         self._blocked = contextlib.ExitStack()
         self._iteration = 0
         self._resumes_with = ''
@@ -64,8 +66,9 @@ class StopOnSigtermHook(Hook):
         self._install(runner)  # SafeCheckpointHook may repeat a validation before the training
         self._iteration = runner.iter
         self._validating = self._flags is not None
-        self._resumes_with = self._checkpoints.resumes_with(runner) if self._validating else ''
-        if self._validating and self._received is not None:
+        self._saved = self._validating and self._checkpoints.is_saved(runner)
+        self._resumes_with = self._checkpoints.resumes_with(runner) if self._saved else ''
+        if self._saved and self._received is not None:
             self._leave_validation()
 
     def before_val_epoch(self, runner: Runner) -> None:
@@ -128,7 +131,7 @@ class StopOnSigtermHook(Hook):
             os.kill(os.getpid(), signal.SIGTERM)
         if self._received is None:
             self._received = now
-        if self._validating:
+        if self._validating and self._saved:
             self._leave_validation()
 
     def _stop(self, runner: Runner, epoch: int, iteration: int) -> NoReturn:

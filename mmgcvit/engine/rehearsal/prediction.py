@@ -132,13 +132,13 @@ def proposals(cfg: Config, machine: Machine) -> str:
 
 
 def predict_disk(
-    runner: Runner, work_dir: str, per_epoch: int, size: int
+    runner: Runner, folder: str, per_epoch: int, size: int
 ) -> tuple[str | None, str | None]:
     """Return the disk space of the checkpoints, and a remedy if there is less.
 
     Args:
         runner: Runner after the rehearsal's updates.
-        work_dir: Work dir of the training.
+        folder: Folder in which the training saves its checkpoints.
         per_epoch: Iterations of an epoch.
         size: Size of a checkpoint in bytes.
     """
@@ -152,15 +152,21 @@ def predict_disk(
     if by_epoch and not hook.by_epoch:
         length *= per_epoch
     interval = configs.get('interval', -1)
-    kept = length // interval if interval > 0 else int(hook.save_last)
+    kept = length // interval if interval > 0 else 0
+    if hook.save_last and (interval <= 0 or length % interval):
+        kept += 1
     if hook.max_keep_ckpts > 0:
         kept = min(kept, hook.max_keep_ckpts)
     best = len(hook.save_best or ())
     # a checkpoint is complete before an old one is removed
     needed = (kept + best + 1) * size
-    folder = Path(configs.get('out_dir') or work_dir).absolute()
+    folder = Path(folder).absolute()
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return f'no checkpoints in {folder}', (
+            f'{folder} is not a folder in which this user can write: set --work-dir to another one'
+        )
     free = shutil.disk_usage(folder).free
     text = (
         f'{needed / GB:.1f} of {free / GB:.1f} GB disk ({kept} kept, {best} best and 1 being '

@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import errno
 import gc
+import math
 import os
 import shutil
 import signal
@@ -32,7 +34,7 @@ from ...weights import register_checkpoint_loaders
 from ..adaptations import Adaptation, adapt_resume, adapt_test
 from ..check_data import Problem, check_data, find_evaluators
 from ..device import Machine, choose_device
-from ..hooks import UnusedParametersHook
+from ..hooks import SafeCheckpointHook, UnusedParametersHook
 from ..known_errors import known_error
 from ..launch import start_processes
 from ..options import accumulative_counts
@@ -141,7 +143,8 @@ class _Rehearsal:
         self.runner: Any = None
         # the first steps on a GPU also load kernels, so more of them are needed to predict the time
         self.updates = UPDATES_ON_GPU if machine.device == 'cuda' else UPDATES_ON_CPU
-        self.hook = FewSteps(self.updates * accumulative_counts(self.cfg))
+        self.accumulated = accumulative_counts(self.cfg)
+        self.hook = FewSteps(self.updates * self.accumulated)
         self.training_error: BaseException | None = None
         self.checkpoint: Path | None = None
         self.peak = 0
@@ -184,9 +187,9 @@ class _Rehearsal:
     def _explain(self, error: BaseException) -> str:
         if isinstance(error, torch.cuda.OutOfMemoryError) or 'allocate memory' in str(error):
             return f'out of memory ({describe(error, 120)}). {proposals(self.cfg, self.machine)}'
-        if isinstance(error, OSError) and error.errno == 28:
+        if (full := _full_disk(error)) is not None:
             folder = tempfile.gettempdir()
-            return f'{error}: free some space in {folder}, or set TMPDIR to another folder'
+            return f'{full}: free some space in {folder}, or set TMPDIR to another folder'
         return known_error(error) or (
             f'{describe(error)} ({place(error)}): correct the part of the config that it names'
         )
@@ -318,8 +321,9 @@ class _Rehearsal:
         hook = self.hook
         if len(hook.times) <= hook.batches:
             raise UserError(
-                f'the training to resume is complete ({self.runner.iter} iterations): nothing is '
-                'left to train. Set a larger train_cfg.max_epochs or train_cfg.max_iters'
+                f'the training to resume is complete or was stopped early ({self.runner.iter} '
+                'iterations): nothing is left to train. Set a larger train_cfg.max_epochs or '
+                'train_cfg.max_iters, or a larger patience of EarlyStoppingHook'
             )
         if not all(abs(loss) < float('inf') for loss in hook.losses):
             raise UserError(
@@ -327,12 +331,25 @@ class _Rehearsal:
                 'optim_wrapper.optimizer.lr, or set optim_wrapper.clip_grad.max_norm'
             )
         observers = [h for h in self.runner.hooks if isinstance(h, UnusedParametersHook)]
-        if reports := [observer.report for observer in observers if observer.unused]:
+        reports = [observer.report for observer in observers if observer.unused]
+        if reports and not self._finds_unused():
             raise UserError(reports[0])
         checked = any(observer.checked for observer in observers)
-        gradients = 'every parameter has a gradient' if checked else 'gradients not checked'
+        gradients = 'gradients not checked'
+        if checked:
+            gradients = f'{"not " if reports else ""}every parameter has a gradient'
         losses = ', '.join(f'{loss:.3g}' for loss in hook.losses)
-        return f'{self.updates} updates, loss {losses}; {gradients}; {self._worst()}'
+        number = math.ceil(hook.batches / self.accumulated)
+        updates = f'{number} update{"s" * (number != 1)}'
+        text = f'{updates}, loss {losses}; {gradients}; {self._worst()}'
+        if reports:
+            raise _Note(_listed([text, reports[0]]))
+        return text
+
+    def _finds_unused(self) -> bool:
+        """Return whether the config allows parameters without a gradient."""
+        name = 'find_unused_parameters'
+        return bool((self.cfg.get('model_wrapper_cfg') or self.cfg).get(name))
 
     def _worst(self) -> str:
         items = self.worst.get('train') or {}
@@ -352,6 +369,8 @@ class _Rehearsal:
         hooks = [hook for hook in self.runner.hooks if isinstance(hook, CheckpointHook)]
         if not hooks or hooks[0].last_ckpt is None:
             raise _Note('the training saves no checkpoints: there is no CheckpointHook')
+        if not Path(hooks[0].last_ckpt).is_file():
+            raise _Skip('needs step 3')
         self.checkpoint = Path(hooks[0].last_ckpt)
         size = f'{self.checkpoint.stat().st_size / 1e6:.1f} MB'
         if not (hooks[0].save_optimizer and hooks[0].save_param_scheduler):
@@ -449,7 +468,7 @@ class _Rehearsal:
         """Predict time, memory and disk of the training."""
         self._needs_training()
         hook, runner = self.hook, self.runner
-        measured_steps = hook.batches // 2  # the first updates are slower
+        measured_steps = max(hook.batches // 2, 1)  # the first updates are slower
         times = hook.validation_times
         images = (self.cfg.get('val_dataloader') or {}).get('batch_size') or 1
         measured = Measured(
@@ -462,7 +481,10 @@ class _Rehearsal:
         to_validate = len(self.loaders['val'].sampler) if 'val' in self.loaders else 0
         duration = predict_time(runner, hook.start, per_epoch, to_validate, measured)
         memory, too_much = predict_memory(self.cfg, self.machine, measured.peak)
-        disk, full = predict_disk(runner, self.cfg.work_dir, per_epoch, measured.checkpoint)
+        # not of the rehearsal's config, whose folders are temporary
+        hooks = (self.cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        folder = hooks.get('out_dir') or self.cfg.work_dir
+        disk, full = predict_disk(runner, folder, per_epoch, measured.checkpoint)
         text = '; '.join(part for part in (duration, memory, disk) if part)
         if full:
             raise UserError(_listed([text, full, *([too_much] if too_much else [])]))
@@ -511,9 +533,9 @@ class _Rehearsal:
         """Return the number of batches per process, and the items of all processes."""
         worst, processes = self.worst[split], get_world_size()
         if split == 'train':
-            per_update = self.hook.batches // self.updates * size
+            per_update = self.accumulated * size
             chosen = training_items(length, worst, per_update, processes, self.updates)
-            return self.hook.batches, chosen
+            return self.accumulated * self.updates, chosen
         batches = BATCHES if split == 'val' else 1
         number = batches * size if split == 'val' else 1
         chosen = take(some_items(length, worst, number), number)
@@ -536,6 +558,15 @@ def _weights(cfg: Config) -> str:
     return str(pretrained or 'random')
 
 
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """Return the exception or the cause of it that a full disk has raised, if any."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def _raised_by(error: BaseException | None, hooks: Sequence[Hook]) -> bool:
     """Return whether an exception or one of its causes was raised in a method of a hook."""
     while error is not None:
@@ -549,6 +580,8 @@ def _raised_by(error: BaseException | None, hooks: Sequence[Hook]) -> bool:
 def _state(path: Path) -> dict[str, Any]:
     """Return what a training reads from a checkpoint."""
     content = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    # describes the checkpoint itself
+    (content.get('hooks') or {}).pop(SafeCheckpointHook.__name__, None)
     return {key: value for key, value in content.items() if key not in ('meta', 'message_hub')}
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 
+from ..hooks import ExactResumeHook
 from .validation import require_names
 
 
@@ -18,9 +19,11 @@ class FewSteps(Hook):
     The loop, its length and the schedules are those of the training.
 
     Args:
-        batches: Iterations to train.
+        batches: Iterations to train, at most.
 
     Attributes:
+        batches: Iterations to train, fewer than the argument if an iteration-based training ends
+            before.
         started: Whether the training began.
         start: Iterations that were done before.
         losses: Loss of each iteration.
@@ -42,12 +45,18 @@ class FewSteps(Hook):
         """Shorten the training."""
         self.started, self.start = True, runner.iter
         loop = runner.train_loop
+        if isinstance(loop, IterBasedTrainLoop) and runner.iter < loop.max_iters:
+            self.batches = min(self.batches, loop.max_iters - runner.iter)
         loop.val_begin = sys.maxsize
-        loop.stop_training = self.batches == 0
+        # EarlyStoppingHook may have stopped it before
+        loop.stop_training = loop.stop_training or self.batches == 0
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
                 hook.interval = 1 if hook.by_epoch else runner.iter + max(self.batches, 1)
                 hook.save_begin = 0
+            elif isinstance(hook, ExactResumeHook):
+                # a checkpoint of SIGTERM is in the middle of an epoch, which has few items here
+                hook.load_state_dict(hook.state_dict() | {'batches': 0, 'images': 0})
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self._note(self.times)

@@ -167,6 +167,16 @@ def test_another_number_of_images_per_step_is_reported(images, tmp_path, batch, 
     assert rates == pytest.approx({i: whole[i] for i in rates})
 
 
+@pytest.mark.parametrize('keep', [True, False])
+def test_the_average_of_a_hook_that_was_removed_is_reported(images, tmp_path, keep):
+    average = [dict(type='EMAHook')]
+    train(images, tmp_path, 'first', [], epochs=1, custom_hooks=average)
+    hooks = average if keep else []
+    train(images, tmp_path, 'second', [], resume=True, custom_hooks=hooks)
+    lines = [line for line in warnings_of(tmp_path) if 'averaged weights' in line]
+    assert len(lines) == (not keep)
+
+
 def test_a_finished_training_says_what_to_change(images, tmp_path):
     train(images, tmp_path, 'finished', [WARMUP])
     _, rates = train(images, tmp_path, 'again', [WARMUP], resume='auto')

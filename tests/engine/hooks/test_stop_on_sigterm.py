@@ -132,6 +132,15 @@ def test_a_validation_is_left_at_once_and_repeated(images, tmp_path):
     assert not (tmp_path / 'unfinished_validation').exists()
 
 
+def test_a_validation_of_weights_that_are_not_saved_is_completed(images, tmp_path):
+    """Otherwise all epochs since the last checkpoint would be lost."""
+    options = {'default_hooks.checkpoint.interval': 3, 'default_hooks.checkpoint.save_best': None}
+    stop(images, tmp_path, 'stopped', 'epoch', Send(validation=8), **options)
+    assert names(tmp_path) == {'iter_9.pth'}
+    assert 'stopped by SIGTERM after iteration 9; --resume continues' in logged(tmp_path)
+    assert not (tmp_path / 'unfinished_validation').exists()
+
+
 def test_a_signal_that_a_launcher_forwards_is_not_a_second_one(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, 'monotonic', lambda: now[0])

@@ -1,9 +1,12 @@
 """A rehearsal names the step in which a training would fail, and writes nothing of the user's."""
 
+import errno
 import io
 import logging
 import multiprocessing.util
+import os
 import re
+import signal
 import tempfile
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 import tiny_training
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS, MODELS
@@ -64,6 +68,18 @@ class Careless(SafeCheckpointHook):
         Careless.count += 1
         if 'optimizer' in checkpoint:  # the best one has none
             checkpoint['optimizer']['param_groups'][0]['lr'] += Careless.count
+
+
+@HOOKS.register_module(force=True)
+class Interrupted(Hook):
+    """Sends SIGTERM to the training in an iteration."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def before_train_iter(self, runner, *_, **__):
+        if runner.iter + 1 == self.iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Rehearsed(dict):
@@ -134,6 +150,22 @@ def test_trainings_that_work(tiny, loop, workers, settings):
     assert found['checkpoint'][1].endswith('MB, saved, resumed and equal')
     assert found['validation'][1] == '2 batches; metrics: cost'
     assert '12 iterations × ' in found['prediction'][1]
+
+
+@pytest.mark.parametrize(
+    ('iterations', 'accumulated', 'updates'), [(1, 1, 1), (5, 3, 2), (3, 2, 2)]
+)
+def test_training_of_few_iterations(tiny, iterations, accumulated, updates):
+    """Fewer than the rehearsal's, which is not a training that is complete."""
+    optimizer = dict(type='SGD', lr=0.1)
+    found = tiny(
+        'iter',
+        train_cfg=dict(max_iters=iterations, val_interval=1),
+        optim_wrapper=dict(optimizer=optimizer, accumulative_counts=accumulated),
+    )
+    assert not found.failed
+    assert found['training'][1].startswith(f'{updates} update')
+    assert f' {iterations} iterations × ' in found['prediction'][1]
 
 
 SAVE_BEST = dict(type='CheckpointHook', interval=1, rule='less')
@@ -231,6 +263,57 @@ def test_complete_training_cannot_be_rehearsed_further(tiny, tmp_path, shapes):
     build_runner(cfg).train()
     found = tiny(resume='auto')
     assert found.failed == ['training'] and 'is complete' in found['training'][1]
+
+
+def test_full_temporary_folder_is_a_failure_with_its_remedy(tiny, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+
+    monkeypatch.setattr('mmgcvit.engine.hooks.checkpoint.write_atomically', full)
+    found = tiny(**hook(interval=1, save_best=None))
+    assert found.failed == ['training', 'validation']
+    assert all('or set TMPDIR to another folder' in found[name][1] for name in found.failed)
+    assert found['checkpoint'] == ('-', 'skipped: needs step 3')
+    assert found['test'] == ('-', 'skipped: needs step 4')
+
+
+def test_work_dir_that_cannot_be_written(tiny, tmp_path):
+    (tmp_path / 'file').touch()
+    found = tiny(**hook(interval=1, save_best=None, out_dir=str(tmp_path / 'file' / 'below')))
+    assert found.failed == ['prediction']
+    assert f'{tmp_path / "file"} is not a folder' in found['prediction'][1]
+
+
+@pytest.mark.parametrize(('interval', 'kept'), [(2, 2), (3, 1), (9, 1)])
+def test_last_checkpoint_counts_as_kept(tiny, interval, kept):
+    found = tiny(**hook(interval=interval, save_best=None))
+    assert f'({kept} kept, 0 best and 1 being written' in found['prediction'][1]
+
+
+def test_training_that_was_interrupted_in_its_last_epoch(tiny, tmp_path, shapes):
+    """Its checkpoint skips more images than the rehearsal trains on."""
+    cfg = Config.fromfile(
+        tiny_training.config(shapes / 'coco' / 'train2017', tmp_path / 'work', 'epoch', 0)
+    )
+    cfg.experiment_name = tmp_path.name
+    cfg.custom_hooks = [dict(type='Interrupted', iteration=11)]  # of 12
+    with pytest.raises(SystemExit):
+        build_runner(cfg).train()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the process would have ended
+    found = tiny(resume='auto')
+    assert not found.failed
+    assert found['training'][1].startswith('2 updates')
+
+
+def test_training_that_was_stopped_early_cannot_be_rehearsed_further(tiny, tmp_path, shapes):
+    early = dict(type='EarlyStoppingHook', monitor='cost', rule='less', min_delta=1e3, patience=1)
+    settings = dict(custom_hooks=[early])
+    images = shapes / 'coco' / 'train2017'
+    cfg = Config.fromfile(tiny_training.config(images, tmp_path / 'work', 'epoch', 0, **settings))
+    cfg.experiment_name = tmp_path.name
+    build_runner(cfg).train()
+    found = tiny(resume='auto', **settings)
+    assert found.failed == ['training'] and 'was stopped early' in found['training'][1]
 
 
 def test_output_of_libraries_is_kept_if_a_step_fails(tiny, shapes, tmp_path, capfd):
@@ -358,3 +441,7 @@ def test_parameters_without_a_gradient_are_a_failure(tool, ranks):
     assert 'training' in found.failed
     assert 'out_indices=(1,2)' in found['training'][1]
     assert found['checkpoint'][0] == ('-' if ranks > 1 else '✔')
+    settings.append('find_unused_parameters=True')
+    found = tool('mask_rcnn_tiny.py', *settings, ranks=ranks)
+    assert not found.failed
+    assert found['training'][0] == '!' and 'out_indices=(1,2)' in found['training'][1]
