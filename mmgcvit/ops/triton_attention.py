@@ -210,9 +210,12 @@ def _backward(
 def _config(name: str, inputs: Inputs, region: Region) -> dict[str, Any]:
     """Return the compile-time arguments of a kernel."""
     config = dict(CONFIGS[name])
-    smallest = max(16, triton.next_power_of_2(region.num_tokens))
+    limit = max(16, triton.next_power_of_2(region.num_tokens))
+    if inputs.qkv.dtype == torch.float32:
+        # larger tiles do not fit into registers
+        limit = min(limit, 32)
     for block in ('BLOCK_Q', 'BLOCK_K'):
-        config[block] = min(config[block], smallest)
+        config[block] = min(config[block], limit)
     return {
         **config,
         'Q_FITS': region.num_tokens % config['BLOCK_Q'] == 0,
