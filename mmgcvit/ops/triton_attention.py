@@ -1,17 +1,19 @@
-"""Window attention on GPUs with kernels that sum the gradient of the position bias over windows.
+"""Window attention on GPUs with kernels that read the position bias from its table.
 
-PyTorch's fused attention writes a bias gradient per window and sums them afterwards. Here, each
-program of one kernel computes a tile of the gradient: it loops over the windows and writes the sum
-once. There are no atomic operations, so the results are deterministic. All kernels access views of
-qkv and of its gradient in place.
+PyTorch's fused attention reads a bias for each pair of a query and a key, writes a gradient of this
+size per window, and sums the gradients afterwards. Here, the kernels look up the biases in the
+table. Each program of one kernel computes a tile of the gradient: it loops over the windows and
+writes the sum once. There are no atomic operations, so the results are deterministic. All kernels
+access views of qkv and of its gradient in place.
 
 The key that represents the padding is not appended to the keys. Instead, it is the initial state of
 the online softmax: its score is the maximum, 1 the sum of exponentials, its value the output.
 
-B: batch size, L: tokens of a feature map in window order, C: channels, h: heads, d = C/h: channels
-per head, nW: windows of a region per feature map, n: tokens per window.
+B: batch size, L: tokens of a feature map in window order, C: channels, w: window size, h: heads,
+d = C/h: channels per head, nW: windows of a region per feature map, n: tokens per window.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .by_region import Inputs, heads_of, padding_by_head
-from .position_bias import position_biases
-from .windows import Region
+from .position_bias import biases_of_padding
+from .windows import Region, Windows
 
 # Tiles of queries and keys, number of warps and of pipeline stages of each kernel.
 CONFIGS = {
@@ -47,87 +49,104 @@ def attend(inputs: Inputs) -> Tensor:
         inputs: Inputs of window attention on a GPU, without dropout. Tokens are bfloat16, float16
             or float32, and heads have 16, 32 or 64 channels.
     """
-    table = inputs.bias_table
-    # Biases in the dtype of the table, so that their gradients are not rounded to half precision.
-    biases = position_biases(table, inputs.windows, table.dtype, is_kept=True)
-    return TritonAttention.apply(*inputs._replace(bias_table=table.detach())[:-1], *biases)
+    # DistributedDataParallel expects the gradient to have the table's strides, as this view has it
+    table = inputs.bias_table.flatten().view(inputs.bias_table.shape)
+    windows = inputs.windows
+    of_padding = biases_of_padding(table, windows, windows.regions)
+    of_padding = [bias.to(torch.float32) for bias in of_padding]
+    return TritonAttention.apply(*inputs._replace(bias_table=table)[:-1], *of_padding)
 
 
 class TritonAttention(torch.autograd.Function):
-    """Attention of all regions. ``apply`` takes the fields of :class:`.Inputs` except dropout, and
-    the results of :func:`.position_biases`, which receive the gradient instead of the table.
+    """Attention of all regions.
+
+    ``apply`` takes the fields of :class:`.Inputs` except dropout, and the biases for the padding,
+    (h, n) in float32, of each region with padding.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         qkv: Tensor,
-        windows: Any,
+        windows: Windows,
         bias_table: Tensor,
         global_query: Tensor | None,
         padding: Tensor | None,
-        *biases: Tensor,
+        *of_padding: Tensor,
     ) -> Tensor:
         qkv, global_query, padding = (
             None if x is None else x.contiguous() for x in (qkv, global_query, padding)
         )
-        inputs = Inputs(qkv, windows, bias_table, global_query, padding)
-        biases = [_cast(bias, qkv.dtype) for bias in biases]
+        # the biases of a head are contiguous, so that neighboring offsets share cache lines
+        table = bias_table.t().to(torch.float32).contiguous().t()
+        tensors = qkv, table, global_query, padding
+        inputs = Inputs(qkv, windows, *tensors[1:])
         _, h, d = inputs.qkv_dims
         out = qkv.new_empty(*qkv.shape[:2], h * d)
         # Triton uses the current device, which may be another one
         with torch.cuda.device_of(qkv):
-            lses = [
-                _forward(inputs, *parts)
-                for parts in zip(
-                    windows.regions, biases, windows.split(qkv), windows.split(out), strict=True
-                )
-            ]
+            parts = _by_region(windows, of_padding, windows.split(qkv), windows.split(out))
+            lses = [_forward(inputs, *part) for part in parts]
         ctx.windows = windows
-        ctx.save_for_backward(qkv, bias_table, global_query, padding, out, *biases, *lses)
+        ctx.save_for_backward(*tensors, out, *lses, *of_padding)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         windows = ctx.windows
-        qkv, bias_table, global_query, padding, out, *saved = ctx.saved_tensors
-        inputs = Inputs(qkv, windows, bias_table, global_query, padding)
+        qkv, table, global_query, padding, out, *saved = ctx.saved_tensors
+        lses, of_padding = saved[: len(windows.regions)], saved[len(windows.regions) :]
         grads = Inputs(
             torch.empty_like(qkv),
             windows,
-            bias_table,
             *(
                 None if x is None else torch.zeros_like(x, dtype=torch.float32)
-                for x in (global_query, padding)
+                for x in (table, global_query, padding)
             ),
         )
-        grad_out = grad_out.contiguous()
-        split = (windows.split(x) for x in (qkv, out, grad_out, grads.qkv))
-        biases, lses = saved[: len(windows.regions)], saved[len(windows.regions) :]
-        grad_biases = [
-            _backward(inputs, grads, *parts)
-            for parts in zip(windows.regions, biases, lses, *split, strict=True)
+        split = (windows.split(x) for x in (qkv, out, grad_out.contiguous(), grads.qkv))
+        inputs = Inputs(qkv, windows, table, global_query, padding)
+        grad_of_padding = [
+            _backward(inputs, grads, *part)
+            for part in _by_region(windows, of_padding, lses, *split)
         ]
         # autograd casts the float32 sums to the dtypes of the inputs
-        return grads.qkv, None, None, grads.global_query, grads.padding, *grad_biases
+        return (
+            grads.qkv,
+            None,
+            *(grads.bias_table, grads.global_query, grads.padding),
+            *(grad for grad in grad_of_padding if grad is not None),
+        )
 
 
-def _forward(inputs: Inputs, region: Region, bias: Tensor, part: Tensor, out: Tensor) -> Tensor:
+def _by_region(
+    windows: Windows, of_padding: Sequence[Tensor], *parts: Sequence[Tensor]
+) -> Iterator[tuple]:
+    """Return regions, their biases for the padding (None without padding), and their parts."""
+    biases = iter(of_padding)
+    each = [next(biases) if windows.is_partial(region) else None for region in windows.regions]
+    return zip(windows.regions, each, *parts, strict=True)
+
+
+def _forward(
+    inputs: Inputs, region: Region, of_padding: Tensor | None, part: Tensor, out: Tensor
+) -> Tensor:
     """Write the attention of a region to ``out``, (B, nW·n, C).
 
     Returns:
-        Logarithms to base 2 of the sums of exponentials, (B·nW, h, n).
+        Logarithms to base 2 of the sums of exponentials, (B·nW, h, n) in float32.
     """
     query, key, value = heads_of(part, region, inputs)
     out = _by_head(out, region, inputs)
-    B, nW, h, n, d = query.shape
+    B, nW, h, n, _ = query.shape
     config = _config('forward', inputs, region)
-    lse = bias.new_empty(B * nW, h, n, dtype=torch.float32)
+    lse = out.new_empty(B * nW, h, n, dtype=torch.float32)
     _forward_kernel[(triton.cdiv(n, config['BLOCK_Q']) * len(lse) * h,)](
-        *(query, key, value, bias, *_padding(inputs, region), out, lse),
-        *_strides(query, key, out, bias),
-        *(nW, h, n, d**-0.5),
+        *(query, key, value, inputs.bias_table),
+        *(of_padding, *_padding(inputs, region), out, lse),
+        *(*_strides(query, key, out), *_sizes(inputs, region)),
+        HAS_PADDING=of_padding is not None,
         **config,
     )
     return lse
@@ -137,17 +156,17 @@ def _backward(
     inputs: Inputs,
     grads: Inputs,
     region: Region,
-    bias: Tensor,
+    of_padding: Tensor | None,
     lse: Tensor,
     part: Tensor,
     out: Tensor,
     grad_out: Tensor,
     grad_part: Tensor,
-) -> Tensor:
-    """Write the gradient of a region's tokens and add to those of global query and padding.
+) -> Tensor | None:
+    """Write the gradient of a region's tokens and add to those of inputs that regions share.
 
     Returns:
-        The gradient of the bias, (h, n, m) in float32.
+        The gradient of ``of_padding``.
     """
     query, key, value = heads_of(part, region, inputs)
     grad_query, grad_key, grad_value = heads_of(grad_part, region, grads)
@@ -155,56 +174,54 @@ def _backward(
     B, nW, h, n, d = query.shape
     if inputs.global_query is not None:
         grad_query = query.new_empty(B, nW, n, h, d).transpose(2, 3)
-    sizes = nW, h, n, d**-0.5
-    strides = _strides(query, key, out, bias)
+    strides, sizes = _strides(query, key, out), _sizes(inputs, region)
 
     config = _config('query', inputs, region)
     tiles = triton.cdiv(n, config['BLOCK_Q'])
-    delta, padding_scores, grad_padding = torch.empty_like(lse), None, None
-    if config['HAS_PADDING']:
-        padding_scores = torch.empty_like(lse)
+    delta, grad_of_padding, grad_padding = torch.empty_like(lse), None, None
+    if of_padding is not None:
+        grad_of_padding = torch.empty_like(lse)
         grad_padding = lse.new_empty(B * nW, h, tiles, 2, d)
     _query_kernel[(tiles * len(lse) * h,)](
-        *(query, key, value, bias, *_padding(inputs, region), out, grad_out, lse),
-        *(delta, grad_query, padding_scores, grad_padding),
+        *(query, key, value, inputs.bias_table),
+        *(of_padding, *_padding(inputs, region), out, grad_out, lse),
+        *(delta, grad_query, grad_of_padding, grad_padding),
         *(*strides, *_strides(grad_query), *sizes),
+        HAS_PADDING=of_padding is not None,
         **config,
     )
     config = _config('key_value', inputs, region)
-    del config['HAS_PADDING']
     _key_value_kernel[(triton.cdiv(n, config['BLOCK_K']) * len(lse) * h,)](
-        *(query, key, value, bias, grad_out, lse, delta, grad_key, grad_value),
+        *(query, key, value, inputs.bias_table, grad_out, lse, delta, grad_key, grad_value),
         *(*strides, *sizes),
         **config,
     )
     config = _config('bias', inputs, region)
-    del config['HAS_PADDING']
     programs = triton.cdiv(n, config['BLOCK_Q']) * triton.cdiv(n, config['BLOCK_K']) * h
     num_parts = max(1, min(BIAS_PROGRAMS // programs, len(lse) // WINDOWS_PER_PART))
-    grad_biases = torch.empty_strided(
-        (num_parts, *bias.shape),
-        (bias.shape[0] * bias.stride(0), *bias.stride()),
-        dtype=torch.float32,
-        device=bias.device,
-    )
+    grad_bias = lse.new_empty(num_parts, h, n, n)
     _bias_kernel[(programs * num_parts,)](
-        *(query, key, value, bias, grad_out, lse, delta, grad_biases),
-        *(*strides, grad_biases.stride(0), len(lse), num_parts, *sizes),
+        *(query, key, value, inputs.bias_table, grad_out, lse, delta, grad_bias),
+        *(*strides, len(lse), num_parts, *sizes),
         **config,
     )
-    grad_bias = grad_biases.sum(0) if num_parts > 1 else grad_biases[0]
-
-    if padding_scores is not None:
-        grad_bias[..., n] = padding_scores.sum(0)
-        grad = grad_padding.sum((0, 2)).unbind(1)
-        for into, x in zip(padding_by_head(grads), grad, strict=True):
-            into += x
+    grad_bias = grad_bias.sum(0) if num_parts > 1 else grad_bias[0]
+    _table_kernel[(h * (2 * region.height - 1),)](
+        *(grad_bias, grads.bias_table, region.height, region.width, inputs.windows.window_size),
+        WIDTH=triton.next_power_of_2(region.width),
+        num_warps=4,
+    )
     if inputs.global_query is not None:
         w, size = inputs.windows.window_size, (region.height, region.width)
         into = grads.global_query.unflatten(1, (w, w))[:, : size[0], : size[1]]
         grad = grad_query.sum(1, dtype=torch.float32)
         into += grad.transpose(1, 2).flatten(2).unflatten(1, size)
-    return grad_bias
+    if of_padding is None:
+        return None
+    grad = grad_padding.sum((0, 2)).unbind(1)
+    for into, x in zip(padding_by_head(grads), grad, strict=True):
+        into += x
+    return grad_of_padding.sum(0)
 
 
 def _config(name: str, inputs: Inputs, region: Region) -> dict[str, Any]:
@@ -221,7 +238,6 @@ def _config(name: str, inputs: Inputs, region: Region) -> dict[str, Any]:
         'Q_FITS': region.num_tokens % config['BLOCK_Q'] == 0,
         'K_FITS': region.num_tokens % config['BLOCK_K'] == 0,
         'HEAD_DIM': inputs.qkv_dims[-1],
-        'HAS_PADDING': inputs.windows.is_partial(region),
         'PRECISION': _float32_precision(),
     }
 
@@ -246,15 +262,16 @@ def _padding(inputs: Inputs, region: Region) -> tuple[Tensor | None, Tensor | No
     return padding_by_head(inputs) if inputs.windows.is_partial(region) else (None, None)
 
 
-def _cast(bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast without changing the strides, since aligned rows are faster to read."""
-    empty = torch.empty_strided(bias.shape, bias.stride(), dtype=dtype, device=bias.device)
-    return empty.copy_(bias)
-
-
 def _strides(*tensors: Tensor) -> list[int]:
-    """Return strides: image, window and token of (B, nW, h, n, d), head and query of (h, n, m)."""
-    return [x.stride(dim) for x in tensors for dim in ((0, 1, 3) if x.dim() == 5 else (0, 1))]
+    """Return the strides of image, window and token of tensors (B, nW, h, n, d)."""
+    return [x.stride(dim) for x in tensors for dim in (0, 1, 3)]
+
+
+def _sizes(inputs: Inputs, region: Region) -> tuple[int | float, ...]:
+    """Return the common last arguments of the kernels, up to the scale of the scores."""
+    _, h, d = inputs.qkv_dims
+    w = inputs.windows.window_size
+    return w, region.width, region.num_windows, h, region.num_tokens, d**-0.5
 
 
 @triton.jit
@@ -277,21 +294,26 @@ def _store_tile(base, tokens, stride, n, tile, HEAD_DIM: tl.constexpr, FITS: tl.
 
 
 @triton.jit
-def _load_row(base, tokens, n, FITS: tl.constexpr, OTHER: tl.constexpr):
-    """Load one value per token, (tokens,). Those of tokens beyond n are OTHER."""
-    row = tl.load(base + tokens) if FITS else tl.load(base + tokens, mask=tokens < n, other=OTHER)
-    return row
+def _load_row(base, tokens, n, FITS: tl.constexpr):
+    """Load one value per token, (tokens,). Those of tokens beyond n are zero."""
+    return tl.load(base + tokens) if FITS else tl.load(base + tokens, mask=tokens < n, other=0.0)
 
 
 @triton.jit
-def _load_bias(base, queries, keys, stride, n, FITS: tl.constexpr):
-    """Load the bias between queries and keys, which are broadcast against each other."""
-    pointers = base + queries * stride + keys
+def _load_bias(table, queries, keys, window_size, width, n, FITS: tl.constexpr):
+    """Load the biases between queries and keys, which are broadcast against each other.
+
+    The bias of query (y, x) and key (v, u) is in row y-v+w-1 and column x-u+w-1 of the table.
+    """
+    size = 2 * window_size - 1
+    of_query = (queries // width + window_size - 1) * size + queries % width + window_size - 1
+    of_key = keys // width * size + keys % width
+    pointers = table + (of_query - of_key)
     if FITS:
         bias = tl.load(pointers)
     else:
         bias = tl.load(pointers, mask=(queries < n) & (keys < n), other=0.0)
-    return bias.to(tl.float32)
+    return bias
 
 
 @triton.jit
@@ -301,12 +323,11 @@ def _window(base, window, image_stride, window_stride, num_windows):
     return base + image * image_stride + (window % num_windows).to(tl.int64) * window_stride
 
 
-@triton.jit(do_not_specialize=['num_windows'])
+@triton.jit(do_not_specialize=['window_size', 'width', 'num_windows'])
 def _forward_kernel(
-    query, key, value, bias, padding_key, padding_value, out, lse,
+    query, key, value, table, of_padding, padding_key, padding_value, out, lse,
     q_image, q_window, q_token, kv_image, kv_window, kv_token, o_image, o_window, o_token,
-    bias_head, bias_query,
-    num_windows, num_heads, n, scale,
+    window_size, width, num_windows, num_heads, n, scale,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, Q_FITS: tl.constexpr, K_FITS: tl.constexpr,
     HEAD_DIM: tl.constexpr, HAS_PADDING: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -318,14 +339,14 @@ def _forward_kernel(
     query = _window(query, window, q_image, q_window, num_windows) + channels
     key = _window(key, window, kv_image, kv_window, num_windows) + channels
     value = _window(value, window, kv_image, kv_window, num_windows) + channels
-    bias += head * bias_head
+    table += head * (2 * window_size - 1) * (2 * window_size - 1)
 
     q = _load_tile(query, queries, q_token, n, HEAD_DIM, Q_FITS)
     if HAS_PADDING:
         kp = tl.load(padding_key + channels + tl.arange(0, HEAD_DIM)).to(tl.float32)
         vp = tl.load(padding_value + channels + tl.arange(0, HEAD_DIM)).to(tl.float32)
         highest = tl.sum(q.to(tl.float32) * kp[None, :], 1) * scale
-        highest += tl.load(bias + queries * bias_query + n, mask=queries < n, other=0.0)
+        highest += _load_row(of_padding + head * n, queries, n, Q_FITS)
         total = tl.full([BLOCK_Q], 1.0, tl.float32)
         acc = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32) + vp[None, :]
     else:
@@ -336,7 +357,9 @@ def _forward_kernel(
         keys = start + tl.arange(0, BLOCK_K)
         k = _load_tile(key, keys, kv_token, n, HEAD_DIM, K_FITS)
         v = _load_tile(value, keys, kv_token, n, HEAD_DIM, K_FITS)
-        b = _load_bias(bias, queries[:, None], keys[None, :], bias_query, n, Q_FITS and K_FITS)
+        b = _load_bias(
+            table, queries[:, None], keys[None, :], window_size, width, n, Q_FITS and K_FITS
+        )
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + b
         if not K_FITS:
             s = tl.where(keys[None, :] < n, s, float('-inf'))
@@ -353,13 +376,13 @@ def _forward_kernel(
     tl.store(lse + rows + queries, highest * LOG2_E + tl.log2(total), mask=queries < n)
 
 
-@triton.jit(do_not_specialize=['num_windows'])
+@triton.jit(do_not_specialize=['window_size', 'width', 'num_windows'])
 def _query_kernel(
-    query, key, value, bias, padding_key, padding_value, out, grad_out, lse,
-    delta, grad_query, grad_padding_scores, grad_padding,
+    query, key, value, table, of_padding, padding_key, padding_value, out, grad_out, lse,
+    delta, grad_query, grad_of_padding, grad_padding,
     q_image, q_window, q_token, kv_image, kv_window, kv_token, o_image, o_window, o_token,
-    bias_head, bias_query, dq_image, dq_window, dq_token,
-    num_windows, num_heads, n, scale,
+    dq_image, dq_window, dq_token,
+    window_size, width, num_windows, num_heads, n, scale,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, Q_FITS: tl.constexpr, K_FITS: tl.constexpr,
     HEAD_DIM: tl.constexpr, HAS_PADDING: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -373,7 +396,7 @@ def _query_kernel(
     value = _window(value, window, kv_image, kv_window, num_windows) + channels
     out = _window(out, window, o_image, o_window, num_windows) + channels
     grad_out = _window(grad_out, window, o_image, o_window, num_windows) + channels
-    bias += head * bias_head
+    table += head * (2 * window_size - 1) * (2 * window_size - 1)
     rows = (window * num_heads + head).to(tl.int64) * n
 
     q = _load_tile(query, queries, q_token, n, HEAD_DIM, Q_FITS)
@@ -381,17 +404,16 @@ def _query_kernel(
     o = _load_tile(out, queries, o_token, n, HEAD_DIM, Q_FITS)
     row_delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     tl.store(delta + rows + queries, row_delta, mask=queries < n)
-    # rows beyond n get no weight
-    row_lse = _load_row(lse + rows, queries, n, Q_FITS, float('inf'))
+    row_lse = _load_row(lse + rows, queries, n, Q_FITS)
     acc = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
     if HAS_PADDING:
         kp = tl.load(padding_key + channels + tl.arange(0, HEAD_DIM)).to(tl.float32)
         vp = tl.load(padding_value + channels + tl.arange(0, HEAD_DIM)).to(tl.float32)
         sp = tl.sum(q.to(tl.float32) * kp[None, :], 1) * scale
-        sp += tl.load(bias + queries * bias_query + n, mask=queries < n, other=0.0)
+        sp += _load_row(of_padding + head * n, queries, n, Q_FITS)
         pp = tl.exp2(sp * LOG2_E - row_lse)
         dsp = pp * (tl.sum(do.to(tl.float32) * vp[None, :], 1) - row_delta)
-        tl.store(grad_padding_scores + rows + queries, dsp, mask=queries < n)
+        tl.store(grad_of_padding + rows + queries, dsp, mask=queries < n)
         acc += dsp[:, None] * kp[None, :]
         into = grad_padding + program.to(tl.int64) * (2 * HEAD_DIM) + tl.arange(0, HEAD_DIM)
         tl.store(into, tl.sum(dsp[:, None] * q.to(tl.float32), 0) * scale)
@@ -400,7 +422,9 @@ def _query_kernel(
         keys = start + tl.arange(0, BLOCK_K)
         k = _load_tile(key, keys, kv_token, n, HEAD_DIM, K_FITS)
         v = _load_tile(value, keys, kv_token, n, HEAD_DIM, K_FITS)
-        b = _load_bias(bias, queries[:, None], keys[None, :], bias_query, n, Q_FITS and K_FITS)
+        b = _load_bias(
+            table, queries[:, None], keys[None, :], window_size, width, n, Q_FITS and K_FITS
+        )
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + b
         if not K_FITS:
             s = tl.where(keys[None, :] < n, s, float('-inf'))
@@ -412,12 +436,11 @@ def _query_kernel(
     _store_tile(grad_query, queries, dq_token, n, acc * scale, HEAD_DIM, Q_FITS)
 
 
-@triton.jit(do_not_specialize=['num_windows'])
+@triton.jit(do_not_specialize=['window_size', 'width', 'num_windows'])
 def _key_value_kernel(
-    query, key, value, bias, grad_out, lse, delta, grad_key, grad_value,
+    query, key, value, table, grad_out, lse, delta, grad_key, grad_value,
     q_image, q_window, q_token, kv_image, kv_window, kv_token, o_image, o_window, o_token,
-    bias_head, bias_query,
-    num_windows, num_heads, n, scale,
+    window_size, width, num_windows, num_heads, n, scale,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, Q_FITS: tl.constexpr, K_FITS: tl.constexpr,
     HEAD_DIM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -430,7 +453,7 @@ def _key_value_kernel(
     key = _window(key, window, kv_image, kv_window, num_windows) + channels
     value = _window(value, window, kv_image, kv_window, num_windows) + channels
     grad_out = _window(grad_out, window, o_image, o_window, num_windows) + channels
-    bias += head * bias_head
+    table += head * (2 * window_size - 1) * (2 * window_size - 1)
     rows = (window * num_heads + head).to(tl.int64) * n
 
     k = _load_tile(key, keys, kv_token, n, HEAD_DIM, K_FITS)
@@ -441,10 +464,11 @@ def _key_value_kernel(
         queries = start + tl.arange(0, BLOCK_Q)
         q = _load_tile(query, queries, q_token, n, HEAD_DIM, Q_FITS)
         do = _load_tile(grad_out, queries, o_token, n, HEAD_DIM, Q_FITS)
-        # queries beyond n get no weight
-        row_lse = _load_row(lse + rows, queries, n, Q_FITS, float('inf'))
-        row_delta = _load_row(delta + rows, queries, n, Q_FITS, 0.0)
-        b = _load_bias(bias, queries[None, :], keys[:, None], bias_query, n, Q_FITS and K_FITS)
+        row_lse = _load_row(lse + rows, queries, n, Q_FITS)
+        row_delta = _load_row(delta + rows, queries, n, Q_FITS)
+        b = _load_bias(
+            table, queries[None, :], keys[:, None], window_size, width, n, Q_FITS and K_FITS
+        )
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale + b
         p = tl.exp2(s * LOG2_E - row_lse[None, :])
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
@@ -457,12 +481,11 @@ def _key_value_kernel(
     _store_tile(grad_value, keys, kv_token, n, dv, HEAD_DIM, K_FITS)
 
 
-@triton.jit(do_not_specialize=['num_windows', 'all_windows', 'num_parts'])
+@triton.jit(do_not_specialize=['all_windows', 'num_parts', 'window_size', 'width', 'num_windows'])
 def _bias_kernel(
-    query, key, value, bias, grad_out, lse, delta, grad_bias,
+    query, key, value, table, grad_out, lse, delta, grad_bias,
     q_image, q_window, q_token, kv_image, kv_window, kv_token, o_image, o_window, o_token,
-    bias_head, bias_query, bias_part,
-    all_windows, num_parts, num_windows, num_heads, n, scale,
+    all_windows, num_parts, window_size, width, num_windows, num_heads, n, scale,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, Q_FITS: tl.constexpr, K_FITS: tl.constexpr,
     HEAD_DIM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -473,10 +496,8 @@ def _bias_kernel(
     program = program // k_tiles // q_tiles
     head, part = program % num_heads, program // num_heads
     offset = head * HEAD_DIM
-    pointers = head * bias_head
-    b = _load_bias(
-        bias + pointers, queries[:, None], keys[None, :], bias_query, n, Q_FITS and K_FITS
-    )
+    table += head * (2 * window_size - 1) * (2 * window_size - 1)
+    b = _load_bias(table, queries[:, None], keys[None, :], window_size, width, n, Q_FITS and K_FITS)
     acc = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
     for window in range(part * all_windows // num_parts, (part + 1) * all_windows // num_parts):
         q = _load_tile(
@@ -496,15 +517,36 @@ def _bias_kernel(
             queries, o_token, n, HEAD_DIM, Q_FITS,
         )  # fmt: skip
         rows = (window * num_heads + head).to(tl.int64) * n
-        row_lse = _load_row(lse + rows, queries, n, Q_FITS, float('inf'))
-        row_delta = _load_row(delta + rows, queries, n, Q_FITS, 0.0)
+        row_lse = _load_row(lse + rows, queries, n, Q_FITS)
+        row_delta = _load_row(delta + rows, queries, n, Q_FITS)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + b
         p = tl.exp2(s * LOG2_E - row_lse[:, None])
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         acc += p * (dp - row_delta[:, None])
-    into = grad_bias + part.to(tl.int64) * bias_part + pointers
-    into = into + queries[:, None] * bias_query + keys[None, :]
+    into = grad_bias + program.to(tl.int64) * n * n + queries[:, None] * n + keys[None, :]
     if Q_FITS and K_FITS:
         tl.store(into, acc)
     else:
         tl.store(into, acc, mask=(queries[:, None] < n) & (keys[None, :] < n))
+
+
+@triton.jit(do_not_specialize=['height', 'width', 'window_size'])
+def _table_kernel(grad_bias, grad_table, height, width, window_size, WIDTH: tl.constexpr):
+    """One program per head and difference of rows. Adds to the gradient of the table."""
+    program, size = tl.program_id(0), 2 * window_size - 1
+    head = program // (2 * height - 1)
+    row = program % (2 * height - 1) - (height - 1)
+    x = tl.arange(0, WIDTH)[:, None]
+    column = tl.arange(0, 2 * WIDTH)[None, :] - (width - 1)
+    u = x - column
+    n = height * width
+    is_key = (x < width) & (u >= 0) & (u < width)
+    acc = tl.zeros([WIDTH, 2 * WIDTH], tl.float32)
+    for y in range(tl.maximum(row, 0), tl.minimum(height, height + row)):
+        query, key = y * width + x, (y - row) * width + u
+        acc += tl.load(grad_bias + (head * n + query) * n + key, mask=is_key, other=0.0)
+    columns = tl.arange(0, 2 * WIDTH) - (width - 1)
+    into = grad_table + (head * size + row + window_size - 1) * size + columns + window_size - 1
+    is_offset = columns < width
+    total = tl.load(into, mask=is_offset, other=0.0) + tl.sum(acc, 0)
+    tl.store(into, total, mask=is_offset)
