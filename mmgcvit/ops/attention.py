@@ -122,8 +122,8 @@ def _attend_with_triton(inputs: Inputs) -> Tensor:
         from .triton_attention import attend
     except ImportError as error:
         raise ValueError(
-            f'{SETTING}=triton needs Triton, which cannot be imported ({error}): install it with '
-            f'`pip install triton`, or leave {SETTING} unset'
+            f'{SETTING}=triton needs Triton 3.0 or later, which torch installs on Linux since 2.4 '
+            f'({error}): update torch, or leave {SETTING} unset'
         ) from error
     return attend(inputs)
 

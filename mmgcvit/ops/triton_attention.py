@@ -39,6 +39,9 @@ BIAS_PROGRAMS = 1024
 # Each part writes a gradient to memory, so it should have at least this number of windows.
 WINDOWS_PER_PART = 8
 
+if int(triton.__version__.split('.')[0]) < 3:
+    raise ImportError(f'found Triton {triton.__version__}')
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -245,9 +248,10 @@ def _config(name: str, inputs: Inputs, region: Region) -> dict[str, Any]:
 def _float32_precision() -> str:
     """Return Triton's name for PyTorch's setting of the precision of float32 products."""
     matmul = torch.backends.cuda.matmul
-    # PyTorch refuses to read one of its two settings if the other one has been used
-    precision = getattr(matmul, 'fp32_precision', 'none')
-    is_reduced = precision == 'tf32' if precision != 'none' else matmul.allow_tf32
+    try:
+        is_reduced = matmul.fp32_precision == 'tf32'
+    except (AttributeError, AssertionError):  # torch < 2.9
+        is_reduced = matmul.allow_tf32
     return 'tf32' if is_reduced else 'tf32x3'
 
 

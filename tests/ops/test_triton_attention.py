@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -226,11 +227,15 @@ def test_error_on_a_cpu(monkeypatch):
         window_attention(*inputs)
 
 
-def test_error_without_triton(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'triton', None)
+@pytest.mark.parametrize('found', [None, types.SimpleNamespace(__version__='2.1.0', jit=None)])
+def test_error_without_triton(monkeypatch, found):
+    monkeypatch.setitem(sys.modules, 'triton', found)
+    monkeypatch.setitem(sys.modules, 'triton.language', types.SimpleNamespace())
     monkeypatch.delitem(sys.modules, 'mmgcvit.ops.triton_attention', raising=False)
     inputs, _ = random_inputs((7, 7), 7, 1, 32, False, torch.float32)
-    with pytest.raises(ValueError, match=r'MMGCVIT_ATTENTION=triton needs Triton.*pip install'):
+    with pytest.raises(
+        ValueError, match=r'MMGCVIT_ATTENTION=triton needs Triton 3.0.*update torch'
+    ):
         MODULE.BACKENDS['triton'].attend(inputs)
 
 
