@@ -24,6 +24,7 @@ BACKENDS = MODULE.BACKENDS
 CASES = pytest.mark.parametrize('is_global', [False, True])
 SIZES = pytest.mark.parametrize('size', [(6, 6), (7, 6), (6, 8), (7, 5), (2, 2)])
 EACH_BACKEND = pytest.mark.parametrize('name', list(BACKENDS))
+ON_CPU = pytest.mark.parametrize('name', [name for name in BACKENDS if name != 'triton'])
 DEVICES = [('cpu', torch.float64, 1e-10)]
 if torch.cuda.is_available():
     DEVICES.append(('cuda', torch.float32, 1e-4))
@@ -153,7 +154,7 @@ def test_backend_selection(situation, name, used):
     assert used == [name]
 
 
-@EACH_BACKEND
+@ON_CPU
 def test_backend_can_be_forced(name, force, used, nano):
     force(name)
     model = GCViT(nano, window_size=4)
@@ -232,7 +233,7 @@ def in_inference_mode(windows, inputs):
         window_attention(*inputs)
 
 
-@EACH_BACKEND
+@ON_CPU
 @pytest.mark.parametrize('first', [batched_by_vmap, in_inference_mode])
 def test_windows_can_be_reused(name, first, force):
     windows = Windows(7, 5, 3)
