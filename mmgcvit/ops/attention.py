@@ -126,8 +126,10 @@ def _attend_on_cpu(inputs: Inputs) -> Tensor:
 
 
 def _attend_fused(inputs: Inputs) -> Tensor:
-    attend = attend_padded if inputs.qkv.is_cuda else attend_by_region
-    return attend(inputs, fused)
+    def attend(inputs: Inputs) -> Tensor:
+        return attend_by_region(inputs, fused)
+
+    return attend_padded(inputs, attend) if inputs.qkv.is_cuda else attend(inputs)
 
 
 def _attend_with_triton(inputs: Inputs) -> Tensor:

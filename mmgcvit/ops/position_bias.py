@@ -49,7 +49,7 @@ def position_biases(
     # this view has them; the gradient of the transposes below does not if there is one head.
     table = table.flatten().view(table.shape)
     regions = windows.regions if regions is None else regions
-    of_padding = biases_of_padding(table, windows, regions)
+    of_padding = _biases_of_padding(table, windows, regions)
     for region in regions:
         # cast before slicing, since the cast of a slice would lose the row alignment
         parts = [_bias_of_tokens(table, windows, region, is_kept).to(dtype)]
@@ -73,7 +73,7 @@ def reversed_position_biases(
     Yields:
         The biases for tokens, (h, height, width, n), and for the padding, (h, n) or None.
     """
-    of_padding = biases_of_padding(table, windows, windows.regions)
+    of_padding = _biases_of_padding(table, windows, windows.regions)
     for region in windows.regions:
         grid = _offsets_within(table, windows, region)
         columns = grid.unfold(2, region.width, 1).transpose(1, 2).contiguous().flatten(2)
@@ -203,7 +203,7 @@ def _bias_of_tokens(table: Tensor, windows: Windows, region: Region, is_kept: bo
     return _reversed(rows, 1, memory).flatten(3).flatten(1, 2)
 
 
-def biases_of_padding(
+def _biases_of_padding(
     table: Tensor, windows: Windows, regions: Sequence[Region]
 ) -> Iterator[Tensor]:
     """Yield the biases for the key that represents the padding, (h, n), per region with padding."""
