@@ -1,5 +1,8 @@
 """The exception class for errors that users can fix."""
 
+import traceback
+from pathlib import Path
+
 
 class UserError(ValueError):
     """An error in an argument, a file or the environment that the user can fix.
@@ -17,3 +20,22 @@ def one_line(error: object, limit: int = 300) -> str:
 def describe(error: BaseException, limit: int = 300) -> str:
     """Return the type of an exception, and its text as in :func:`one_line`."""
     return f'{type(error).__name__}: {one_line(error, limit)}'
+
+
+def place(error: BaseException) -> str:
+    """Return the file and the line that raised an exception."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return 'unknown place'
+    file = Path(frames[-1].filename)
+    return f'{"/".join(file.parts[-3:])}:{frames[-1].lineno}'
+
+
+def printable(text: str) -> str:
+    """Escape control characters, except line breaks and tabs.
+
+    Text from a file could otherwise change what a terminal shows.
+    """
+    return ''.join(
+        char if char in '\n\t' or char.isprintable() else repr(char)[1:-1] for char in text
+    )

@@ -35,7 +35,12 @@ DATA_SAMPLERS = Registry(
 FUNCTIONS = Registry(
     'function', parent=MMENGINE_FUNCTIONS, scope='mmgcvit', locations=['mmgcvit.engine.fsdp']
 )
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmgcvit', locations=['mmgcvit.engine.hooks'])
+HOOKS = Registry(
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='mmgcvit',
+    locations=['mmgcvit.engine.hooks', 'mmgcvit.visualization'],
+)
 METRICS = Registry(
     'metric', parent=MMENGINE_METRICS, scope='mmgcvit', locations=['mmgcvit.evaluation']
 )

@@ -96,7 +96,10 @@ def test_images_of_six_bands_are_checked_and_counted(folder):
 @pytest.mark.slow
 @case('six-bands')
 def test_images_of_six_bands_are_trained_timed_and_drawn(folder):
-    tool(folder, 'train', 'bands.py')
+    hook = [f'default_hooks.visualization.{setting}' for setting in ('draw=True', 'interval=1')]
+    tool(folder, 'train', 'bands.py', '--cfg-options', *hook)
+    drawn = list((folder / 'work_dirs/bands').glob('*/vis_data/vis_image/val_*.png'))
+    assert all(cv2.imread(str(path))[70:90, :90].std() > 8 for path in drawn) and len(drawn) == 4
     arguments = ('bands.py', '--shape', 96, 96, '--runs', 1, '--warm-up', 0)
     assert 'training step' in tool(folder, 'benchmark', *arguments)
     checkpoint = 'work_dirs/bands/iter_4.pth'

@@ -7,6 +7,7 @@ All problems are listed, each with the name of its check and its remedy; the exi
 are any. --cfg-options skip_checks=NAME,NAME switches checks off.
 """
 
+import sys
 from collections.abc import Sequence
 
 from mmgcvit.engine import check_data, config_parser, load_config, run_tool
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.samples < 1:
         raise UserError(f'--samples must be at least 1, got {args.samples}')
     cfg = load_config(args.config, options=args.cfg_options)
-    report = check_data(cfg, None if args.full else args.samples)
+    report = check_data(cfg, None if args.full else args.samples, show=show)
+    show('')
     print(report.table())
     for note in report.notes:
         print(f'note: {note}')
@@ -35,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f'{number}. {problem.text}')
         raise UserError(f'{number} problem{"s" * (number > 1)} found, listed above')
     print('no problems found')
+
+
+def show(text: str) -> None:
+    """Show what is being checked, in one line of a terminal."""
+    if sys.stderr.isatty():
+        print(f'\r{text[:79]:<79}', end='\r', file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

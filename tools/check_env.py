@@ -52,6 +52,7 @@ REMEDIES = {
     'torchvision::nms': 'install matching versions of torch and torchvision together',
     'ftfy': 'pip install ftfy regex',
     'MMCV==': "pip install --no-deps 'mmcv-lite>=2.1,<2.2'",
+    'NoneType takes no arguments': "mmpretrain needs pip install 'transformers<5'",
 }
 
 
@@ -104,7 +105,9 @@ def check_environment() -> Report:
         )
     names = [*MODULES['cv2'], *(name for stack in STACKS.values() for name in stack)]
     report.problems += conflicts(versions_of(names))
-    report.problems += mismatches(versions_of(['torch', 'torchvision', 'numpy', 'setuptools']))
+    report.problems += mismatches(
+        versions_of(['torch', 'torchvision', 'numpy', 'setuptools', 'mmpretrain', 'transformers'])
+    )
     failed: list[str] = []
     missing: list[str] = []
     for module, distributions in MODULES.items():
@@ -262,6 +265,11 @@ def mismatches(versions: dict[str, str]) -> Iterator[str]:
         yield (
             f'torch {versions["torch"]} was built for NumPy 1, but NumPy {versions["numpy"]} is '
             "installed: pip install 'numpy<2' 'opencv-python<4.12'"
+        )
+    if 'mmpretrain' in versions and numbers.get('transformers', (0, 0)) >= (5, 0):
+        yield (
+            f'mmpretrain {versions["mmpretrain"]}, and mmdet and mmseg with it, cannot be imported '
+            f"with transformers {versions['transformers']}: pip install 'transformers<5'"
         )
     if numbers.get('setuptools', (0, 0)) >= (82, 0) and versions_of(['mmengine']):
         yield (

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Sequence
 
 from mmgcvit.engine import run_tool
+from mmgcvit.errors import printable
 from mmgcvit.weights import convert_weights
 from mmgcvit.weights.export import DTYPES
 from mmgcvit.weights.layouts import LAYOUTS
@@ -60,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append((group.name, *counts, group.became))
     first, second, third = (max(len(row[i]) for row in rows) for i in range(3))
     for name, tensors, parameters, became in rows:
-        print(f'{name:{first}}  {tensors:>{second}}  {parameters:>{third}}  {became}')
+        print(f'{printable(name):{first}}  {tensors:>{second}}  {parameters:>{third}}  {became}')
     print()
     for key, value in conversion.provenance.items():
-        print(f'{key:14} {value}')
+        print(f'{key:14} {printable(value)}')
     print(f'wrote {conversion.out}')
 
 

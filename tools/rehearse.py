@@ -1,4 +1,4 @@
-"""Rehearse a training: data, model, two updates, checkpoint, validation, test and prediction.
+"""Rehearse a training: data, model, a few updates, checkpoint, validation, test and prediction.
 
     python tools/rehearse.py CONFIG [options of tools/train.py]
 
@@ -15,12 +15,14 @@ from mmgcvit.engine import rehearse, run_tool
 from mmgcvit.engine.training_options import training_config, training_parser
 from mmgcvit.errors import UserError
 from mmgcvit.evaluation import adapt_tta
-from mmgcvit.visualization import PaintPredictions
+from mmgcvit.visualization import PaintPredictions, adapt_drawing
 
 
 def main() -> None:
     cfg, options = training_config(training_parser(__doc__).parse_args())
-    failed = rehearse(cfg, *options, tta=adapt_tta, paint=partial(PaintPredictions, strict=True))
+    failed = rehearse(
+        cfg, adapt_drawing, *options, tta=adapt_tta, paint=partial(PaintPredictions, strict=True)
+    )
     if failed:
         if not is_main_process():
             raise SystemExit(1)  # the first process reports it

@@ -17,7 +17,7 @@ from mmgcvit.engine import (
     runner_parser,
 )
 from mmgcvit.evaluation import adapt_dump, adapt_tta
-from mmgcvit.visualization import PaintPredictions
+from mmgcvit.visualization import PaintPredictions, adapt_drawing
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     cfg = load_config(args.config, args.work_dir, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.load_from = check_checkpoint(args.checkpoint)
-    options = [adapt_test]
+    options = [adapt_test, adapt_drawing]
     if args.out:
         options.append(partial(adapt_dump, path=args.out))
     if args.tta:

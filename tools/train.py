@@ -15,6 +15,7 @@ from mmgcvit.engine import (
     run_tool,
 )
 from mmgcvit.engine.training_options import training_config, training_parser
+from mmgcvit.visualization import adapt_drawing
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     cfg, options = training_config(args)
-    runner = build_runner(cfg, *options)
+    runner = build_runner(cfg, adapt_drawing, *options)
     require_data(cfg)
     if not args.no_rehearsal:
         runner.register_hook(RehearseValidation())

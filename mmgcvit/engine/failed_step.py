@@ -2,17 +2,17 @@
 
 import io
 import random
+import shlex
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank, get_world_size
-from mmengine.model import is_model_wrapper
 from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -20,22 +20,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from ..errors import UserError, describe
 from ..files import write_atomically
 from ..weights import read_checkpoint
+from .kinds import mismatch
 from .plain_data import to_plain
+from .wrappers import unwrapped
 
-_CONTENT = (
-    *(
-        'reason',
-        'error_type',
-        'error',
-        'iteration',
-        'rank',
-        'processes',
-        'images',
-        'losses',
-        'batch',
-    ),
-    *('random_state', 'weights', 'weights_changed', 'loss_scaler', 'config', 'versions'),
-)
 # versions that can change what a step computes
 _PACKAGES = (
     *('torch', 'torchvision', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'),
@@ -44,7 +32,74 @@ _PACKAGES = (
 _Result = TypeVar('_Result')
 
 
-def random_state() -> dict[str, Any]:
+class Image(TypedDict):
+    """An image of a batch, with None for what its sample does not contain."""
+
+    img_path: Any
+    img_id: Any
+
+
+class RandomStateOfCPU(TypedDict):
+    """States of random generators; see :func:`random_state`."""
+
+    python: tuple[int, tuple[int, ...], float | None]
+    numpy: tuple[str, np.ndarray, int, int, float]
+    torch: Tensor
+
+
+class RandomState(RandomStateOfCPU, total=False):
+    """The same, and on CUDA the state of the current GPU."""
+
+    cuda: Tensor
+
+
+class CustomImports(TypedDict, total=False):
+    """Modules that a config needs."""
+
+    imports: str | list[str] | None
+
+
+class ConfigOfModel(TypedDict):
+    """The part that every config has."""
+
+    model: dict[str, Any]
+
+
+class ReplayedConfig(ConfigOfModel, total=False):
+    """The parts of a config that a step depends on."""
+
+    data_preprocessor: dict[str, Any] | None
+    optim_wrapper: dict[str, Any] | None
+    default_scope: str | None
+    sync_bn: str | None
+    custom_imports: CustomImports | None
+
+
+class FailedStep(TypedDict):
+    """Content of a file, as plain data.
+
+    ``error`` is a traceback. ``losses``, ``weights`` and ``loss_scaler`` are None if they could not
+    be read after the error, or if there are none.
+    """
+
+    reason: Literal['loss', 'gradients', 'error']
+    error_type: str | None
+    error: str | None
+    iteration: int
+    rank: int
+    processes: int
+    images: list[Image]
+    losses: dict[str, float] | None
+    batch: dict | list | tuple
+    random_state: RandomState
+    weights: dict[str, Any] | None
+    weights_changed: bool
+    loss_scaler: dict[str, Any] | None
+    config: ReplayedConfig
+    versions: dict[str, str]
+
+
+def random_state() -> RandomState:
     """Return the states of the random generators of Python, NumPy and torch.
 
     On CUDA, this includes the generator of the current GPU. It does not wait for the GPU.
@@ -59,7 +114,7 @@ def random_state() -> dict[str, Any]:
     return state
 
 
-def set_random_state(state: Mapping[str, Any]) -> None:
+def set_random_state(state: RandomState) -> None:
     """Set the states from :func:`random_state`."""
     version, words, gauss = state['python']
     random.setstate((version, tuple(words), gauss))
@@ -82,11 +137,11 @@ class Step:
 
     iteration: int
     batch: Any
-    random_state: dict[str, Any]
+    random_state: RandomState
     losses: dict[str, Tensor] = field(default_factory=dict)
 
 
-def images_of(batch: Any) -> list[dict[str, Any]]:
+def images_of(batch: Any) -> list[Image]:
     """Return the path and the id of each image of a batch, None where a sample has none."""
     samples = batch.get('data_samples') if isinstance(batch, dict) else None
     return [
@@ -137,7 +192,10 @@ def write_failed_step(
         write_atomically(path, buffer.getvalue())
     except Exception as problem:  # whatever it is, the error of the step matters more
         return f'the failed step could not be written to {path} ({describe(problem)})'
-    return f'the failed step is in {path}; run it again with: python tools/replay.py {path}'
+    # who reads this line has just run the config
+    options = ' --allow-imports' if runner.cfg.get('custom_imports') else ''
+    command = f'python tools/replay.py {shlex.quote(str(path))}{options}'
+    return f'the failed step is in {path}; run it again with: {command}'
 
 
 def _content(
@@ -146,7 +204,7 @@ def _content(
     reason: str,
     error: BaseException | None,
     weights_changed: bool,
-) -> dict[str, Any]:
+) -> FailedStep:
     text = ''.join(traceback.format_exception(error))[-20000:] if error else None
     return {
         'reason': reason,
@@ -170,8 +228,7 @@ def _content(
 def _weights(model: torch.nn.Module) -> dict[str, Tensor] | None:
     if isinstance(model, FullyShardedDataParallel):
         return None  # to gather the shards needs all processes
-    model = model.module if is_model_wrapper(model) else model
-    return to_plain(model.state_dict())
+    return to_plain(unwrapped(model).state_dict())
 
 
 def _unless_it_fails(read: Callable[[], _Result]) -> _Result | None:
@@ -181,16 +238,26 @@ def _unless_it_fails(read: Callable[[], _Result]) -> _Result | None:
         return None
 
 
-def read_failed_step(path: str | Path) -> dict[str, Any]:
+def read_failed_step(path: str | Path) -> FailedStep:
     """Read a file of :func:`write_failed_step` without executing any code in it.
 
     Raises:
         UserError: If the file is damaged, could execute code, or is not such a file.
     """
     content = read_checkpoint(path)
-    if not isinstance(content, dict) or not set(_CONTENT) <= content.keys():
+    if not isinstance(content, dict) or content.keys().isdisjoint({'reason', 'random_state'}):
         raise UserError(
             f'{path} does not hold a failed step: pass a file failed_step_iter_N.pth, which '
             'tools/train.py writes to the work dir'
         )
+    if damage := mismatch(content, FailedStep, ''):
+        raise damaged(path, damage)
     return content
+
+
+def damaged(path: str | Path, damage: str) -> UserError:
+    """Return the error for a file whose content does not have the form of :class:`FailedStep`."""
+    return UserError(
+        f'{path}: the failed step is damaged ({damage}), or the training could not write all of it '
+        'after its error: copy the file again, or repeat the error'
+    )

@@ -4,7 +4,6 @@ The libraries raise them deep inside a call. The frames of the traceback contain
 lacks: the config, and the class and the settings that were being built.
 """
 
-import codecs
 import difflib
 import inspect
 import json
@@ -14,13 +13,15 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
 
 from ..errors import UserError, describe, one_line
+from .encodings import encoding_fault
+from .kinds import mismatch
 from .options import walk
 
 UNEXPECTED = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
@@ -42,11 +43,12 @@ def known_error(error: BaseException) -> str | None:
     """
     if isinstance(error, UserError):
         # of a tool that cannot build the model: the place in the config is more specific
-        if error.__cause__ and (cause := _first(MISTAKES, error.__cause__)):
+        cause = _first(MISTAKES, error.__cause__) if error.__cause__ else None
+        if cause and cause not in str(error):
             return cause
         # torch raises an error of a data worker again with its traceback as the text
         return str(error).rpartition(IN_WORKER)[2].strip()
-    return _first((*FAILURES, *MISTAKES), error)
+    return _first((*FAILURES, _kind, *MISTAKES, _named_value), error)
 
 
 def _first(
@@ -114,6 +116,12 @@ def _disk(error: BaseException) -> str | None:
 def _package(error: BaseException) -> str | None:
     if isinstance(error, ImportError) and 'install' in str(error):
         return f'{_text(error, 300)} (the Python environment is {sys.prefix})'
+    # mmpretrain derives classes from what it could not import
+    if isinstance(error, TypeError) and str(error) == 'NoneType takes no arguments':
+        return (
+            f'a library cannot be imported (the Python environment is {sys.prefix}). mmpretrain '
+            "does not work with transformers 5: pip install 'transformers<5'"
+        )
     return None
 
 
@@ -133,20 +141,8 @@ def _encoding(error: BaseException) -> str | None:
     if file is None:
         return None
     with open(file, 'rb') as opened:
-        start = opened.read(3)
-    marks = {
-        codecs.BOM_UTF8: 'utf-8-sig',
-        codecs.BOM_UTF16_LE: 'utf-16',
-        codecs.BOM_UTF16_BE: 'utf-16',
-    }
-    encoding = next((name for mark, name in marks.items() if start.startswith(mark)), None)
-    if encoding:
-        return (
-            f'{file} begins with a byte order mark ({encoding}), and its reader accepts only plain '
-            f"UTF-8: in Python, read it with encoding='{encoding}' and write it with "
-            "encoding='utf-8'; in an editor, save it as UTF-8 without BOM"
-        )
-    return (
+        fault = encoding_fault(str(file), opened.read(4))
+    return fault or (
         f'{file} cannot be read ({describe(error)}): write it again, complete and as UTF-8, or set '
         'the path of another file'
     )
@@ -222,6 +218,92 @@ def _value(error: BaseException) -> str | None:
         return None
     place = _place_of(built, frames)
     return f'{place and f"{place}: "}{built.f_locals["obj_cls"].__name__}: {one_line(error)}'
+
+
+def _kind(error: BaseException) -> str | None:
+    """Explain a value in the config of another kind than its class or function expects."""
+    for is_rejected, owner, parameter, value, places in _suspects(error):
+        wrong = mismatch(value, parameter.annotation, ' and '.join(places))
+        mentioned = (type(value).__name__, repr(value), parameter.name)
+        if wrong and (is_rejected or _mentions(error, mentioned)):
+            return f'{wrong}{_reason(owner, error, places)}'
+    return None
+
+
+def _named_value(error: BaseException) -> str | None:
+    """Explain a value in the config that the error is about by the name of its argument."""
+    for is_rejected, owner, parameter, value, places in _suspects(error):
+        if is_rejected and _mentions(error, [parameter.name]):
+            return f'{" and ".join(places)} is {value!r}{_reason(owner, error, places)}'
+    return None
+
+
+def _reason(owner: str, error: BaseException, places: list[str]) -> str:
+    text = re.sub(r' in <\S+ object at 0x\w+>$', '', one_line(error))  # by mmengine, of a hook
+    return f' ({owner}: {text}): change it, for example with --cfg-options {places[0]}=VALUE'
+
+
+def _mentions(error: BaseException, words: Iterable[str]) -> bool:
+    return any(re.search(rf'(?<!\w){re.escape(word)}(?!\w)', str(error)) for word in words)
+
+
+def _suspects(
+    error: BaseException,
+) -> Iterator[tuple[bool, str, inspect.Parameter, Any, list[str]]]:
+    """Yield the arguments that come from the config, of functions that an error passed through.
+
+    Yields:
+        Whether the function itself raised the error, its name or the name of its class, the
+        parameter, its value and the dotted names in the config.
+    """
+    if not isinstance(error, TypeError | ValueError | AssertionError):
+        return
+    frames = [frame for frame in _frames(error) if frame.f_locals]  # without those of Cython
+    settings = [(path, value) for path, value in walk(_config_of(frames)) if _is_plain(value)]
+    for frame in frames:
+        own = [(frame is frames[0], *each) for each in _arguments_of(frame)]
+        kept = [(False, *each) for each in _arguments_of_objects(frame)]
+        for is_rejected, owner, parameter, value in (*own, *kept):
+            places = [
+                path
+                for path, other in settings
+                if path.rpartition('.')[2] == parameter.name
+                and (type(other), other) == (type(value), value)
+            ]
+            if places and value != parameter.default:
+                yield is_rejected, owner, parameter, value, places
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | list | tuple)
+
+
+def _arguments_of(frame: FrameType) -> Iterator[tuple[str, inspect.Parameter, Any]]:
+    name, variables = frame.f_code.co_name, frame.f_locals
+    own = variables.get('self')
+    if name == '__init__':
+        yield from _plain_values(type(own).__name__, _parameters(type(own)), variables)
+        return
+    function = frame.f_globals.get(name) if own is None else getattr(type(own), name, None)
+    if inspect.isroutine(function):
+        yield from _plain_values(name, _parameters(function), variables)
+
+
+def _arguments_of_objects(frame: FrameType) -> Iterator[tuple[str, inspect.Parameter, Any]]:
+    """Yield the arguments that the objects of a function keep as attributes."""
+    for value in list(frame.f_locals.values()):
+        attributes = getattr(value, '__dict__', None)
+        if isinstance(attributes, dict) and not inspect.isclass(value):
+            kept = {key.removeprefix('_'): item for key, item in attributes.items()}
+            yield from _plain_values(type(value).__name__, _parameters(type(value)), kept)
+
+
+def _plain_values(
+    owner: str, parameters: Iterable[inspect.Parameter], values: Mapping[str, Any]
+) -> Iterator[tuple[str, inspect.Parameter, Any]]:
+    for parameter in parameters:
+        if _is_plain(value := values.get(parameter.name, values)):
+            yield owner, parameter, value
 
 
 def _no_dict(error: BaseException) -> str | None:
@@ -322,18 +404,43 @@ def _settings(frame: FrameType) -> list[Mapping[str, Any] | Config]:
 
 def _arguments(cls: Any) -> list[str]:
     """Return the arguments of a class, including those that it passes on to its bases."""
-    names: dict[str, None] = {}
+    return [parameter.name for parameter in _parameters(cls)]
+
+
+def _parameters(cls: Any) -> list[inspect.Parameter]:
+    """Return the parameters of a function or a class, also those that it passes on to its bases.
+
+    Without a type hint, a parameter has the type of its default.
+    """
+    found: dict[str, inspect.Parameter] = {}
     for base in inspect.getmro(cls) if inspect.isclass(cls) else [cls]:
         function = vars(base).get('__init__') if inspect.isclass(base) else base
-        if function is None:
+        if not inspect.isroutine(function):
             continue
-        parameters = list(inspect.signature(function).parameters.values())
-        names |= {
-            p.name: None for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-        }
-        if all(p.kind != p.VAR_KEYWORD for p in parameters):
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except ValueError:  # of a function in C
+            continue
+        hints = _hints(function)
+        for each in parameters:
+            if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL) and each.name != 'self':
+                found.setdefault(each.name, each.replace(annotation=_hint_of(each, hints)))
+        if all(each.kind != each.VAR_KEYWORD for each in parameters):
             break
-    return [name for name in names if name != 'self']
+    return list(found.values())
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except Exception:  # names that only type checkers import
+        return {}
+
+
+def _hint_of(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
+    if parameter.name in hints or parameter.default in (None, parameter.empty):
+        return hints.get(parameter.name, Any)
+    return type(parameter.default)
 
 
 def _types(registry: Registry) -> dict[str, list[str]]:

@@ -319,3 +319,10 @@ def walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
         name = f'{path}.{key}' if path else str(key)
         yield name, value
         yield from walk(value, name)
+
+
+def accumulative_counts(cfg: Config) -> int:
+    """Return the number of iterations per update, the largest of several optimizers."""
+    settings = walk({'optim_wrapper': cfg.get('optim_wrapper')})
+    counts = [value for name, value in settings if name.endswith('.accumulative_counts')]
+    return max(counts, default=1)

@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS
 
 from ..registry import class_of
 from .device import Machine
+from .wrappers import dataset_configs
 
 Color = Sequence[int]
 
@@ -21,7 +22,9 @@ Color = Sequence[int]
 def adapt_palettes(cfg: Config, machine: Machine) -> None:
     """Complete the palettes of the datasets in which some class has no color."""
     for split in ('train', 'val', 'test'):
-        _complete(cfg, (cfg.get(f'{split}_dataloader') or {}).get('dataset'))
+        loader = f'{split}_dataloader'
+        for _, dataset in dataset_configs((cfg.get(loader) or {}).get('dataset'), loader):
+            _complete(dataset, cfg.get('default_scope'))
 
 
 def complete_palette(palette: Sequence[Color] | str | None, num_classes: int) -> list[Color]:
@@ -41,16 +44,9 @@ def complete_palette(palette: Sequence[Color] | str | None, num_classes: int) ->
     return colors + [tuple(color) for color in made_up[len(colors) :]]
 
 
-def _complete(cfg: Config, dataset: Any) -> None:
-    """Complete the palette of a dataset's config, or of the datasets that it wraps."""
-    if not isinstance(dataset, Mapping):
-        return
-    wrapped = dataset.get('datasets') or [dataset.get('dataset')]
-    if wrapped != [None]:
-        for each in wrapped:
-            _complete(cfg, each)
-        return
-    defaults = getattr(class_of(dataset, DATASETS, cfg.get('default_scope')), 'METAINFO', {})
+def _complete(dataset: Mapping[str, Any], scope: str | None) -> None:
+    """Complete the palette of a dataset's config."""
+    defaults = getattr(class_of(dataset, DATASETS, scope), 'METAINFO', {})
     metainfo = dict(dataset.get('metainfo') or {})
     if not metainfo.get('palette'):
         metainfo.pop('palette', None)  # mmdet and mmseg make up colors if there is no palette

@@ -14,7 +14,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, describe
 
 _CLASS = '__class__'
 _ARRAY = 'numpy.ndarray'
@@ -106,26 +106,37 @@ def from_plain(value: Any) -> Any:
     Raises:
         UserError: If the data names another class, or the class does not accept the data.
     """
+    try:
+        return _from_plain(value)
+    except UserError:
+        raise
+    except Exception as error:  # data of unlimited depth, for example
+        raise _damaged('a batch', error) from error
+
+
+def _from_plain(value: Any) -> Any:
     if isinstance(value, dict):
         if _CLASS in value:
-            return value['tensor'].numpy() if value[_CLASS] == _ARRAY else _build(value)
-        return {key: from_plain(item) for key, item in value.items()}
+            return _build(value)
+        return {key: _from_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(from_plain(item) for item in value)
+        return type(value)(_from_plain(item) for item in value)
     return value
 
 
 def _build(plain: Mapping[str, Any]) -> Any:
     path = plain[_CLASS]
-    if not isinstance(path, str) or path not in (*_ELEMENTS, *_OTHERS):
+    if not isinstance(path, str) or path not in (_ARRAY, *_ELEMENTS, *_OTHERS):
         raise UserError(
             f'the data has an object of the class {str(path)[:100]!r}, which is not built: '
             f'allowed are {", ".join((*_ELEMENTS, *_OTHERS))}; write the file again'
         )
     try:
+        if path == _ARRAY:
+            return plain['tensor'].numpy()
         cls = _import(path)
         if path in _OTHERS:
-            return cls(*(from_plain(plain[name]) for name in _OTHERS[path]))
+            return cls(*(_from_plain(plain[name]) for name in _OTHERS[path]))
         element = cls(metainfo=_named(plain['metainfo']))
         for name, item in _named(plain['data']).items():
             setattr(element, name, item)
@@ -133,16 +144,19 @@ def _build(plain: Mapping[str, Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # the classes check their data by assertions
-        raise UserError(
-            f'the data of {path} is damaged ({type(error).__name__}: {str(error)[:200]}): write '
-            'the file again'
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(what: str, error: Exception) -> UserError:
+    return UserError(
+        f'the data of {what} is damaged ({describe(error, 200)}): write the file again'
+    )
 
 
 def _named(plain: Mapping[str, Any]) -> dict[str, Any]:
     if any(name.startswith('_') for name in plain):
         raise ValueError('names of fields must not begin with an underscore')
-    return {name: from_plain(item) for name, item in plain.items()}
+    return {name: _from_plain(item) for name, item in plain.items()}
 
 
 def _import(path: str) -> Callable[..., BaseDataElement]:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from mmengine.config import Config
@@ -27,17 +27,24 @@ from mmengine.registry import (
 from mmengine.utils import get_object_from_string
 from torch import Tensor, nn
 
-from ..errors import UserError, describe, one_line
+from ..errors import UserError, describe, one_line, printable
 from ..registry import set_default_scope
 from ..weights import read_checkpoint
+from ..weights.checkpoint import tensors_of
 from .adaptations import adapt_cpu, adapt_precision
 from .config import check_checkpoint
 from .device import Machine, choose_device
-from .failed_step import read_failed_step, set_random_state, versions
+from .failed_step import (
+    FailedStep,
+    RandomState,
+    ReplayedConfig,
+    damaged,
+    read_failed_step,
+    set_random_state,
+    versions,
+)
 from .plain_data import from_plain
 
-# what a step needs of a config
-_KEYS = ('model', 'data_preprocessor', 'optim_wrapper', 'default_scope', 'sync_bn')
 # parts of the optimizer wrapper that are replaced
 _OPTIMIZER = ('optimizer', 'constructor', 'paramwise_cfg')
 _PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmgcvit', 'torch')
@@ -75,16 +82,12 @@ def replay(
     content = read_failed_step(path)
     device = device or choose_device()
     _check_device(device)
-    batch = from_plain(content['batch'])
+    batch = _rebuilt(content, path)
     _print_head(content)
     cfg = _config(content['config'], path, allow_imports)
-    machine = Machine(torch.device(device).type)
-    adapt_precision(cfg, machine)
-    adapt_cpu(cfg, machine)
-    set_default_scope(cfg.get('default_scope'))
-    model, wrapper = _build(cfg, path)
+    model, wrapper = _build(cfg, path, Machine(torch.device(device).type))
     _load_weights(model, content, checkpoint, path)
-    _load_scaler(wrapper, content)
+    _load_scaler(wrapper, content, path)
     model.to(device).train()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
@@ -94,11 +97,11 @@ def replay(
         return _compare_errors(content, error)
     _print_losses(losses)
     norms = _gradient_norms(model, wrapper)
-    print('gradient norms: ' + ', '.join(f'{name} {norm:.4g}' for name, norm in norms.items()))
+    _say('gradient norms: ' + ', '.join(f'{name} {norm:.4g}' for name, norm in norms.items()))
     bad_loss = not all(torch.isfinite(loss) for loss in losses.values())
     bad_gradients = not all(math.isfinite(norm) for norm in norms.values())
     for place in places:
-        print(f'first module whose output is not finite: {place}')
+        _say(f'first module whose output is not finite: {place}')
     if bad_loss or bad_gradients:
         model.load_state_dict(weights)  # running statistics may have changed
         _print_anomaly(model, wrapper, content)
@@ -107,24 +110,50 @@ def replay(
     return expected
 
 
-def _print_head(content: Mapping[str, Any]) -> None:
+def _say(line: str) -> None:
+    """Print one line, which may contain text from the file."""
+    print(printable(line).replace('\n', '\\n'))
+
+
+def _rebuilt(content: FailedStep, path: str | Path) -> Any:
+    """Return the batch, and check the random state.
+
+    Raises:
+        UserError: If they are damaged.
+    """
+    try:
+        set_random_state(content['random_state'])
+    except Exception as error:  # each generator raises its own kind
+        raise damaged(path, f'random_state: {describe(error)}') from error
+    try:
+        return from_plain(content['batch'])
+    except UserError as error:
+        raise damaged(path, str(error)) from error
+
+
+def _print_head(content: FailedStep) -> None:
     what = {'loss': 'the loss was not finite', 'gradients': 'the gradients were not finite'}.get(
         content['reason'], f'it raised {content["error_type"]}'
     )
     rank = f' of process {content["rank"]}' if content['processes'] > 1 else ''
-    print(f'iteration {content["iteration"]}{rank}: {what}')
-    inputs = content['batch'].get('inputs') if isinstance(content['batch'], dict) else None
-    for index, image in enumerate(content['images']):
-        print(
+    _say(f'iteration {content["iteration"]}{rank}: {what}')
+    batch = content['batch']
+    inputs = batch.get('inputs') if isinstance(batch, dict) else None
+    # images of one size may be one tensor
+    has_items = isinstance(inputs, list | tuple) or (isinstance(inputs, Tensor) and inputs.dim())
+    finite = [_all_finite(item) for item in inputs] if has_items else []
+    no_input = [True] * len(content['images'])
+    for image, is_finite in zip(content['images'], [*finite, *no_input], strict=False):
+        _say(
             f'image: {image["img_path"]} (id {image["img_id"]})'
-            + ('' if inputs is None or _all_finite(inputs[index]) else ', not finite')
+            + ('' if is_finite else ', not finite')
         )
     if content['losses']:
-        print(f'losses in the training: {_in_one_line(content["losses"])}')
+        _say(f'losses in the training: {_in_one_line(content["losses"])}')
     here = versions()
     for name, version in content['versions'].items():
         if here.get(name, version) != version:
-            print(f'different version: {name} {version} in the training, {here[name]} here')
+            _say(f'different version: {name} {version} in the training, {here[name]} here')
     if content['weights_changed']:
         print('the weights may have been updated between the step and the writing of the file')
 
@@ -134,27 +163,41 @@ def _in_one_line(losses: Mapping[str, float]) -> str:
 
 
 def _print_losses(losses: Mapping[str, Tensor]) -> None:
-    print(f'losses: {_in_one_line({name: loss.item() for name, loss in losses.items()})}')
+    _say(f'losses: {_in_one_line({name: loss.item() for name, loss in losses.items()})}')
     if bad := [name for name, loss in losses.items() if not torch.isfinite(loss)]:
-        print(f'not finite: {", ".join(bad)}')
+        _say(f'not finite: {", ".join(bad)}')
 
 
-def _config(plain: Mapping[str, Any], path: str | Path, allow_imports: bool) -> Config:
+def _config(plain: ReplayedConfig, path: str | Path, allow_imports: bool) -> Config:
     imports = (plain.get('custom_imports') or {}).get('imports') or []
-    imports = [imports] if isinstance(imports, str) else list(imports)
-    cfg = Config({key: plain[key] for key in _KEYS if plain.get(key) is not None})
-    for key in _OPTIMIZER:
-        (cfg.get('optim_wrapper') or {}).pop(key, None)
-    if allow_imports:
-        for module in imports:
-            importlib.import_module(module)
-    elif imports:
+    imports = [imports] if isinstance(imports, str) else imports
+    foreign = [module for module in imports if module.partition('.')[0] not in _PACKAGES]
+    if foreign and not allow_imports:
         raise UserError(
-            f'{path} needs the modules {", ".join(map(str, imports))} (custom_imports of its '
-            'config), which would execute code: if you trust the file, pass --allow-imports'
+            f'{path} needs the modules {", ".join(foreign)} (custom_imports of its config), which '
+            'would execute code: if you trust the file, pass --allow-imports'
         )
-    else:
-        _check_parts(cfg.to_dict(), path)
+    for module in imports:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a module can raise anything
+            raise UserError(
+                f'{path} needs the module {module} (custom_imports of its config), which cannot be '
+                f'imported ({describe(error)}): install its package, or add its folder to '
+                'PYTHONPATH'
+            ) from error
+    # custom_imports themselves are not for the model
+    keys = [key for key in get_type_hints(ReplayedConfig) if key != 'custom_imports']
+    try:
+        cfg = Config({key: plain[key] for key in keys if plain.get(key) is not None})
+        for key in _OPTIMIZER:
+            (cfg.get('optim_wrapper') or {}).pop(key, None)
+        if not allow_imports:
+            _check_parts(cfg.to_dict(), path)
+    except UserError:
+        raise
+    except Exception as error:  # a config of unlimited depth, for example
+        raise damaged(path, f'config: {describe(error)}') from error
     return cfg
 
 
@@ -224,8 +267,11 @@ def _registries() -> Iterator[Registry]:
         roots += each.children.values()
 
 
-def _build(cfg: Config, path: str | Path) -> tuple[nn.Module, OptimWrapper]:
+def _build(cfg: Config, path: str | Path, machine: Machine) -> tuple[nn.Module, OptimWrapper]:
     try:
+        adapt_precision(cfg, machine)
+        adapt_cpu(cfg, machine)
+        set_default_scope(cfg.get('default_scope'))
         model_cfg = cfg.model
         if cfg.get('data_preprocessor') is not None:  # as mmengine's Runner does
             model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
@@ -246,12 +292,12 @@ def _build(cfg: Config, path: str | Path) -> tuple[nn.Module, OptimWrapper]:
 
 
 def _load_weights(
-    model: nn.Module, content: Mapping[str, Any], checkpoint: str | None, path: str | Path
+    model: nn.Module, content: FailedStep, checkpoint: str | None, path: str | Path
 ) -> None:
     weights = content['weights']
     if checkpoint is not None:
         loaded = read_checkpoint(check_checkpoint(checkpoint))
-        weights = loaded.get('state_dict', loaded)
+        weights = tensors_of(loaded, checkpoint)
     if weights is None:
         raise UserError(
             f'{path} has no weights, because they could not be read after the error or are '
@@ -259,7 +305,7 @@ def _load_weights(
         )
     try:
         model.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except Exception as error:  # of entries that are no tensors, several kinds
         raise UserError(
             f'the weights of {checkpoint or path} do not fit the model ({one_line(error)}): '
             "install the versions of the training, or pass one of the training's checkpoints with "
@@ -267,10 +313,13 @@ def _load_weights(
         ) from error
 
 
-def _load_scaler(wrapper: OptimWrapper, content: Mapping[str, Any]) -> None:
+def _load_scaler(wrapper: OptimWrapper, content: FailedStep, path: str | Path) -> None:
     scaler = getattr(wrapper, 'loss_scaler', None)
     if scaler is not None and content['loss_scaler']:
-        scaler.load_state_dict(content['loss_scaler'])
+        try:
+            scaler.load_state_dict(content['loss_scaler'])
+        except Exception as error:  # of missing entries and other kinds of values
+            raise damaged(path, f'loss_scaler: {describe(error)}') from error
 
 
 def _check_device(device: str) -> None:
@@ -283,7 +332,7 @@ def _check_device(device: str) -> None:
 
 
 def _run(
-    model: nn.Module, wrapper: OptimWrapper, batch: Any, random_state: Mapping[str, Any]
+    model: nn.Module, wrapper: OptimWrapper, batch: Any, random_state: RandomState
 ) -> dict[str, Tensor]:
     """Compute losses and gradients of the batch, as in the training."""
     model.zero_grad()
@@ -342,7 +391,7 @@ def _all_finite(value: Any) -> bool:
     return all(_all_finite(item) for item in value)
 
 
-def _print_anomaly(model: nn.Module, wrapper: OptimWrapper, content: Mapping[str, Any]) -> None:
+def _print_anomaly(model: nn.Module, wrapper: OptimWrapper, content: FailedStep) -> None:
     """Run the step with anomaly detection, and print the operation that it finds."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')  # detect_anomaly warns, too
@@ -350,17 +399,17 @@ def _print_anomaly(model: nn.Module, wrapper: OptimWrapper, content: Mapping[str
             with torch.autograd.detect_anomaly():
                 _run(model, wrapper, from_plain(content['batch']), content['random_state'])
         except RuntimeError as error:
-            print(f'anomaly detection: {one_line(error)}')
+            _say(f'anomaly detection: {one_line(error)}')
             for warning in caught:
                 if 'forward call' in str(warning.message):
-                    print(_last_frames(str(warning.message)))
+                    print(printable(_last_frames(str(warning.message))))
             return
     print('anomaly detection: no operation of the backward pass returned NaN')
 
 
-def _compare_errors(content: Mapping[str, Any], error: Exception) -> bool:
-    print(_last_frames(''.join(traceback.format_tb(error.__traceback__))))
-    print(f'error: {describe(error)}')
+def _compare_errors(content: FailedStep, error: Exception) -> bool:
+    print(printable(_last_frames(''.join(traceback.format_tb(error.__traceback__)))))
+    _say(f'error: {describe(error)}')
     same = content['reason'] == 'error' and content['error_type'] == type(error).__name__
     print('reproduced' if same else 'not reproduced')
     return same

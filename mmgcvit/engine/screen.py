@@ -1,6 +1,7 @@
 """What a training prints on the screen, and what is only in its log file."""
 
 import logging
+import warnings
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from mmengine._strategy import BaseStrategy
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
+from torch import nn
 from torch.utils.data import DataLoader
 
-from ..errors import UserError, describe, one_line
+from ..errors import UserError, describe, one_line, printable
+from .wrappers import datasets_of
 
 # environment, config and list of hooks
 DUMPING = tuple(str(Path(mmengine.__file__).parent / name) for name in ('runner', '_strategy'))
@@ -42,6 +45,13 @@ class ShortScreen:
         keep_dumps_in_file(strategy.logger)
         return strategy
 
+    def wrap_model(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Wrap the model for several processes; see :meth:`mmengine.runner.Runner.wrap_model`."""
+        with warnings.catch_warnings():
+            # of torch 2.14, in every process, for an argument that mmengine sets
+            warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
+            return super().wrap_model(*args, **kwargs)
+
     def build_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         """Build a dataloader whose dataset names images that its pipeline cannot process.
 
@@ -55,7 +65,11 @@ class ShortScreen:
 
 
 def keep_dumps_in_file(logger: MMLogger) -> None:
-    """Show one line with the path of the log file instead of the dumps that it contains."""
+    """Show one line with the path of the log file instead of the dumps that it contains.
+
+    Control characters in messages, such as names in a checkpoint of another user, are escaped.
+    """
+    logger.addFilter(_escape)
     files = [h.baseFilename for h in logger.handlers if isinstance(h, logging.FileHandler)]
     if not files:
         return  # only the first process has a log file, and the others show errors alone
@@ -63,6 +77,11 @@ def keep_dumps_in_file(logger: MMLogger) -> None:
         if not isinstance(handler, logging.FileHandler):
             handler.addFilter(_is_shown)
     logger.info(f'environment, config and hooks: {files[0]}')
+
+
+def _escape(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
 def _is_shown(record: logging.LogRecord) -> bool:
@@ -88,12 +107,9 @@ def name_failing_images(dataset: object) -> None:
     The pipelines are replaced in place, also those of wrapped datasets. A pipeline that is not
     mmengine's Compose is left as it is.
     """
-    if type(getattr(dataset, 'pipeline', None)) is Compose:
-        dataset.pipeline = NamingCompose(dataset.pipeline.transforms)
-    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    for part in inner:
-        if part is not None:
-            name_failing_images(part)
+    for each in datasets_of(dataset):
+        if type(getattr(each, 'pipeline', None)) is Compose:
+            each.pipeline = NamingCompose(each.pipeline.transforms)
 
 
 class NamingCompose(Compose):

@@ -16,6 +16,7 @@ import torch.distributed
 from mmengine.dist import is_distributed
 from mmengine.logging import MMLogger
 
+from ..errors import printable
 from ..mmcv_ops import enable
 from .known_errors import known_error
 from .launch import process_rank
@@ -88,7 +89,7 @@ def _leave(code: int, message: str = '', other_reports: bool = False) -> NoRetur
         time.sleep(TIME_TO_REPORT + 0.5 * int(os.environ.get('LOCAL_RANK') or 0))
     if message:
         # in one call, so that lines of several processes do not mix
-        sys.stderr.write(f'{message}\n')
+        sys.stderr.write(f'{printable(message)}\n')
         sys.stderr.flush()
     if not is_distributed():
         sys.exit(code)

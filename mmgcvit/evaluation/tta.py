@@ -7,6 +7,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from ..engine.device import Machine
+from ..engine.wrappers import dataset_configs
 from ..errors import UserError
 from ..registry import class_of
 from ..task import CLASSIFICATION, SEGMENTATION, task_of
@@ -64,18 +65,17 @@ def adapt_tta(cfg: Config, machine: Machine) -> None:
     else:
         _remove_masks(cfg)
         cfg.tta_model = cfg.get('tta_model') or DETECTOR_TTA
-        cfg.tta_pipeline = cfg.get('tta_pipeline') or [*_test_dataset(cfg).pipeline[:-1], FLIPS]
+        cfg.tta_pipeline = cfg.get('tta_pipeline') or [*_test_datasets(cfg)[0].pipeline[:-1], FLIPS]
     model = copy.copy(cfg.tta_model)  # ** would resolve a type that is a class
     model.module = cfg.model
     cfg.model = model
-    _test_dataset(cfg).pipeline = cfg.tta_pipeline
+    for dataset in _test_datasets(cfg):
+        dataset.pipeline = cfg.tta_pipeline
 
 
-def _test_dataset(cfg: Config) -> ConfigDict:
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:  # in a wrapper such as RepeatDataset
-        dataset = dataset.dataset
-    return dataset
+def _test_datasets(cfg: Config) -> list[ConfigDict]:
+    found = dataset_configs(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
+    return [dataset for _, dataset in found]
 
 
 def _remove_masks(cfg: Config) -> None:

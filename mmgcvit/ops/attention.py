@@ -9,6 +9,7 @@ window, which is n, or n + 1 with the extra key that represents the padding.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -126,9 +127,7 @@ def _attend_on_cpu(inputs: Inputs) -> Tensor:
 
 
 def _attend_fused(inputs: Inputs) -> Tensor:
-    def attend(inputs: Inputs) -> Tensor:
-        return attend_by_region(inputs, fused)
-
+    attend = partial(attend_by_region, attend=fused)
     return attend_padded(inputs, attend) if inputs.qkv.is_cuda else attend(inputs)
 
 

@@ -7,7 +7,6 @@ window, which is n, or n + 1 with the extra key that represents the padding.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -17,11 +16,6 @@ from torch import Tensor
 from .graph_mode import is_exporting
 from .position_bias import position_biases
 from .windows import PaddedWindows, Region, Windows, join
-
-try:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-except ImportError:
-    sdpa_kernel = None
 
 # query (B·nW, h, n, d), key and value (B·nW, h, m, d), bias (h, n, m), dropout → (B·nW, h, n, d)
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
@@ -127,10 +121,24 @@ def append_token(x: Tensor, token: Tensor) -> Tensor:
 
 def fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
     """Compute attention with PyTorch's fused kernel for the device, if there is one."""
-    with _without_cudnn() if _is_trained_without_bias(query, bias) else nullcontext():
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias[None], dropout_p=dropout
-        )
+    if query.is_cuda:
+        bias = bias_with_gradient(query, key, value, bias)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias[None], dropout_p=dropout
+    )
+
+
+def bias_with_gradient(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """Return a bias that requires a gradient if the query, key or value does.
+
+    This keeps PyTorch from using cuDNN's attention, which does not compute gradients of the bias.
+    Its other gradients were NaN on an H100 (torch 2.11): in windows of 24×24 tokens if all scores
+    of a query were low (pytorch#196678).
+    """
+    learning = next((x for x in (query, key, value) if x.requires_grad), None)
+    if bias.requires_grad or learning is None:
+        return bias
+    return bias + 0 * learning[0, 0, 0, 0]
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
@@ -141,19 +149,3 @@ def plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: floa
 def attention_weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     """Return softmax(q kᵀ/√d + b)."""
     return ((query * query.shape[-1] ** -0.5) @ key.mT + bias).softmax(-1)
-
-
-def _is_trained_without_bias(query: Tensor, bias: Tensor) -> bool:
-    return query.is_cuda and torch.is_grad_enabled() and not bias.requires_grad
-
-
-def _without_cudnn() -> AbstractContextManager:
-    """Exclude cuDNN's attention, whose gradients can be NaN.
-
-    On an H100 with torch 2.11, they are NaN if the log-sum-exp of a row of scores is low and the
-    number of keys modulo 128 is 64, as in windows of 24×24 tokens (pytorch#196678). PyTorch does
-    not choose cuDNN if the bias learns.
-    """
-    if sdpa_kernel is None:  # torch < 2.3 has no cuDNN attention
-        return nullcontext()
-    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

@@ -3,12 +3,14 @@
 H, W: height and width of an image in pixels, C: number of channels.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
+
+from ..engine.wrappers import datasets_of
 
 
 def load_image(dataset: Dataset, info: Mapping[str, Any]) -> np.ndarray:
@@ -87,7 +89,7 @@ def _to_8_bit(image: np.ndarray) -> np.ndarray:
 
 def image_dataset(dataset: Dataset, path: str | Sequence[str]) -> Dataset:
     """Return the dataset that an image belongs to, without its wrappers."""
-    datasets = list(_innermost(dataset))
+    datasets = list(datasets_of(dataset))
     return next((each for each in datasets if _inside(each, path)), datasets[0])
 
 
@@ -108,12 +110,3 @@ def _inside(dataset: Dataset, path: str | Sequence[str]) -> str | None:
         if prefix and first.is_relative_to(prefix):
             return str(first.relative_to(prefix))
     return None
-
-
-def _innermost(dataset: Dataset) -> Iterator[Dataset]:
-    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    if inner == [None]:
-        yield dataset
-        return
-    for each in inner:
-        yield from _innermost(each)

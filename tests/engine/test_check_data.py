@@ -84,6 +84,20 @@ def test_samples_and_full_say_how_many_images_are_opened(shapes, capsys, load_to
         main([SEGMENTATION, '--samples', '0'])
 
 
+def test_what_is_checked_is_shown_on_a_terminal_alone(shapes, capsys, load_tool, monkeypatch):
+    shown = []
+    check_data(detection(shapes), samples=None, show=shown.append)
+    assert shown[0] == 'train: dataset' and shown[-1] == 'mask-settings'
+    assert 'train: images, 0 of 6' in shown and 'val, test: masks' in shown
+    tool = load_tool('check_data')
+    capsys.readouterr()
+    tool.show('train: masks')
+    assert capsys.readouterr().err == ''
+    monkeypatch.setattr(tool.sys.stderr, 'isatty', lambda: True)
+    tool.show('train: masks')
+    assert 'train: masks' in capsys.readouterr().err
+
+
 def drop_image(shapes):
     (shapes / 'coco/train2017/000000000002.jpg').unlink()
 

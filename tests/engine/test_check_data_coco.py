@@ -25,6 +25,13 @@ ENCODED = {
         lambda text: codecs.BOM_UTF16_BE + text.encode('utf-16-be'),
         'is encoded in UTF-16: save it as UTF-8',
     ),
+    **{
+        f'{code}, without a mark': (
+            lambda text, code=code: text.encode(code),
+            rf'is encoded in {code[:6].upper()}: save it as UTF-8, .*-f {code.upper()} -t UTF-8',
+        )
+        for code in ('utf-16le', 'utf-16be', 'utf-32le', 'utf-32be')
+    },
     'gzip': (lambda text: gzip.compress(text.encode()), 'is compressed with gzip: decompress it'),
     'Latin-1': (
         lambda text: text.replace('circle', 'kréis').encode('latin-1'),
@@ -134,6 +141,34 @@ def test_counts_are_of_what_the_dataset_uses(shapes):
     number = len(json.loads(annotations(shapes).read_text())['annotations'])
     assert sum(counts.classes.values()) == number - 3
     assert any('uses 6 of 7 images' in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'reason'),
+    [
+        (dict(indices=4), 'uses 4 of 6 images (indices)'),
+        (dict(indices=[1, 2, 5]), 'uses 3 of 6 images (indices)'),
+        (dict(indices=4, filter_cfg=dict(min_size=350)), "'min_size': 350}, indices)"),
+        (dict(indices=6, filter_cfg=dict(min_size=350)), "'min_size': 350})"),
+    ],
+)
+def test_what_reduces_the_images_is_named(shapes, settings, reason):
+    cfg = detection(shapes)
+    cfg.skip_checks = ['empty-class']
+    sizes = [(640, 480)] * 5 + [(300, 640)]
+    ids = [image['id'] for image in json.loads(annotations(shapes).read_text())['images']]
+
+    def resize(content):
+        for image in content['images']:
+            image['width'], image['height'] = sizes[ids.index(image['id'])]
+
+    edit(shapes, resize)
+    cfg.train_dataloader.dataset.update(settings)
+    report = check_data(cfg, splits=('train',))
+    assert any(note.endswith(reason) for note in report.notes), report.notes
+    cfg.train_dataloader.dataset.indices = 0
+    (found,) = (text for text in texts(check_data(cfg, splits=('train',))) if 'is left' in text)
+    assert 'indices drops all 6' in found and ' or indices' in found
 
 
 def test_instances_of_images_that_the_filter_drops_are_not_counted(shapes):

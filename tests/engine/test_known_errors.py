@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from toy import toy_config
 
@@ -107,6 +108,37 @@ MISTAKES = {
         {'optim_wrapper.accumulative_counts': 0},
         'OptimWrapper: _accumulative_counts at least greater than or equal to 1',
     ),
+    'text for a number of the dataloader': (
+        {'train_dataloader.num_workers': 'two'},
+        "train_dataloader.num_workers is 'two', but has to be int (DataLoader: '<' not supported "
+        "between instances of 'str' and 'int'): change it, for example with --cfg-options "
+        'train_dataloader.num_workers=VALUE',
+    ),
+    'a fraction for a whole number': (
+        {'train_dataloader.batch_size': 1.5},
+        'train_dataloader.batch_size is 1.5, but has to be int (BatchSampler: batch_size should ',
+    ),
+    'a number out of range': (
+        {'train_dataloader.batch_size': -3},
+        'train_dataloader.batch_size is -3 (BatchSampler: batch_size should be a positive ',
+    ),
+    'text for a learning rate': (
+        {'optim_wrapper.optimizer.lr': 'high'},
+        "optim_wrapper.optimizer.lr is 'high', but has to be float or Tensor (AdamW: '<=' not ",
+    ),
+    'a number for a list': (
+        {'optim_wrapper.optimizer.betas': 0.9},
+        'optim_wrapper.optimizer.betas is 0.9, but has to be tuple (AdamW: ',
+    ),
+    'text for a setting of a function': (
+        {'optim_wrapper.clip_grad': dict(max_norm='large')},
+        "optim_wrapper.clip_grad.max_norm is 'large', but has to be float (",
+    ),
+    'text for a setting of a hook': (
+        {'default_hooks.checkpoint.interval': 'often'},
+        "default_hooks.checkpoint.interval is 'often', but has to be int (SafeCheckpointHook: '<=' "
+        "not supported between instances of 'str' and 'int'): change it",
+    ),
     'settings of a hook': (
         {'custom_hooks': dict(type='EMAHook')},
         "custom_hooks is {'type': 'EMAHook'} in the config, but has to be a list",
@@ -144,6 +176,28 @@ def test_a_mistake_in_the_config_is_named_with_its_place(tmp_path, mistake):
     assert '\n' not in found
 
 
+@pytest.mark.parametrize(
+    ('text', 'known'),
+    [("'NoneType' object is not callable", False), ("'<' not supported between 'int'", True)],
+)
+def test_an_error_about_other_values_is_not_blamed_on_the_config(text, known):
+    """The config has a number for a boolean, which nothing reads."""
+
+    class Fails(Hook):
+        def __init__(self, shuffle: bool = False):
+            self.shuffle = shuffle
+
+        def before_train(self, runner):
+            raise TypeError(text)
+
+    def train(cfg):
+        Fails(cfg.shuffle).before_train(None)
+
+    found = message_of(train, Config(dict(shuffle=7)))
+    assert bool(found) == known
+    assert not known or found.startswith(f'shuffle is 7, but has to be bool (Fails: {text})')
+
+
 def test_a_number_for_the_settings_of_a_part_is_named():
     cfg = Config(dict(model=dict(type='Wrapper', inner=7)))
     found = message_of(lambda cfg: MODELS.build(cfg.model), cfg)
@@ -179,6 +233,14 @@ def test_an_error_in_the_code_of_a_class_is_not_taken_for_a_mistake_in_the_confi
     cfg = Config(dict(val=dict(type='Broken', speed=1)))
     assert message_of(lambda cfg: METRICS.build(cfg.val), cfg) is None
     assert message_of(lambda: {}['absent']) is None
+
+
+def test_transformers_that_mmpretrain_cannot_use_are_named():
+    def fails():
+        class Model(None):
+            pass
+
+    assert message_of(fails).endswith("pip install 'transformers<5'")
 
 
 LISTED = dict(
@@ -235,7 +297,12 @@ def test_a_dataset_without_images_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ('encoding', 'reason'),
-    [('utf-16', 'begins with a byte order mark (utf-16)'), ('cut', 'cannot be read (JSONDecode')],
+    [
+        ('utf-8-sig', 'has a byte-order mark, which its reader does not accept: save it as UTF-8'),
+        ('utf-16', 'is encoded in UTF-16: save it as UTF-8'),
+        ('utf-32-be', 'is encoded in UTF-32: save it as UTF-8'),
+        ('cut', 'cannot be read (JSONDecode'),
+    ],
 )
 def test_a_list_that_its_reader_cannot_parse_is_named(tmp_path, encoding, reason):
     text = b'{"metainfo": {' if encoding == 'cut' else '{"data_list": []}'.encode(encoding)

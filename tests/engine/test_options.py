@@ -10,7 +10,7 @@ import pytest
 from mmengine.config import Config, DictAction
 
 from mmgcvit.engine import config_parser, load_config
-from mmgcvit.engine.options import READ_TOO, parse_value, walk
+from mmgcvit.engine.options import READ_TOO, accumulative_counts, parse_value, walk
 from mmgcvit.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -226,3 +226,11 @@ def test_options_of_earlier_arguments_are_not_changed():
     namespace = argparse.Namespace(cfg_options=first)
     action(None, namespace, ['b=2'], '--cfg-options')
     assert first == {'a': 1} and namespace.cfg_options == {'a': 1, 'b': 2}
+
+
+def test_accumulation_is_found_in_wrappers_of_several_optimizers():
+    inner = dict(generator=dict(accumulative_counts=4), critic=dict(accumulative_counts=2))
+    assert accumulative_counts(Config(dict(optim_wrapper=inner))) == 4
+    assert accumulative_counts(Config(dict(optim_wrapper=dict(accumulative_counts=3)))) == 3
+    assert accumulative_counts(Config(dict(optim_wrapper=dict(type='OptimWrapper')))) == 1
+    assert accumulative_counts(Config({})) == 1

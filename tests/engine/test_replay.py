@@ -1,5 +1,7 @@
 """Files of failed steps that come from strangers, and what replay does with plain data."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -181,6 +183,18 @@ def test_custom_imports_need_an_option(edit, tmp_path, monkeypatch):
     assert (tmp_path / 'RAN').exists()
 
 
+def test_modules_of_the_libraries_need_no_option(edit):
+    assert replay(edit(config__custom_imports=dict(imports='mmpretrain.models')), 'cpu') is True
+
+
+def test_the_training_prints_the_complete_command(tmp_path, log):
+    work_dir = tmp_path / 'my work'
+    toy_runner(work_dir, bad=[0], iterations=1, custom_imports=dict(imports=['mine'])).train()
+    (line,) = [line for line in log if 'run it again' in line]
+    path = work_dir / 'failed_step_iter_1.pth'
+    assert line.endswith(f": python tools/replay.py '{path}' --allow-imports")
+
+
 class Payload:
     def __reduce__(self):
         return open, ('RAN', 'w')
@@ -198,6 +212,102 @@ def test_other_files_are_named(tmp_path, content):
     torch.save(content, tmp_path / 'x.pth')
     with pytest.raises(UserError, match=r'x\.pth does not hold a failed step'):
         replay(tmp_path / 'x.pth', 'cpu')
+
+
+def places(node, place=()):
+    """Every entry of plain data, but only the first entries of lists, and of a config's parts."""
+    if isinstance(node, dict):
+        items = [(k, v) for k, v in node.items() if place != ('config',) or k in REPLAYED]
+    elif isinstance(node, list | tuple):
+        items = list(enumerate(node))[:3]
+    else:
+        return
+    for key, item in items:
+        yield (*place, key)
+        yield from places(item, (*place, key))
+
+
+def changed(node, place, value):
+    """A copy of plain data with another value at a place, or without the place."""
+    if not place:
+        return value
+    key, *rest = place
+    items = list(node.items() if isinstance(node, dict) else enumerate(node))
+    new = [(k, changed(v, rest, value) if k == key else v) for k, v in items]
+    new = [(k, v) for k, v in new if v is not DELETED]
+    return dict(new) if isinstance(node, dict) else type(node)(v for _, v in new)
+
+
+REPLAYED = ('model', 'data_preprocessor', 'optim_wrapper', 'default_scope', 'custom_imports')
+DELETED = object()
+VALUES = [DELETED, None, 7, -1, 'x', b'x', [], ['x'], {}, {'x': 7}, {'x': None}, torch.ones(2)]
+REFUSED = (
+    'is damaged',
+    'has no weights',
+    'cannot be built',
+    'do not fit',
+    'could execute code',
+    'needs the module',
+)
+
+
+def test_damaged_files_are_an_error_on_one_line_or_replayed(edit, tmp_path):
+    path = edit()
+    content = torch.load(path, weights_only=False)
+    content['config']['custom_imports'] = {'imports': ['math']}
+    content['batch']['data_samples'] = [to_plain(DetDataSample(metainfo=dict(pad=np.eye(2))))]
+    wrong, ended = [], Counter()
+    for place in places(content):
+        for value in VALUES:
+            torch.save(changed(content, place, value), path)
+            try:
+                ended[str(replay(path, 'cpu', allow_imports=True))] += 1
+            except UserError as error:
+                ended['damaged'] += 'is damaged' in str(error)
+                known = str(path) in str(error) and any(text in str(error) for text in REFUSED)
+                if not known or '\n' in str(error):
+                    wrong.append((place, value, str(error)))
+            except Exception as error:
+                wrong.append((place, value, repr(error)))
+    assert not wrong, '\n'.join(map(str, wrong))
+    assert ended['True'] > 100 and ended['damaged'] > 300, ended
+
+
+@pytest.mark.parametrize('name', ['batch', 'random_state', 'reason', 'losses', 'versions'])
+def test_the_damaged_entry_is_named(edit, name):
+    with pytest.raises(UserError, match=rf'the failed step is damaged \({name} is '):
+        replay(edit(**{name: 7}), 'cpu')
+
+
+def test_data_without_end_is_damaged(edit):
+    endless = []
+    endless.append(endless)
+    with pytest.raises(UserError, match='the failed step is damaged'):
+        replay(edit(batch=endless), 'cpu')
+    with pytest.raises(UserError, match='the failed step is damaged'):
+        replay(edit(config__model={'type': 'ToyModel', 'x': endless}), 'cpu')
+
+
+def test_text_of_the_file_cannot_control_the_terminal(edit, capsys):
+    image = {'img_path': '\x1b[2Ja.jpg\nreproduced', 'img_id': '\x9b1A'}
+    path = edit(images=[image], versions__torch='\x1b]0;title\x07', losses={'\r\u202e': 1.0})
+    assert replay(path, 'cpu') is True
+    printed = capsys.readouterr().out
+    assert all(char.isprintable() or char == '\n' for char in printed)
+    assert r'image: \x1b[2Ja.jpg\nreproduced (id \x9b1A)' in printed
+    assert printed.count('\nreproduced\n') == 1
+
+
+def test_a_checkpoint_without_weights_is_named(edit, tmp_path):
+    torch.save([1], tmp_path / 'list.pth')
+    with pytest.raises(UserError, match=r'list\.pth contains no tensors'):
+        replay(edit(), 'cpu', str(tmp_path / 'list.pth'))
+
+
+def test_a_module_that_cannot_be_imported_is_named(edit):
+    path = edit(config__custom_imports=dict(imports=['no_such_module']))
+    with pytest.raises(UserError, match=r'no_such_module .*add its folder to PYTHONPATH'):
+        replay(path, 'cpu', allow_imports=True)
 
 
 def test_weights_of_another_model_are_named(edit):

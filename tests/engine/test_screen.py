@@ -9,6 +9,7 @@ from toy import toy_config
 
 from mmgcvit.engine import build_runner, run_tool
 from mmgcvit.engine.screen import _is_shown
+from mmgcvit.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +86,16 @@ def test_the_traceback_of_another_error_is_on_the_screen_and_in_the_log_file(tmp
     error = capfd.readouterr().err
     assert error.startswith('Traceback') and error.endswith('Error: a mistake in the code\n')
     assert error in log_of(tmp_path)
+
+
+def test_text_of_files_cannot_control_the_terminal(tmp_path, capfd):
+    def main():
+        runner = build_runner(toy_config(tmp_path))
+        runner.logger.warning('name \x1b[2J in\n\ta checkpoint %s', '\x9b1A')
+        raise UserError('name \x1b]0;title\x07 in a file')
+
+    with pytest.raises(SystemExit):
+        run_tool(main)
+    out, error = capfd.readouterr()
+    assert 'name \\x1b[2J in\n\ta checkpoint \\x9b1A' in out
+    assert error == 'error: name \\x1b]0;title\\x07 in a file\n'

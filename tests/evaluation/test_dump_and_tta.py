@@ -38,6 +38,17 @@ def test_a_detector_keeps_its_boxes(log):
     assert log == ['--tta: mmdet merges only boxes, masks are skipped']
 
 
+def test_all_parts_of_a_dataset_get_the_views():
+    cfg = detector(roi_head=dict(mask_head=dict()))
+    repeated = cfg.test_dataloader.dataset
+    parts = [dict(pipeline=[dict(type='PackDetInputs')]), repeated]
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=parts)
+    adapt_tta(cfg, CPU)
+    first, second = cfg.test_dataloader.dataset.datasets
+    assert first.pipeline == second.dataset.pipeline
+    assert first.pipeline[-1].type == 'TestTimeAug'
+
+
 def test_the_configs_own_views_are_used(log):
     cfg = detector(bbox_head=dict())
     cfg.test_evaluator.metric = 'bbox'

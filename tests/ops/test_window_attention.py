@@ -5,6 +5,7 @@ import importlib
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from definition import HEADS, attention, attention_and_weights, by_head, random_
 from torch.autograd import forward_ad
 
 from mmgcvit import GCViT
-from mmgcvit.ops import attention_probabilities, window_attention
+from mmgcvit.ops import attention_probabilities, by_region, window_attention
 from mmgcvit.ops.windows import Windows
 from mmgcvit.reference import gcvit
 from mmgcvit.weights.layouts import to_nvidia
@@ -437,3 +438,36 @@ def test_second_derivatives_of_torch_func(model):
     grads = torch.autograd.grad(loss_of(model(IMAGES)), learning, create_graph=True)
     product = sum((g * tangents[name]).sum() for name, g in zip(parameters, grads, strict=True))
     assert_close(list(found.values()), torch.autograd.grad(product, learning))
+
+
+def test_a_frozen_bias_needs_a_gradient_where_the_tokens_learn():
+    """For PyTorch, this rules out cuDNN, whose gradients can be NaN."""
+    query, key, value = torch.randn(3, 2, 2, 4, 8).unbind()
+    bias = torch.randn(2, 4, 4)
+    assert by_region.bias_with_gradient(query, key, value, bias) is bias
+    learning = torch.randn(2, 4, 4, requires_grad=True)
+    assert by_region.bias_with_gradient(query.requires_grad_(), key, value, learning) is learning
+    for x in (query, key, value):
+        x.requires_grad_()
+        found = by_region.bias_with_gradient(query, key, value, bias)
+        assert torch.equal(found, bias) and found.requires_grad
+        found.exp().sum().backward()
+        assert x.grad is not None and not x.grad.any()
+        x.requires_grad_(False)
+        x.grad = None
+
+
+@SIZES
+@CASES
+def test_attention_with_padded_windows(size, is_global):
+    inputs = random_inputs(Windows(*size, 3), 2, is_global)
+    attend = partial(by_region.attend_by_region, attend=by_region.fused)
+    found = by_region.attend_padded(MODULE.Inputs(*inputs), attend)
+    wanted = attention(*inputs)
+    assert torch.allclose(found, wanted, rtol=1e-10)
+    cotangent = torch.randn_like(wanted)
+    grads = [
+        torch.autograd.grad(out, tensors_of(inputs), cotangent, materialize_grads=True)
+        for out in (found, wanted)
+    ]
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*grads, strict=True))

@@ -78,6 +78,9 @@ def test_what_must_not_be_installed_together(tool, installed, words):
         (dict(torch='2.9.1', torchvision='0.25.0'), 'torchvision==0.24.*'),
         (dict(torch='2.0.1', torchvision='0.15.2'), 'install 2.1 or newer'),
         (dict(torch='2.2.0', numpy='2.0.1'), 'numpy<2'),
+        (dict(torch='2.9.1', mmpretrain='1.2.0', transformers='5.17.0'), 'transformers<5'),
+        (dict(torch='2.9.1', mmpretrain='1.2.0', transformers='4.57.1'), None),
+        (dict(torch='2.9.1', transformers='5.17.0'), None),
     ],
 )
 def test_versions_that_do_not_fit(tool, versions, words):

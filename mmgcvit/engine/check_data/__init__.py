@@ -7,5 +7,15 @@ A check is a generator of problems and notes. ``coco`` checks COCO annotations, 
 
 from .checking import NAMES, check_data, require_data
 from .report import Counts, Note, Problem, Report
+from .split import find_evaluators
 
-__all__ = ['NAMES', 'Counts', 'Note', 'Problem', 'Report', 'check_data', 'require_data']
+__all__ = [
+    'NAMES',
+    'Counts',
+    'Note',
+    'Problem',
+    'Report',
+    'check_data',
+    'find_evaluators',
+    'require_data',
+]

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from mmengine.config import Config
@@ -12,6 +11,7 @@ from mmengine.logging import print_log
 from ...errors import UserError, describe
 from ...mmcv_ops import require_operators
 from ...registry import set_default_scope
+from ..wrappers import dataset_configs
 from .coco import COCO
 from .config import CONFIG, Setup
 from .label_maps import LABEL_MAPS
@@ -37,6 +37,7 @@ def check_data(
     samples: int | None = 50,
     fast: bool = False,
     splits: Sequence[str] = SPLITS,
+    show: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Check the datasets of a config, and whether its heads and evaluators fit them.
 
@@ -48,6 +49,7 @@ def check_data(
         fast: Whether large annotation files are not read completely, and only some of many files
             are looked up, so that the check takes a second or two with datasets of any size.
         splits: Which of train, val and test.
+        show: Called with what is being checked, for a display of the progress.
 
     Raises:
         UserError: If ``skip_checks`` has unknown names.
@@ -56,13 +58,12 @@ def check_data(
     set_default_scope(cfg.get('default_scope', 'mmengine'))
     skip = _read_skipped(cfg)
     report = Report()
-    datasets = _find_splits(cfg, samples, fast, splits)
+    datasets = _find_splits(cfg, samples, fast, splits, show)
     for split in datasets:
-        name = ', '.join(split.names)
         checks = COCO if 'CocoDataset' in split.bases else LABEL_MAPS
-        report.add(run_checks(checks, split, f'{name}: ', skip))
-        report.datasets.append((name, split.counts))
-    report.add(run_checks(CONFIG, Setup(cfg, tuple(splits), datasets), '', skip))
+        report.add(run_checks(checks, split, split.names, skip, show))
+        report.datasets.append((', '.join(split.names), split.counts))
+    report.add(run_checks(CONFIG, Setup(cfg, tuple(splits), datasets), (), skip, show))
     return report
 
 
@@ -79,43 +80,57 @@ def _read_skipped(cfg: Config) -> set[str]:
 
 
 def run_checks(
-    checks: Mapping[Check, Sequence[Check]], subject: Any, where: str, skip: set[str]
+    checks: Mapping[Check, Sequence[Check]],
+    subject: Any,
+    splits: Sequence[str],
+    skip: set[str],
+    show: Callable[[str], None],
 ) -> list[Problem | Note]:
     """Run checks in order.
 
     Args:
         checks: Each check with the checks that have to succeed first.
         subject: The split or the config to check.
-        where: Prefix of the messages.
+        splits: Names of the splits, with which the messages begin.
         skip: Names of checks that are not run.
+        show: See :func:`check_data`.
     """
     results: list[Problem | Note] = []
     failed: set[Check] = set()
+    where = f'{", ".join(splits)}: ' if splits else ''
     for check, needed in checks.items():
         name = name_of(check)
         if failed.intersection(needed):
             failed.add(check)
-        elif name not in skip:
-            found: list[Problem | Note] = []
-            try:
-                found += check(subject) or ()
-            except Unchecked as reason:
-                found.append(Note(f'not checked, {reason}'))
+        if check in failed or name in skip:
+            continue
+        show(f'{where}{name}')
+        found: list[Problem | Note] = []
+        try:
+            found += check(subject) or ()
+        except Unchecked as reason:
+            found.append(Note(f'not checked, {reason}'))
+            failed.add(check)
+        except Exception as error:  # what cannot be checked may still train
+            found.append(Note(f'{name} could not be checked ({describe(error)})'))
+            failed.add(check)
+        for each in found:
+            if isinstance(each, Note):
+                results.append(Note(f'{where}{each.text}'))
+                continue
+            text = f'[{name}] {where}{each.text}'
+            results.append(Problem(text, each.stops, name, tuple(splits)))
+            if each.stops:
                 failed.add(check)
-            except Exception as error:  # what cannot be checked may still train
-                found.append(Note(f'{name} could not be checked ({describe(error)})'))
-                failed.add(check)
-            if any(isinstance(each, Problem) and each.stops for each in found):
-                failed.add(check)
-            for each in found:
-                label = f'[{name}] ' if isinstance(each, Problem) else ''
-                changes = {'name': name} if isinstance(each, Problem) else {}
-                results.append(replace(each, text=f'{label}{where}{each.text}', **changes))
     return results
 
 
 def _find_splits(
-    cfg: Config, samples: int | None, fast: bool, splits: Sequence[str]
+    cfg: Config,
+    samples: int | None,
+    fast: bool,
+    splits: Sequence[str],
+    show: Callable[[str], None],
 ) -> list[Split]:
     found: list[Split] = []
     boxes_only: set[str] = set()
@@ -123,24 +138,13 @@ def _find_splits(
         loader = cfg.get(f'{name}_dataloader')
         if not loader:
             continue
-        for option, leaf in find_datasets(loader['dataset'], f'{name}_dataloader.dataset'):
+        for option, leaf in dataset_configs(loader['dataset'], f'{name}_dataloader.dataset'):
             same = next((split for split in found if split.leaf == leaf), None)
             if same is None:
-                found.append(Split(cfg, [name], option, leaf, samples, fast, boxes_only))
+                found.append(Split(cfg, [name], option, leaf, samples, fast, boxes_only, show))
             elif name not in same.names:
                 same.names.append(name)
     return found
-
-
-def find_datasets(cfg: Mapping, option: str) -> Iterator[tuple[str, Mapping]]:
-    """Yield the place and the config of every dataset inside wrappers (repeated, joined, …)."""
-    if 'datasets' in cfg:
-        for number, part in enumerate(cfg['datasets']):
-            yield from find_datasets(part, f'{option}.datasets.{number}')
-    elif isinstance(cfg.get('dataset'), Mapping):
-        yield from find_datasets(cfg['dataset'], f'{option}.dataset')
-    else:
-        yield option, cfg
 
 
 def require_data(cfg: Config, splits: Sequence[str] | None = None) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 from mmengine import fileio
 
 from ...errors import describe
+from ..encodings import encoding_fault
 from .masks import IGNORED, MISSING, box_options, mask_fault
 from .report import Note, Problem, Unchecked
-from .split import Split, dataset, images, read_items
+from .split import Split, dataset, find_evaluators, images, listed, read_items
 
 LARGE = 32 * 2**20  # bytes; larger files take more than a second or two to read
 FIRST_IMAGES = 20
@@ -22,17 +23,6 @@ PART = 16 * 2**20  # more than any list of categories
 SEPARATOR = re.compile(r'[,\s]*')
 NUMBERS = ('area', 'height', 'width')
 ANNOTATION_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
-# first bytes of files that pycocotools cannot read
-ENCODINGS = {
-    b'\xef\xbb\xbf': (
-        'has a byte-order mark, which the reader of COCO files does not accept',
-        r"save it as UTF-8 without this mark, for example with sed -i '1s/^\xEF\xBB\xBF//' {}",
-    ),
-    b'\xff\xfe': (UTF_16 := 'is encoded in UTF-16', 'save it as UTF-8'),
-    b'\xfe\xff': (UTF_16, 'save it as UTF-8'),
-    b'\x1f\x8b': ('is compressed with gzip', 'decompress it with gunzip'),
-    b'PK': ('is a zip archive', 'decompress it with unzip'),
-}
 
 
 def is_unlabelled(split: Split) -> bool:
@@ -45,12 +35,13 @@ def is_unlabelled(split: Split) -> bool:
 
 def metrics_of(split: Split) -> set[str]:
     """Return the metrics of COCO's evaluation that read the annotation file."""
-    return {
-        metric
-        for _, evaluator in split.evaluators
-        if evaluator.get('ann_file') and not evaluator.get('format_only')
-        for metric in _as_list(evaluator.get('metric', 'bbox'))
-    }
+    metrics: set[str] = set()
+    for name in split.names:
+        for _, evaluator in find_evaluators(split.cfg, name):
+            if evaluator.get('ann_file') and not evaluator.get('format_only'):
+                metric = evaluator.get('metric', 'bbox')
+                metrics |= {metric} if isinstance(metric, str) else set(metric)
+    return metrics
 
 
 def used_annotations(split: Split) -> Iterator[tuple[dict, dict, dict | None]]:
@@ -71,10 +62,6 @@ def used_annotations(split: Split) -> Iterator[tuple[dict, dict, dict | None]]:
         raw = dict(raw_img_info=image, raw_ann_info=[annotation])
         instances = split.dataset.parse_data_info(raw)['instances']
         yield annotation, image, instances[0] if instances else None
-
-
-def _as_list(value: Any) -> list:
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _shown(annotations: list[dict], path: str) -> str:
@@ -104,13 +91,11 @@ def annotation_file(split: Split) -> Iterator[Problem]:
             content = _read_part(local) if split.in_part else _read(local)
     except ValueError as error:
         start = fileio.get(path, backend_args=split.dataset.backend_args)[:4]
-        encoded = next((mark for mark in ENCODINGS if start.startswith(mark)), None)
-        if encoded is None:
-            fault = f"is not JSON in COCO's format ({describe(error)})"
-            remedy = 'download it again, or export it as COCO, in UTF-8'
-        else:
-            fault, remedy = ENCODINGS[encoded]
-        yield Problem(f'{path} {fault}: {remedy.format(path)}')
+        yield Problem(
+            encoding_fault(path, start)
+            or f"{path} is not JSON in COCO's format ({describe(error)}): download it again, or "
+            'export it as COCO, in UTF-8'
+        )
         return
     except Exception as error:
         if split.is_remote:
@@ -210,7 +195,7 @@ def class_names(split: Split) -> Iterator[Problem | Note]:
         yield Problem(
             f'{len(missing)} of the {len(classes)} classes of the config are not categories of '
             f'{path}, for example {missing[0]!r}: its {len(names)} categories are '
-            f'{_listed(names)}; set '
+            f'{listed(names)}; set '
             f"{option}.metainfo.classes to them and the heads' num_classes to their number"
         )
     elif repeated:
@@ -219,16 +204,11 @@ def class_names(split: Split) -> Iterator[Problem | Note]:
         yield Problem(
             f'the classes of the config are in another order than the categories of {path}, so '
             f'predictions would get the wrong class names: set {option}.metainfo.classes to '
-            f'{_listed(used)}'
+            f'{listed(used)}'
         )
     elif len(names) > len(classes):
         unused = [name for name in names if name not in classes]
-        yield Note(f'{len(unused)} categories of {path} are not used: {_listed(unused)}')
-
-
-def _listed(names: list[str]) -> str:
-    shown = ', '.join(repr(name) for name in names[:10])
-    return f'({shown}, … {len(names)} in all)' if len(names) > 10 else f'({shown})'
+        yield Note(f'{len(unused)} categories of {path} are not used: {listed(unused)}')
 
 
 def duplicate_ids(split: Split) -> Iterator[Problem]:
@@ -296,15 +276,19 @@ def reading(split: Split) -> Iterator[Problem | Note]:
         )
         return
     left, settings = len(split.items), split.dataset.filter_cfg
+    reasons = [f'filter_cfg={dict(settings)}'] if settings and split.filtered < total else []
+    if left < split.filtered:
+        reasons.append('indices')
+    reason = ', '.join(reasons) or split.cls.__name__
     if left == 0:
         annotated = len({annotation['image_id'] for annotation in split.content['annotations']})
         yield Problem(
-            f'no image is left for training: filter_cfg={dict(settings or {})} drops all {total}, '
-            f'{annotated} of them with an annotation; correct the annotations, the classes or '
-            'filter_cfg'
+            f'no image is left for training: {reason} drops all {total}, {annotated} of them with '
+            'an annotation; correct the annotations, the classes or '
+            f'{" or ".join(reason.partition("=")[0] for reason in reasons) or split.option}'
         )
     elif left < total:
-        yield Note(f'the dataset uses {left} of {total} images (filter_cfg={dict(settings or {})})')
+        yield Note(f'the dataset uses {left} of {total} images ({reason})')
 
 
 def image_files(split: Split) -> Iterator[Problem]:
@@ -392,13 +376,9 @@ def empty_class(split: Split) -> Iterator[Problem | Note]:
     empty = [name for name, number in split.counts.classes.items() if not number]
     if not empty or len(empty) == len(split.counts.classes):
         return
-    text = f'{len(empty)} classes have no instance: {_listed(empty)}'
+    text = f'{len(empty)} classes have no instance: {listed(empty)}'
     if split.trains:
-        yield Problem(
-            f'{text}; they will never be predicted: add annotations, or remove them from '
-            f'{split.option}.metainfo.classes',
-            stops=False,
-        )
+        yield split.never_predicted(text, 'annotations')
     else:
         yield Note(f'{text}; they do not count in the metrics')
 

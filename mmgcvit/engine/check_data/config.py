@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, METRICS, MODELS, Registry
+from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS, Registry
 
 from ...registry import class_of
 from ...task import SEGMENTATION, inner_model, task_of
@@ -16,8 +16,11 @@ from .masks import box_options, monitored, predicts_masks
 from .report import Problem, Unchecked
 from .split import Split, find_evaluators
 
-# they only distinguish objects from background, or have classes of their own
-OTHER_HEADS = ('rpn_head', 'semantic_head')
+# they distinguish objects from background, borders from areas, or have classes of their own
+OTHER_HEADS = ('rpn_head', 'semantic_head', 'reid')
+OTHER_TYPES = ('STDCHead',)
+# settings of transforms that fill label maps, or leave a value of them out
+FILLED = ('ignore_index', 'seg_pad_val', 'seg_ignore_label', 'seg_fill_in')
 
 
 class Classes(NamedTuple):
@@ -64,8 +67,10 @@ class Setup:
 
     def setting(self, config: Mapping[str, Any], name: str, registry: Registry) -> Any:
         """Return an argument of a config, or the default of its class, or None."""
-        if name in config:
-            return config[name]
+        return config[name] if name in config else self.default(config, name, registry)
+
+    def default(self, config: Mapping[str, Any], name: str, registry: Registry) -> Any:
+        """Return the default of an argument of a config's class, or None."""
         cls = class_of(config, registry, self.cfg.get('default_scope'))
         for base in getattr(cls, '__mro__', ()):
             parameter = inspect.signature(base.__init__).parameters.get(name)
@@ -80,7 +85,9 @@ class Setup:
             key = keys[-2] if keys[-1].isdigit() else keys[-1]
             if not (isinstance(value, Mapping) and key.endswith('head')):
                 continue
-            if not set(keys) & set(OTHER_HEADS) or 'num_things_classes' in value:
+            cls = class_of(value, MODELS, self.cfg.get('default_scope'))
+            is_other = set(keys) & set(OTHER_HEADS) or getattr(cls, '__name__', '') in OTHER_TYPES
+            if not is_other or 'num_things_classes' in value:
                 yield name, value
 
 
@@ -115,8 +122,11 @@ def class_counts(setup: Setup) -> Iterator[Problem]:
                 f'the classes of {split} and of {other} differ ({len(classes.names)} and '
                 f'{len(names)}): give both the same metainfo.classes, in the same order'
             )
-    for place, head in setup.heads():
+    heads = dict(setup.heads())
+    for place, head in heads.items():
         yield from _check_head(setup, place, head, split, classes)
+    if 'train' in setup.splits:
+        yield from _check_weights(setup.cfg, tuple(heads), split, len(classes.names))
 
 
 def _check_head(
@@ -136,8 +146,8 @@ def _check_head(
                 f'{counted[1]}, {where}: set --cfg-options {place}.num_things_classes={meant} '
                 f'{place}.num_stuff_classes={max(total - meant, 0)}'
             )
-    elif is_default and head.get('class_agnostic'):
-        number = None
+    elif setup.setting(head, 'class_agnostic', MODELS):
+        number = None  # one mask for all classes
     # the boxes and masks of a panoptic model are those of things
     wanted = things if '.roi_head.' in place else total
     if number is not None and wanted is not None and number != wanted:
@@ -146,61 +156,93 @@ def _check_head(
             f'{where.replace(str(total), str(wanted))}: set --cfg-options '
             f'{place}.num_classes={wanted}, or correct metainfo.classes'
         )
-    for name, weights in walk(head, place):
-        if name.endswith('.class_weight') and isinstance(weights, list | tuple):
-            loss = _at(setup.cfg, name.rpartition('.')[0])
-            # softmax over the classes and background
-            is_cls = '.loss_cls.' in name or 'cls' in loss.get('loss_name', '')
-            background = is_cls and not loss.get('use_sigmoid')
-            wanted = total + background
-            if len(weights) != wanted:
-                yield Problem(
-                    f'{name} has {len(weights)} numbers, {where}: it needs {wanted}'
-                    + (' (the last one is for the background)' if background else '')
-                )
 
 
-def _at(cfg: Config, name: str) -> Any:
-    node = cfg
-    for key in name.split('.'):
-        node = node[int(key)] if isinstance(node, list | tuple) else node[key]
-    return node
+def _check_weights(
+    cfg: Config, heads: tuple[str, ...], split: str, total: int
+) -> Iterator[Problem]:
+    """Compare the weights of classes in the losses of heads with the number of classes."""
+    settings = dict(walk(cfg.get('model') or {}, 'model'))
+    for name, weights in settings.items():
+        loss, _, key = name.rpartition('.')
+        is_weights = key == 'class_weight' and isinstance(weights, list | tuple)
+        if not (is_weights and name.startswith(tuple(f'{head}.' for head in heads))):
+            continue
+        # softmax over the classes and background
+        is_cls = '.loss_cls.' in name or 'cls' in settings[loss].get('loss_name', '')
+        background = is_cls and not settings[loss].get('use_sigmoid')
+        wanted = total + background
+        if len(weights) != wanted:
+            yield Problem(
+                f'{name} has {len(weights)} numbers, but the {split} dataset has {total} classes: '
+                f'it needs {wanted}{" (the last one is for the background)" * background}'
+            )
 
 
 def ignore_index(setup: Setup) -> Iterator[Problem]:
-    """Different label values that are ignored, in datasets, heads, losses and evaluators."""
-    if task_of(setup.cfg) is not SEGMENTATION:
+    """Different label values that are ignored, in datasets, transforms, heads and evaluators."""
+    cls = class_of(inner_model(setup.cfg), MODELS, setup.cfg.get('default_scope'))
+    is_depth = any(base.__name__ == 'DepthEstimator' for base in getattr(cls, '__mro__', ()))
+    if task_of(setup.cfg) is not SEGMENTATION or is_depth:
         return
-    settings: dict[str, Any] = {}
-    preprocessor = inner_model(setup.cfg).get('data_preprocessor') or {}
-    settings['model.data_preprocessor.seg_pad_val'] = setup.setting(
-        preprocessor, 'seg_pad_val', MODELS
-    )
-    for place, head in setup.heads():
-        settings[f'{place}.ignore_index'] = setup.setting(head, 'ignore_index', MODELS)
-        settings |= {
-            name: value for name, value in walk(head, place) if name.endswith('.ignore_index')
-        }
-    for split in setup.datasets:
-        index = setup.setting(split.leaf, 'ignore_index', DATASETS)
-        for name in split.names:
-            place = split.option.replace(f'{split.names[0]}_', f'{name}_', 1)
-            settings[f'{place}.ignore_index'] = index
-    for name in setup.splits:
-        for place, evaluator in find_evaluators(setup.cfg, name):
-            settings[f'{place}.ignore_index'] = setup.setting(evaluator, 'ignore_index', METRICS)
-    settings = {place: value for place, value in settings.items() if value is not None}
+    settings = {place: value for place, value in _ignored(setup) if value is not None}
     values = sorted(set(settings.values()), key=lambda value: (value == 255, value))
     if len(values) > 1:
-        # not the default: the user chose it
-        meant = values[0]
-        others = [place for place, value in settings.items() if value != meant]
-        first = next(place for place, value in settings.items() if value == meant)
+        # not the default, because the user chose it, and not a class, with which areas are filled
+        labels = range(max((len(classes.names) for _, classes in setup.classes), default=0))
+        meant = next((value for value in values if value not in labels), values[0])
+        first = next(place for place, value in settings.items() if value == values[0])
+        others = [place for place, value in settings.items() if value != values[0]]
+        options = [_option(setup.cfg, p, meant) for p, value in settings.items() if value != meant]
         yield Problem(
-            f'{first} is {meant}, but {", ".join(f"{p} is {settings[p]}" for p in others)}: the '
-            'label value to ignore must be the same in all places, set --cfg-options '
-            f'{" ".join(f"{place}={meant}" for place in others)}'
+            f'{first} is {values[0]}, but {", ".join(f"{p} is {settings[p]}" for p in others)}: '
+            'the label value to ignore must be the same in all places, set --cfg-options '
+            f'{" ".join(options)}'
         )
+
+
+def _ignored(setup: Setup) -> Iterator[tuple[str, Any]]:
+    """Yield the places and values of the settings of ignored labels."""
+    preprocessor = inner_model(setup.cfg).get('data_preprocessor') or {}
+    place = 'model.data_preprocessor.seg_pad_val'
+    yield place, setup.setting(preprocessor, 'seg_pad_val', MODELS)
+    for place, head in setup.heads():
+        yield f'{place}.ignore_index', setup.setting(head, 'ignore_index', MODELS)
+        yield from (each for each in walk(head, place) if each[0].endswith('.ignore_index'))
+    for name in setup.splits:
+        for place, part in walk(setup.cfg.get(f'{name}_dataloader') or {}, f'{name}_dataloader'):
+            if not (isinstance(part, Mapping) and 'type' in part):
+                continue
+            if 'pipeline' in place.split('.'):
+                yield from _filled(setup, place, part)
+            else:
+                yield f'{place}.ignore_index', setup.setting(part, 'ignore_index', DATASETS)
+        for place, evaluator in find_evaluators(setup.cfg, name):
+            yield f'{place}.ignore_index', setup.setting(evaluator, 'ignore_index', METRICS)
+
+
+def _filled(setup: Setup, place: str, transform: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the places and values with which a transform fills label maps, or that it ignores."""
+    for name in FILLED:
+        value = setup.setting(transform, name, TRANSFORMS)
+        # mmseg's RandomCrop reads it only to limit the share of a class
+        unused = name == 'ignore_index' and setup.setting(transform, 'cat_max_ratio', TRANSFORMS)
+        # the defaults of transforms for volumes are a class
+        if unused != 1 and (name in transform or value == 255):
+            yield f'{place}.{name}', value
+    default = setup.default(transform, 'pad_val', TRANSFORMS)
+    if isinstance(default, Mapping):
+        given = transform.get('pad_val', default)
+        yield f'{place}.pad_val.seg', given.get('seg', 255) if isinstance(given, Mapping) else 255
+
+
+def _option(cfg: Config, place: str, value: int) -> str:
+    """Return the argument for ``--cfg-options`` that sets a value."""
+    parent, _, key = place.rpartition('.')
+    number = dict(walk(cfg)).get(parent) if key == 'seg' else None
+    if isinstance(number, int | float):  # mmcv pads label maps with 255 then
+        return f'"{parent}={{img: {number}, seg: {value}}}"'
+    return f'{place}={value}'
 
 
 def label_values(setup: Setup) -> Iterator[Problem]:

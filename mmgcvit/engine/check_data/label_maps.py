@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from .report import Note, Problem, Unchecked
-from .split import Split, dataset, images, read_items
+from .split import Split, dataset, images, listed, read_items
 
 
 def folders(split: Split) -> Iterator[Problem]:
@@ -70,10 +70,9 @@ def label_maps(split: Split) -> Iterator[Problem]:
             reduced = ' after label 0 became ignored' if split.dataset.reduce_zero_label else ''
             faults[
                 f'have label values of no class{reduced}, such as {max(beyond)}, where '
-                f'{len(classes)} '
-                f'classes have 0 to {len(classes) - 1} and {ignored} is ignored: correct '
-                f'{split.option}.metainfo.classes, {split.option}.reduce_zero_label or the label '
-                'maps'
+                f'{len(classes)} classes have 0 to {len(classes) - 1} and {ignored} is ignored: '
+                f'correct {split.option}.metainfo.classes, {split.option}.reduce_zero_label or the '
+                'label maps'
             ].append(path)
     for fault, paths in faults.items():
         yield Problem(
@@ -99,10 +98,8 @@ def orientation(split: Split) -> Iterator[Problem]:
     turned = [each for each in sizes if each.orientation > 4]
     if turned:
         yield Problem(
-            f'{len(turned)} images (for example {turned[0].item["img_path"]}) are rotated '
-            'according to '
-            'their Exif orientation, but their label maps are not, so their sizes differ: '
-            f'{remedy}'
+            f'{len(turned)} images (for example {turned[0].item["img_path"]}) are rotated by their '
+            f'Exif orientation, but their label maps are not, so their sizes differ: {remedy}'
         )
     if len(turned) < len(sizes):
         first = next(each for each in sizes if each not in turned)
@@ -114,8 +111,7 @@ def orientation(split: Split) -> Iterator[Problem]:
     if maybe:
         yield Problem(
             f'{len(maybe)} images (for example {maybe[0].item["img_path"]}) are rotated or '
-            'mirrored '
-            'according to their Exif orientation, but their label maps are not: unless the label '
+            'mirrored by their Exif orientation, but their label maps are not: unless the label '
             f'maps were drawn on the rotated images, {remedy}',
             stops=False,
         )
@@ -148,10 +144,9 @@ def empty_class(split: Split) -> Iterator[Problem | Note]:
             f'{split.option}.metainfo.classes, {split.option}.reduce_zero_label or the label maps'
         )
         return
-    shown = ', '.join(repr(name) for name in empty[:10]) + ', …' * (len(empty) > 10)
     text = (
         f'{len(empty)} classes have no pixel in the {opened} of {total} label maps that were '
-        f'opened: {shown}'
+        f'opened: {listed(empty)}'
     )
     if len(empty) == len(counts) - 1 and lost:
         yield Problem(
@@ -160,8 +155,7 @@ def empty_class(split: Split) -> Iterator[Problem | Note]:
             stops=opened == total,
         )
     elif split.trains and opened == total:
-        remedy = f'add label maps with them, or remove them from {split.option}.metainfo.classes'
-        yield Problem(f'{text}; they will never be predicted: {remedy}', stops=False)
+        yield split.never_predicted(text, 'label maps with them')
     else:
         yield Note(text)
 

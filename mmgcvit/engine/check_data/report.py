@@ -12,11 +12,13 @@ class Problem:
         text: What was found, where, and the remedy, in one line.
         stops: Whether training would fail or learn nonsense.
         name: Name of the check, for ``skip_checks`` of a config.
+        splits: Names of the splits that use the dataset, none if it is about the config.
     """
 
     text: str
     stops: bool = True
     name: str = ''
+    splits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import copy
 import io
 import os
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -66,9 +66,11 @@ class Split:
         fast: Whether large annotation files are not read completely, and only some of many files
             are looked up.
         boxes_only: Splits for which the remedy was to use boxes only; all datasets share it.
+        show: Called with what is being checked.
         counts: What training or evaluation uses.
         content: COCO's annotation file.
-        items: Entries of the dataset after its filter.
+        items: Entries of the dataset after its filter and its ``indices``.
+        filtered: Number of entries after its filter.
         in_part: Whether only the categories and the first images were read.
     """
 
@@ -79,9 +81,11 @@ class Split:
     samples: int | None
     fast: bool
     boxes_only: set[str]
+    show: Callable[[str], None]
     counts: Counts = field(default_factory=Counts)
     content: dict[str, list[dict]] = field(default_factory=dict)
     items: list[dict] = field(default_factory=list)
+    filtered: int = 0
     in_part: bool = False
 
     @cached_property
@@ -95,12 +99,12 @@ class Split:
 
     @cached_property
     def dataset(self) -> Any:
-        """The dataset as the training builds it, but not yet read."""
-        lazily = dict(self.leaf, pipeline=[], lazy_init=True, serialize_data=False)
+        """The dataset as the training builds it, but not yet read or reduced to ``indices``."""
+        leaf = {key: value for key, value in self.leaf.items() if key != 'indices'}
         try:
-            return DATASETS.build(lazily)
+            return DATASETS.build(dict(leaf, pipeline=[], lazy_init=True, serialize_data=False))
         except TypeError:  # a class may not have all arguments
-            return DATASETS.build(dict(self.leaf))
+            return DATASETS.build(leaf)
 
     @cached_property
     def classes(self) -> tuple[str, ...] | None:
@@ -148,12 +152,6 @@ class Split:
         return any(bool(getattr(loader, key, False)) for loader in self.loaders)
 
     @property
-    def evaluators(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Places and configs of the evaluators of these splits."""
-        for name in self.names:
-            yield from find_evaluators(self.cfg, name)
-
-    @property
     def is_remote(self) -> bool:
         """Whether annotations are read from another place than this machine's folders."""
         paths = [self.leaf.get('data_root'), self.leaf.get('ann_file')]
@@ -185,6 +183,14 @@ class Split:
                 f'{remedy}'
             )
 
+    def never_predicted(self, text: str, what: str) -> Problem:
+        """Return the problem that classes have no examples: what was found, what to add."""
+        return Problem(
+            f'{text}; they will never be predicted: add {what}, or remove them from '
+            f'{self.option}.metainfo.classes',
+            stops=False,
+        )
+
     @cached_property
     def opened(self) -> list[Opened]:
         """Items that were opened, evenly spaced. Missing files are left out."""
@@ -192,7 +198,12 @@ class Split:
         chosen = [self.items[i] for i in evenly(len(self.items), count)] if self.items else []
         if not self.has_remote_images:
             chosen = [item for item in chosen if os.path.isfile(item['img_path'])]
-        return [opened for item in chosen if (opened := self._open(item)) is not None]
+        found = []
+        for number, item in enumerate(chosen):
+            if number % 100 == 0:
+                self.show(f'{", ".join(self.names)}: images, {number} of {len(chosen)}')
+            found.append(self._open(item))
+        return [opened for opened in found if opened is not None]
 
     def _open(self, item: dict) -> Opened | None:
         opened = Opened(item)
@@ -333,10 +344,19 @@ def read_items(split: Split) -> None:
     """Let the dataset read its annotations and filter its items."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         split.dataset.full_init()
+    split.filtered = len(split.dataset)
+    if split.leaf.get('indices') is not None:
+        split.dataset.get_subset_(split.leaf['indices'])
     split.items = split.dataset.data_list
     if not split.items and getattr(split.dataset, 'serialize_data', False):
         split.items = [split.dataset.get_data_info(i) for i in range(len(split.dataset))]
     split.counts.images = len(split.items)
+
+
+def listed(names: list[str]) -> str:
+    """Return the first names, quoted, and how many there are if not all are shown."""
+    shown = ', '.join(repr(name) for name in names[:10])
+    return f'({shown}, … {len(names)} in all)' if len(names) > 10 else f'({shown})'
 
 
 def find_evaluators(cfg: Config, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -21,6 +21,10 @@ from .failed_step import HoldStepHook
 
 MAX_SKIPPED = 32  # a loss scaler starts at 2 ** 16 and halves its scale at each skipped update
 FUSED = (Adam, AdamW, SGD)  # their fused kernels skip an update if ``found_inf`` is 1
+LOWER_RATE = (
+    'lower optim_wrapper.optimizer.lr and start again from the weights of the last checkpoint '
+    '(load_from=CHECKPOINT), because --resume keeps the learning rate of the checkpoint'
+)
 HOST_DECIDES = ('cpu',)  # devices on which the host decides about an update without waiting
 
 
@@ -209,12 +213,11 @@ class BadLossHook(HoldStepHook):
                 if corrupted
                 else f'consecutive bad iterations: {self._bad}'
             )
+            last = f'; last images: {"; ".join(images)}' if images else ''
             raise UserError(
-                f'stopped at iteration {step.iteration}: {what} ({reason}); last images: '
-                f'{"; ".join(images)}. The last checkpoint is not affected: check these images and '
-                'their annotations or set optim_wrapper.clip_grad.max_norm, then --resume; or '
-                'lower optim_wrapper.optimizer.lr and start again from the weights of a checkpoint '
-                '(load_from=CHECKPOINT without --resume, which keeps the old learning rate)'
+                f'stopped at iteration {step.iteration}: {what} ({reason}){last}. The last '
+                'checkpoint is not affected: check these images and their annotations or set '
+                f'optim_wrapper.clip_grad.max_norm, then --resume; or {LOWER_RATE}'
             )
 
     def _count_skipped(self, iteration: int) -> None:
@@ -225,9 +228,7 @@ class BadLossHook(HoldStepHook):
                 f'stopped at iteration {iteration}: the loss scaler has skipped '
                 f'{self._skipped} consecutive updates, because the gradients are not finite at any '
                 'scale. Train in bfloat16 (optim_wrapper.dtype=bfloat16) or without --amp, then '
-                '--resume; or lower optim_wrapper.optimizer.lr and start again from the weights of '
-                'the last checkpoint (load_from=CHECKPOINT without --resume, which keeps the old '
-                'learning rate)'
+                f'--resume; or {LOWER_RATE}'
             )
 
 

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import logging
 import pickle
+import traceback
 from bisect import bisect
 from os import PathLike
 from pathlib import Path
@@ -15,9 +16,10 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from ...errors import UserError, describe
+from ...errors import UserError, describe, place
 from ...files import remove_partial_files, write_atomically
 from ...registry import HOOKS
+from ..known_errors import known_error
 from ..resume import ITERATION_NAME
 from .exact_resume import end_segment
 from .hook_states import states_of
@@ -121,7 +123,7 @@ class SafeCheckpointHook(CheckpointHook):
         self._outdated = tuple(self._in_out_dir(n) for n in self._outdated if n == resumed)
         for path in left:
             self._remove(path)
-        if self._outdated:
+        if self._outdated and not self._mid_epoch:  # ExactResumeHook names the epoch
             print_log(
                 'the resumed training will not be exact: SIGTERM saved the checkpoint between the '
                 'regular ones, so random numbers differ from now on',
@@ -139,15 +141,45 @@ class SafeCheckpointHook(CheckpointHook):
         self.last_ckpt = self._path(self._validated_step(runner))
         try:
             runner.val_loop.run()
-        except UserError:
-            raise
         except Exception as error:
-            raise UserError(
-                f'the validation after iteration {runner.iter} did not finish before this resume, '
-                f'and failed when it was repeated: {describe(error)}. Fix the cause (the data or '
-                'the config of the validation), then --resume; or skip this validation: delete '
-                f'{self._mark(runner)}, then --resume'
-            ) from error
+            raise self.failed_validation(runner, error) from error
+
+    def failed_validation(self, runner: Runner, error: Exception) -> UserError:
+        """Return the error that ends a training whose validation raised an exception.
+
+        It also says what the next ``--resume`` does.
+        """
+        reason = known_error(error)
+        if reason is None:
+            reason = f'{describe(error)}, {place(error)}'
+            if is_main_process():
+                reason += ', with a traceback in the log file'
+            else:  # without a log file
+                traceback.print_exception(error)
+        reason = reason.rstrip('.')
+        skip = ''
+        if self.is_saved(runner):
+            skip = f'; or skip this validation: delete {self._mark(runner)}, then --resume'
+        return UserError(
+            f'the validation after iteration {runner.iter} failed: {reason}. '
+            f'{self.resumes_with(runner)}. Fix the cause (the data or the config of the '
+            f'validation), then --resume{skip}'
+        )
+
+    def is_saved(self, runner: Runner) -> bool:
+        """Whether there is a checkpoint of the current iteration."""
+        return self._iteration == runner.iter > 0
+
+    def resumes_with(self, runner: Runner) -> str:
+        """Return what ``--resume`` does after a validation that was not finished."""
+        if self.is_saved(runner):
+            return 'The weights are saved, and --resume repeats the validation'
+        if self._iteration:
+            return (
+                'The last checkpoint is of iteration '
+                f'{self._iteration}, and --resume continues from there'
+            )
+        return 'There is no checkpoint yet'
 
     def before_val_epoch(self, runner: Runner) -> None:
         if self.is_training and is_main_process():

@@ -21,9 +21,13 @@ class ResumableEarlyStoppingHook(EarlyStoppingHook):
 
     _stopped = False
 
-    def before_train(self, runner: Runner) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        # ExactResumeHook has just loaded the state
         if self._stopped:
             runner.train_loop.stop_training = True
+
+    def before_train(self, runner: Runner) -> None:
+        if self._stopped:
             print_log(
                 f'The training was stopped early after iteration {runner.iter}, because '
                 f'{self.monitor} did not improve (best: {self.best_score:.4g}). To continue, '

@@ -26,6 +26,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from ...errors import UserError
 from ...registry import HOOKS
+from ..options import accumulative_counts
 from ..workers import ignore_sigterm_of_others, sigterm_blocked
 from .hook_states import UnknownStates, load_states, states_of
 
@@ -165,7 +166,7 @@ def _inexact(runner: Runner) -> Iterator[str]:
             'sums of gradients over more than 2 processes depend on when the training was '
             'started; set model_wrapper_cfg.find_unused_parameters=True'
         )
-    accumulated = (runner.cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    accumulated = accumulative_counts(runner.cfg)
     for hook in runner.hooks:
         if not isinstance(hook, CheckpointHook) or hook.interval <= 0:
             continue

@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
 
 from ..failed_step import Step, random_state, write_failed_step
+from .checkpoint import SafeCheckpointHook
 
 
 class HoldStepHook(Hook):
@@ -44,6 +45,9 @@ def record_failed_step(runner: Runner | FlexibleRunner) -> Iterator[None]:
     mmengine calls no hook then. The exception is raised unchanged. Errors outside of a step, for
     example of a hook or the data loader, write no file. Neither does a step that failed because
     another process of the training ended.
+
+    Raises:
+        UserError: If a validation raises an exception. It says what the next ``--resume`` does.
     """
     try:
         yield
@@ -56,12 +60,22 @@ def record_failed_step(runner: Runner | FlexibleRunner) -> Iterator[None]:
                 print_log(line, logger='current', level=logging.WARNING)
             else:  # whose logger prints only errors, with the place in the code
                 print(line, file=sys.stderr, flush=True)
+        checkpoints = next((h for h in runner.hooks if isinstance(h, SafeCheckpointHook)), None)
+        if checkpoints and _raised_in_validation(error, runner) and not _lost_connection(error):
+            raise checkpoints.failed_validation(runner, error) from error
         raise
 
 
 def _raised_in_step(error: BaseException) -> bool:
     return any(
         frame.f_code.co_name == 'train_step' for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+
+
+def _raised_in_validation(error: BaseException, runner: Runner | FlexibleRunner) -> bool:
+    return runner._val_loop is not None and any(
+        frame.f_locals.get('self') is runner._val_loop
+        for frame, _ in traceback.walk_tb(error.__traceback__)
     )
 
 

@@ -10,9 +10,10 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
-from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, FlexibleRunner, Runner
 
 from ...registry import HOOKS
+from ..options import accumulative_counts
 
 # what changes in the state of a scheduler during a training; the rest are its settings
 _PROGRESS = {
@@ -69,20 +70,22 @@ class ResumedSettingsHook(Hook):
         self._settings = _settings_of(runner)
         if runner.iter == 0 and not self._saved:
             return
+        loop = runner.train_loop
+        if is_finished(loop):
+            if self._changed_schedule and not isinstance(runner, FlexibleRunner):
+                _restart_schedule(runner)  # for a validation that is repeated, and saved
+            name, done, last = _progress(loop)
+            if done >= last:  # ResumableEarlyStoppingHook reports the other reason
+                _warn(
+                    f'nothing is left to train: the checkpoint is at {name[4:-1]} {done}, and '
+                    f'train_cfg.{name} is {last}; to train longer, increase it and, if necessary, '
+                    'the ends of param_scheduler'
+                )
+            return
         for line in _changes_of_run(self._saved, self._settings):
             _warn(line)
         if self._changed_schedule:
             self._report_schedule(runner)
-        loop = runner.train_loop
-        done, last, name = runner.iter, loop.max_iters, 'max_iters'
-        if isinstance(loop, EpochBasedTrainLoop):
-            done, last, name = runner.epoch, loop.max_epochs, 'max_epochs'
-        if done >= last:
-            _warn(
-                f'nothing is left to train: the checkpoint is at {name[4:-1]} {done}, and '
-                f'train_cfg.{name} is {last}; to train longer, increase it and, if necessary, the '
-                'ends of param_scheduler'
-            )
 
     def _report_schedule(self, runner: Runner) -> None:
         changes = '; '.join(self._changed_schedule)
@@ -111,6 +114,19 @@ class ResumedSettingsHook(Hook):
         )
 
 
+def is_finished(loop: BaseLoop) -> bool:
+    """Whether a training loop ends before its next iteration."""
+    _, done, last = _progress(loop)
+    return done >= last or getattr(loop, 'stop_training', False)
+
+
+def _progress(loop: BaseLoop) -> tuple[str, int, int]:
+    """Return the option that limits a training, how far it is and the limit."""
+    if isinstance(loop, EpochBasedTrainLoop):
+        return 'max_epochs', loop.epoch, loop.max_epochs
+    return 'max_iters', loop.iter, loop.max_iters
+
+
 def _warn(line: str) -> None:
     if is_main_process():
         print_log(line, 'current', logging.WARNING)
@@ -122,9 +138,7 @@ def _settings_of(runner: Runner) -> dict[str, Any]:
     return {
         'processes': get_world_size(),
         'batch_size': runner.cfg.train_dataloader.get('batch_size') or 1,
-        'accumulative_counts': (runner.cfg.get('optim_wrapper') or {}).get(
-            'accumulative_counts', 1
-        ),
+        'accumulative_counts': accumulative_counts(runner.cfg),
         'iterations_per_epoch': len(loop.dataloader) if by_epoch else None,
         'max_epochs' if by_epoch else 'max_iters': loop.max_epochs if by_epoch else loop.max_iters,
     }

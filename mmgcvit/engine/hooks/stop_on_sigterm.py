@@ -50,6 +50,7 @@ class StopOnSigtermHook(Hook):
         self._validating = False
         self._blocked = contextlib.ExitStack()
         self._iteration = 0
+        self._resumes_with = ''
 
     @property
     def received(self) -> bool:
@@ -63,6 +64,7 @@ class StopOnSigtermHook(Hook):
         self._install(runner)  # SafeCheckpointHook may repeat a validation before the training
         self._iteration = runner.iter
         self._validating = self._flags is not None
+        self._resumes_with = self._checkpoints.resumes_with(runner) if self._validating else ''
         if self._validating and self._received is not None:
             self._leave_validation()
 
@@ -149,8 +151,8 @@ class StopOnSigtermHook(Hook):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if is_main_process():
             print_log(
-                f'stopped by SIGTERM in the validation after iteration {self._iteration}; '
-                '--resume repeats it',
+                f'stopped by SIGTERM in the validation after iteration {self._iteration}. '
+                f'{self._resumes_with}',
                 'current',
                 logging.WARNING,
             )

@@ -6,7 +6,6 @@ from typing import Any
 
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -17,6 +16,7 @@ from ...errors import UserError
 from ...models.gcvit import GCViT
 from ...registry import HOOKS
 from ...task import inner_model
+from ..wrappers import unwrapped
 
 SHOWN = 8
 
@@ -55,7 +55,7 @@ class UnusedParametersHook(Hook):
             runner.optim_wrapper, OptimWrapper
         ):
             return
-        for name, parameter in _unwrapped(model).named_parameters():
+        for name, parameter in unwrapped(model).named_parameters():
             if parameter.requires_grad:
                 self._waiting.add(name)
                 self._handles.append(parameter.register_hook(partial(self._learns, name)))
@@ -81,12 +81,12 @@ class UnusedParametersHook(Hook):
         # with find_unused_parameters, processes may use different parameters
         waiting = set.intersection(*all_gather_object(self._waiting))
         # named_parameters gives the order of the model
-        self.unused = [n for n, _ in _unwrapped(model).named_parameters() if n in waiting]
+        self.unused = [n for n, _ in unwrapped(model).named_parameters() if n in waiting]
         if not self.unused:
             return
         self.report = (
             f'{len(self.unused)} parameters get no gradient ({_shortened(self.unused)}): '
-            f'{remedy(runner.cfg, _unwrapped(model), self.unused)}'
+            f'{remedy(runner.cfg, unwrapped(model), self.unused)}'
         )
         if isinstance(model, DistributedDataParallel) and not model.find_unused_parameters:
             raise UserError(f'{self.report}, or set find_unused_parameters=True, which is slower')
@@ -157,9 +157,3 @@ def _heads(model: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _shortened(names: Sequence[str]) -> str:
     more = f' and {len(names) - SHOWN} others' if len(names) > SHOWN else ''
     return ', '.join(names[:SHOWN]) + more
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while is_model_wrapper(model):
-        model = model.module
-    return model

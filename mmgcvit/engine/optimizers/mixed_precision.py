@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...errors import UserError
 from ...registry import OPTIM_WRAPPERS
+from ..wrappers import unwrapped
 
 ONLY_AMP = ('loss_scale', 'dtype', 'use_fsdp')  # arguments of AmpOptimWrapper only
 
@@ -56,7 +56,7 @@ class BFloat16OptimWrapper(OptimWrapper):
         Raises:
             UserError: If the model has no backbone.
         """
-        parts = mixed_parts(model.module if is_model_wrapper(model) else model)
+        parts = mixed_parts(unwrapped(model))
         for part in parts:
             part.forward = in_mixed_precision(part, torch.bfloat16)
         try:

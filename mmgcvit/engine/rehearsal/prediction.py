@@ -1,4 +1,4 @@
-"""Time, memory and disk space of a training, predicted from two updates."""
+"""Time, memory and disk space of a training, predicted from a few updates."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from ...models.gcvit import GCViT
 from ...registry import class_of
 from ...task import inner_model
 from ..device import Machine
-from ..options import walk
+from ..options import accumulative_counts
 
 GB = 1e9
 CONTAINER_LIMITS = (
@@ -43,13 +43,6 @@ class Measured:
     per_image: float
     peak: int
     checkpoint: int
-
-
-def accumulated(cfg: Config) -> int:
-    """Return the number of iterations per update."""
-    settings = walk({'optim_wrapper': cfg.get('optim_wrapper')})
-    counts = [value for name, value in settings if name.endswith('.accumulative_counts')]
-    return max(counts, default=1)
 
 
 def peak_memory(machine: Machine) -> int:
@@ -120,7 +113,7 @@ def proposals(cfg: Config, machine: Machine) -> str:
     texts = []
     size = cfg.train_dataloader.get('batch_size') or 1
     if size > 1:
-        counts = accumulated(cfg) * 2
+        counts = accumulative_counts(cfg) * 2
         texts.append(
             f'train_dataloader.batch_size={size // 2} with '
             f'optim_wrapper.accumulative_counts={counts} (the images per update stay the same, and '

@@ -20,35 +20,38 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import broadcast_object_list, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import MMLogger
 from mmengine.registry import LOOPS
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ...errors import UserError, describe
+from ...errors import UserError, describe, place
 from ...registry import class_of, set_default_scope
 from ...weights import register_checkpoint_loaders
 from ..adaptations import Adaptation, adapt_resume, adapt_test
-from ..check_data import check_data
+from ..check_data import Problem, check_data, find_evaluators
 from ..device import Machine, choose_device
 from ..hooks import UnusedParametersHook
+from ..known_errors import known_error
 from ..launch import start_processes
+from ..options import accumulative_counts
 from ..runner import build_runner
 from .prediction import (
     Measured,
-    accumulated,
     peak_memory,
     predict_disk,
     predict_memory,
     predict_time,
     proposals,
 )
-from .samples import SHARED, call, limit, load, place, some_items, take, training_items, worst_items
+from .samples import SHARED, call, limit, load, some_items, take, training_items, worst_items
 from .steps import FewSteps
 from .validation import BATCHES, NOTHING_DETECTED, all_scores, validate
 
 SPLITS = ('train', 'val', 'test')
 ITEMS = 12  # per split
+UPDATES_ON_GPU = 8
 SHOWN = 8  # metrics
 OK, NOTE, FAILED, SKIPPED = '✔', '!', '✘', '-'
 # settings of evaluators and hooks that are paths of output files
@@ -136,7 +139,9 @@ class _Rehearsal:
         self.loaders: dict[str, DataLoader] = {}
         self.worst: dict[str, dict[str, int]] = {}
         self.runner: Any = None
-        self.hook = FewSteps(2 * accumulated(self.cfg))
+        # the first steps on a GPU also load kernels, so more of them are needed to predict the time
+        self.updates = UPDATES_ON_GPU if machine.device == 'cuda' else 2
+        self.hook = FewSteps(self.updates * accumulative_counts(self.cfg))
         self.training_error: BaseException | None = None
         self.checkpoint: Path | None = None
         self.peak = 0
@@ -177,13 +182,13 @@ class _Rehearsal:
             return FAILED, self._explain(error)
 
     def _explain(self, error: BaseException) -> str:
-        if isinstance(error, UserError):
-            return str(error)
         if isinstance(error, torch.cuda.OutOfMemoryError) or 'allocate memory' in str(error):
             return f'out of memory ({describe(error, 120)}). {proposals(self.cfg, self.machine)}'
         if isinstance(error, OSError) and error.errno == 28:
             return f'{error}: make room in {tempfile.gettempdir()}, or set TMPDIR to another folder'
-        return f'{describe(error)} ({place(error)}): correct the part of the config that it names'
+        return known_error(error) or (
+            f'{describe(error)} ({place(error)}): correct the part of the config that it names'
+        )
 
     def _agree(self, mark: str, text: str) -> tuple[str, str]:
         """Return the outcome of the first process that failed, or else of the first one."""
@@ -205,39 +210,45 @@ class _Rehearsal:
     def data(self) -> str:
         """Build the datasets, and load a few items of each through their pipelines."""
         set_default_scope(self.cfg.get('default_scope', 'mmengine'))
-        texts, warnings, errors = [], [], []
+        texts, problems = [], []
         if is_main_process():
-            warnings, errors = self._checked()
+            problems = self._checked()
+        warnings = [problem.text for problem in problems if not problem.stops]
+        stopping = [problem for problem in problems if problem.stops]
+        errors = [problem.text for problem in stopping]
+        explained = {split for problem in stopping for split in problem.splits}
         for split in SPLITS:
             try:
                 texts += self._load(split)
             except Exception as error:
                 traceback.print_exc()
-                errors.append(self._explain(error))
+                if split not in explained:
+                    errors.append(self._explain(error))
         if errors:
             raise UserError(_listed([*errors, *warnings]))
         if warnings:
             raise _Note(_listed([', '.join(texts), *warnings]))
         return ', '.join(texts)
 
-    def _checked(self) -> tuple[list[str], list[str]]:
-        """Return the warnings and the errors of the data check."""
+    def _checked(self) -> list[Problem]:
+        """Return the problems that the data check finds."""
         try:
-            problems = check_data(self.cfg, samples=ITEMS, fast=True).problems
+            return check_data(self.cfg, samples=ITEMS, fast=True).problems
         except UserError as error:
-            return [], [str(error)]
+            return [Problem(str(error))]
         except Exception as error:  # the items may load nevertheless
             traceback.print_exc()
-            return [f'the data could not be checked ({describe(error)})'], []
-        warnings = [problem.text for problem in problems if not problem.stops]
-        return warnings, [problem.text for problem in problems if problem.stops]
+            return [Problem(f'the data could not be checked ({describe(error)})', stops=False)]
 
     def _load(self, split: str) -> Iterator[str]:
         option = f'{split}_dataloader'
         config = copy.deepcopy(self.cfg.get(option))
         if not config:
             return
-        same = next((s for s in self.loaders if self.cfg[f'{s}_dataloader'] == config), None)
+        before = SPLITS[: SPLITS.index(split)]
+        same = next((s for s in before if self.cfg.get(f'{s}_dataloader') == config), None)
+        if same is not None and same not in self.loaders:
+            return  # it failed, which was reported
         if same is not None:
             self.loaders[split], self.worst[split] = self.loaders[same], self.worst[same]
             SHARED[split] = SHARED[same]
@@ -263,7 +274,7 @@ class _Rehearsal:
         yield f'{split} {len(dataset)} images ({len(indices)} loaded)'
 
     def model(self) -> str:
-        """Build the model and its weights, as the training does, and train two updates."""
+        """Build the model and its weights, as the training does, and train a few updates."""
         needed = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
         if missing := [name for name in needed if not self.cfg.get(name)]:
             raise UserError(
@@ -298,7 +309,7 @@ class _Rehearsal:
         return f'{sum(p.numel() for p in parameters) / 1e6:.1f} M parameters'
 
     def training(self) -> str:
-        """Check the two updates that the previous step has trained."""
+        """Check the updates that the previous step has trained."""
         if self.runner is None:
             raise _Skip('needs step 2')
         if self.training_error is not None:
@@ -320,7 +331,7 @@ class _Rehearsal:
         checked = any(observer.checked for observer in observers)
         gradients = 'every parameter has a gradient' if checked else 'gradients not checked'
         losses = ', '.join(f'{loss:.3g}' for loss in hook.losses)
-        return f'2 updates, loss {losses}; {gradients}; {self._worst()}'
+        return f'{self.updates} updates, loss {losses}; {gradients}; {self._worst()}'
 
     def _worst(self) -> str:
         items = self.worst.get('train') or {}
@@ -434,11 +445,11 @@ class _Rehearsal:
         """Predict time, memory and disk of the training."""
         self._needs_training()
         hook, runner = self.hook, self.runner
-        update = hook.batches // 2
+        measured_steps = hook.batches // 2  # the later half
         times = hook.validation_times
         images = (self.cfg.get('val_dataloader') or {}).get('batch_size') or 1
         measured = Measured(
-            per_iteration=(hook.times[-1] - hook.times[update]) / update,
+            per_iteration=(hook.times[-1] - hook.times[-1 - measured_steps]) / measured_steps,
             per_image=(times[-1] - times[0]) / (images * (len(times) - 1)) if times[1:] else 0.0,
             peak=self.peak,
             checkpoint=self.checkpoint.stat().st_size if self.checkpoint else 0,
@@ -475,7 +486,8 @@ class _Rehearsal:
         if cfg.get('visualizer'):
             cfg.visualizer['vis_backends'] = []
         hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
-        for part in (*hooks, *_evaluators(cfg)):
+        evaluators = (part for name in ('val', 'test') for _, part in find_evaluators(cfg, name))
+        for part in (*hooks, *evaluators):
             for key in OUTPUTS:
                 if part and part.get(key) is not None:
                     part[key] = str(self.folder / 'outputs')
@@ -495,8 +507,9 @@ class _Rehearsal:
         """Return the number of batches per process, and the items of all processes."""
         worst, processes = self.worst[split], get_world_size()
         if split == 'train':
-            per_update = self.hook.batches // 2 * size
-            return self.hook.batches, training_items(length, worst, per_update, processes)
+            per_update = self.hook.batches // self.updates * size
+            chosen = training_items(length, worst, per_update, processes, self.updates)
+            return self.hook.batches, chosen
         batches = BATCHES if split == 'val' else 1
         number = batches * size if split == 'val' else 1
         chosen = take(some_items(length, worst, number), number)
@@ -527,12 +540,6 @@ def _raised_by(error: BaseException | None, hooks: Sequence[Hook]) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def _evaluators(cfg: Config) -> Iterator[Mapping[str, Any]]:
-    for name in ('val_evaluator', 'test_evaluator'):
-        found = cfg.get(name) or []
-        yield from found if isinstance(found, list | tuple) else [found]
 
 
 def _state(path: Path) -> dict[str, Any]:
@@ -578,6 +585,7 @@ def _output_in(path: Path, screen: TextIO | None) -> Iterator[TextIO]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
+    loggers = set(MMLogger._instance_dict)
     with open(path, 'w', buffering=1) as log, open(os.devnull, 'w') as nothing:
         own = os.fdopen(os.dup(1), 'w', encoding='utf-8') if screen is None else screen
         for number in (1, 2):
@@ -586,6 +594,10 @@ def _output_in(path: Path, screen: TextIO | None) -> Iterator[TextIO]:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 yield own if is_main_process() else nothing
         finally:
+            # they write to this file, and mmengine has no method that removes them
+            for name in set(MMLogger._instance_dict) - loggers:
+                for handler in MMLogger._instance_dict.pop(name).handlers:
+                    handler.close()
             sys.stdout.flush()
             sys.stderr.flush()
             for number, original in zip((1, 2), saved, strict=True):

@@ -1,9 +1,7 @@
 """The items that a rehearsal loads: few, but the ones that are most likely to fail."""
 
 import itertools
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -12,9 +10,10 @@ from mmengine.dist import get_rank
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ...errors import UserError, describe
+from ...errors import UserError, describe, place
 from ...registry import DATA_SAMPLERS, DATASETS, class_of
 from ...sampling import evenly
+from ..screen import name_failing_images
 
 SHARED: dict[str, Dataset] = {}
 
@@ -120,31 +119,33 @@ def worst_items(dataset: Dataset) -> dict[str, int]:
 
 
 def training_items(
-    length: int, worst: Mapping[str, int], per_update: int, processes: int
+    length: int, worst: Mapping[str, int], per_update: int, processes: int, updates: int = 2
 ) -> list[int]:
-    """Choose the items of two updates.
+    """Choose the items of a few updates.
 
     The first update of every process consists of the largest image and the one with most instances,
-    so its memory is that of the worst batch. The second update starts with the smallest image and
-    continues with evenly spaced ones, so its time is typical.
+    so its memory is that of the worst batch. The second update starts with the smallest image. The
+    other images are evenly spaced, so that the time is typical.
 
     Args:
         length: Number of items of the dataset.
         worst: See :func:`worst_items`.
         per_update: Items per update and process.
         processes: Number of processes.
+        updates: Number of updates, at least 2.
 
     Returns:
-        Indices of all processes, ``2 * per_update`` for each, in order of the ranks.
+        Indices of all processes, ``updates * per_update`` for each, in order of the ranks.
     """
-    ordinary = itertools.cycle(evenly(length, 2 * per_update * processes))
+    number = updates * per_update
+    ordinary = itertools.cycle(evenly(length, number * processes))
     heavy = [index for name, index in worst.items() if name != 'smallest image']
     first = itertools.cycle(heavy) if heavy else ordinary
     chosen = []
     for _ in range(processes):
         chosen += itertools.islice(first, per_update)
         chosen += [worst['smallest image']] if worst else []
-        chosen += itertools.islice(ordinary, per_update - bool(worst))
+        chosen += itertools.islice(ordinary, number - per_update - bool(worst))
     return chosen
 
 
@@ -170,12 +171,16 @@ def load(loader: DataLoader, indices: Sequence[int], option: str) -> None:
     Raises:
         UserError: If an item cannot be loaded. The message names the file and the transform.
     """
+    name_failing_images(loader.dataset)
     items = []
     for index in indices:
         try:
             items.append(loader.dataset[index])
         except Exception as error:
-            raise UserError(_failed_item(error, index, option)) from error
+            where = f'{option} (item {index}, {place(error.__cause__ or error)})'
+            named = isinstance(error, UserError)  # with the image, the transform and the remedy
+            reason = error if named else f'{describe(error)}: correct {option}.dataset'
+            raise UserError(f'{where}: {reason}') from error
     size = getattr(loader.batch_sampler, 'batch_size', None) or 1
     for start in range(0, len(items), size):
         call(lambda start=start: loader.collate_fn(items[start : start + size]), f'{option}: batch')
@@ -189,31 +194,3 @@ def call(function: Callable[[], Any], what: str) -> Any:
         raise
     except Exception as error:
         raise UserError(f'{what}: {describe(error)} ({place(error)})') from error
-
-
-def place(error: BaseException) -> str:
-    """Return the file and the line that raised an exception."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return 'unknown place'
-    file = Path(frames[-1].filename)
-    return f'{"/".join(file.parts[-3:])}:{frames[-1].lineno}'
-
-
-def _failed_item(error: Exception, index: int, option: str) -> str:
-    transform, path = None, None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        known = frame.f_locals
-        # mmengine's and mmcv's Compose
-        if callable(known.get('t')) and hasattr(known.get('self'), 'transforms'):
-            transform = type(known['t']).__name__
-        for name in ('data', 'results', 'data_info'):
-            if isinstance(known.get(name), Mapping):
-                path = known[name].get('img_path', path)
-    where = f'{path} (item {index})' if path else f'item {index}'
-    step = f' in {transform}' if transform else ''
-    reason = str(error) if isinstance(error, UserError) else f'{describe(error)} ({place(error)})'
-    return (
-        f'{option}: {where} cannot be loaded{step}: {reason}. Correct this file, its annotations, '
-        f'or {transform or "the transforms"} in {option}.dataset.pipeline'
-    )

@@ -16,11 +16,12 @@ from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, FlexibleRunner, Runner
 from torch import nn
 
-from ...errors import UserError, describe
+from ...errors import UserError, describe, place
 from ...sampling import evenly
 from ..failed_step import random_state, set_random_state
+from ..hooks.resumed_settings import is_finished
 from ..options import walk
-from .samples import limit, place, take
+from .samples import limit, take
 
 BATCHES = 2
 NOTHING_DETECTED = (
@@ -49,6 +50,8 @@ class RehearseValidation(Hook):
             _say('not rehearsed: the validation, because the config has no val_dataloader')
             return
         loop = runner.train_loop
+        if is_finished(loop):
+            return
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         if loop.val_begin > (loop.max_epochs if by_epoch else loop.max_iters):
             _say('not rehearsed: the validation, because train_cfg.val_begin is after the end')
@@ -177,10 +180,10 @@ def require_names(runner: Runner, metrics: Mapping[str, float]) -> None:
     texts = []
     for option, name in _awaited(runner):
         if name not in metrics:
-            likely = difflib.get_close_matches(name, metrics, 1, cutoff=0.0)
+            close = difflib.get_close_matches(name, metrics, 1)
             texts.append(
                 f'{option} is {name!r}, which the validation does not compute: set it to one of '
-                f'{", ".join(metrics)} (for example {option}={likely[0]}), or '
+                f'{", ".join(metrics)}{f" (for example {option}={close[0]})" if close else ""}, or '
                 'change val_evaluator'
             )
     for hook in runner.hooks:

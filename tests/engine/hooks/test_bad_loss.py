@@ -36,6 +36,41 @@ def test_three_bad_iterations_in_a_row_stop_and_change_nothing(tmp_path):
     assert 'images/3.jpg' not in log
 
 
+def settings_after(runner):
+    runner.train()
+    group = runner.optim_wrapper.param_groups[0]
+    return runner.iter, group['lr'], runner.optim_wrapper.clip_grad_kwargs
+
+
+def test_the_remedies_of_the_message_work(tmp_path):
+    """After corrected images, and with clipping, --resume; a lower rate only without it."""
+    with pytest.raises(UserError, match='because --resume keeps the learning rate of the'):
+        toy_runner(tmp_path, bad=[4, 5, 6]).train()
+    saved = str(tmp_path / 'iter_6.pth')
+    assert settings_after(toy_runner(tmp_path, resume='auto')) == (8, 0.1, None)
+
+    def changed(**options):
+        cfg = toy_config(tmp_path / 'changed', **options)
+        cfg.optim_wrapper.optimizer.lr = 0.01
+        cfg.optim_wrapper.clip_grad = dict(max_norm=0.5)
+        return build_runner(cfg)
+
+    assert settings_after(changed(resume=saved)) == (8, 0.1, dict(max_norm=0.5))
+    assert settings_after(changed(load_from=saved)) == (8, 0.01, dict(max_norm=0.5))
+
+
+@pytest.mark.parametrize('wrapper', ['OptimWrapper', 'mmgcvit.BFloat16OptimWrapper'])
+def test_a_training_with_a_loss_scaler_is_resumed_without_one(tmp_path, wrapper):
+    toy_runner(tmp_path, iterations=2).train()
+    path = tmp_path / 'iter_2.pth'
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint['optimizer']['loss_scaler'] = dict(scale=2.0**-14, _growth_tracker=0)
+    torch.save(checkpoint, path)
+    cfg = toy_config(tmp_path, iterations=4, resume='auto')
+    cfg.optim_wrapper.type = wrapper
+    assert settings_after(build_runner(cfg)) == (4, 0.1, None)
+
+
 def test_single_bad_iterations_are_left_out_and_training_goes_on(tmp_path):
     runner = toy_runner(tmp_path / 'bad', bad=[1, 2, 4, 6], iterations=8)
     start = copy.deepcopy(final(runner))

@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 
 from mmgcvit.datasets import draw_shapes
-from mmgcvit.engine import build_runner
+from mmgcvit.engine import RehearseValidation, build_runner
 from mmgcvit.weights import read_checkpoint
 
 WARMUP = dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=3)
@@ -38,7 +38,7 @@ class Rates(Hook):
         pass
 
 
-def train(images, work_dir, name, schedule, epochs=2, loop='epoch', **options):
+def train(images, work_dir, name, schedule, epochs=2, loop='epoch', hook=None, **options):
     work_dir.mkdir(exist_ok=True)
     path = tiny_training.config(images, work_dir / name, loop, 0)
     cfg = Config.fromfile(path)
@@ -47,11 +47,13 @@ def train(images, work_dir, name, schedule, epochs=2, loop='epoch', **options):
     settings |= {'work_dir': str(work_dir), 'experiment_name': name, 'custom_hooks': []}
     cfg.merge_from_dict(settings | options)
     runner = build_runner(cfg)
-    runner.register_hook(hook := Rates())
+    runner.register_hook(rates := Rates())
+    if hook is not None:
+        runner.register_hook(hook)
     runner.train()
     if 'optim_wrapper.paramwise_cfg' in options:
-        return runner, hook.rates | {'all': hook.all}
-    return runner, hook.rates
+        return runner, rates.rates | {'all': rates.all}
+    return runner, rates.rates
 
 
 def warnings_of(folder):
@@ -171,6 +173,28 @@ def test_a_finished_training_says_what_to_change(images, tmp_path):
     assert rates == {}
     (line,) = said(tmp_path, 'nothing is left to train')
     assert 'the checkpoint is at epoch 2, and train_cfg.max_epochs is 2; to train longer' in line
+
+
+@pytest.mark.parametrize('settings', [{}, {'epochs': 1}, {'stopped': True}])
+def test_nothing_is_rehearsed_if_nothing_is_left(images, tmp_path, log, settings):
+    settings = dict(settings)
+    early = dict(type='EarlyStoppingHook', monitor='cost', rule='less', patience=0, min_delta=9.0)
+    epochs, options = 2, {}
+    if settings.pop('stopped', False):
+        epochs, options = 3, {'custom_hooks': [early]}
+    schedule = [SCHEDULES['cosine'](2)]
+    train(images, tmp_path, 'finished', schedule, epochs=epochs, **options)
+    log.clear()
+    again = dict(epochs=epochs) | settings
+    hook = RehearseValidation()
+    _, rates = train(
+        images, tmp_path, 'again', schedule, resume='auto', hook=hook, **again, **options
+    )
+    assert rates == {}
+    lines = [line for line in log if 'nothing is left to train' in line or 'stopped early' in line]
+    assert len(lines) == 1
+    others = ('rehearsed the validation', 'training ends at', 'the schedule has changed')
+    assert not [line for line in log if any(text in line for text in others)]
 
 
 def test_iterations_are_compared_too(images, tmp_path):

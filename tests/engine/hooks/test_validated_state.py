@@ -8,7 +8,7 @@ from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.registry import HOOKS
 
 from mmgcvit.datasets import draw_shapes
-from mmgcvit.engine import SafeCheckpointHook, build_runner
+from mmgcvit.engine import SafeCheckpointHook, build_runner, record_failed_step
 from mmgcvit.engine.hooks import checkpoint as checkpoints
 from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
@@ -260,6 +260,43 @@ def test_a_validation_that_fails_again_says_how_to_continue(images, tmp_path, mo
         mark.unlink()
     runner_of(images, tmp_path, 'skips', resume='auto').train()
     assert 'epoch_3.pth' in names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('interval', 'said'),
+    [
+        (1, r'The weights are saved, and --resume repeats the validation.*or skip this validation'),
+        (3, r'There is no checkpoint yet\..*then --resume$'),
+    ],
+)
+def test_a_validation_that_fails_first_says_what_is_saved(
+    images, tmp_path, monkeypatch, interval, said
+):
+    def fail(self, results):
+        raise IndexError('no boxes')
+
+    monkeypatch.setattr(tiny_training.TinyMetric, 'compute_metrics', fail)
+    options = {'default_hooks.checkpoint.interval': interval}
+    runner = runner_of(images, tmp_path, 'first', **options)
+    error = f'the validation after iteration 2 failed: IndexError: no boxes.*{said}'
+    with pytest.raises(UserError, match=error), record_failed_step(runner):
+        runner.train()
+    assert names(tmp_path) == ({'epoch_1.pth'} if interval == 1 else set())
+
+
+def test_a_validation_after_the_last_checkpoint_says_where_a_resume_begins(
+    images, tmp_path, monkeypatch
+):
+    def fail(self, results):
+        raise UserError('no boxes.')
+
+    runner_of(images, tmp_path, 'before', **{'train_cfg.max_epochs': 1}).train()
+    monkeypatch.setattr(tiny_training.TinyMetric, 'compute_metrics', fail)
+    options = {'default_hooks.checkpoint.interval': 3}
+    runner = runner_of(images, tmp_path, 'after', resume='auto', **options)
+    error = 'failed: no boxes. The last checkpoint is of iteration 2, and --resume continues'
+    with pytest.raises(UserError, match=error), record_failed_step(runner):
+        runner.train()
 
 
 def test_a_best_metric_that_is_not_computed_is_an_error(images, tmp_path):

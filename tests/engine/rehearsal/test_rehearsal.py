@@ -1,6 +1,7 @@
 """A rehearsal names the step in which a training would fail, and writes nothing of the user's."""
 
 import io
+import logging
 import multiprocessing.util
 import re
 import tempfile
@@ -11,6 +12,7 @@ import pytest
 import tiny_training
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS, MODELS
 from torch import nn
@@ -243,6 +245,15 @@ def test_output_of_libraries_is_kept_if_a_step_fails(tiny, shapes, tmp_path, cap
     assert 'Traceback' not in printed.out + printed.err
 
 
+def test_what_is_logged_afterwards_does_not_go_to_files_that_are_closed(tiny, capfd):
+    loggers = dict(MMLogger._instance_dict)
+    tiny()
+    assert loggers == MMLogger._instance_dict
+    print_log('afterwards', 'current', logging.WARNING)
+    printed = capfd.readouterr()
+    assert 'Logging error' not in printed.err
+
+
 def test_options_of_the_training_are_used(tiny):
     found = tiny('epoch', adapt_amp, optim_wrapper=dict(
         type='BFloat16OptimWrapper', optimizer=dict(type='SGD', lr=0.1)
@@ -303,6 +314,20 @@ def test_mistakes_in_configs_of_detectors_and_segmentors(tool, shapes, name, set
                          for setting in settings))  # fmt: skip
     assert step in found.failed
     assert text in found[step][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'place'),
+    [('mask_rcnn_tiny.py', 'data_prefix.img'), ('upernet_tiny.py', 'data_prefix.img_path')],
+)
+def test_missing_folder_is_one_error_per_dataset(tool, name, place):
+    settings = [f'{split}_dataloader.dataset.{place}=/nowhere' for split in ('val', 'test')]
+    found = tool(name, *settings)
+    assert 'data' in found.failed
+    text = found['data'][1]
+    assert text.count('val, test: ') == 1 and text.count('/nowhere') == 1
+    assert 'FileNotFoundError' not in text
 
 
 @pytest.mark.slow

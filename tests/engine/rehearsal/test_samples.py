@@ -61,6 +61,13 @@ def test_first_update_is_the_heaviest_and_second_begins_with_the_smallest():
         assert set(items[:4]) == {7, 5} and items[4] == 3
 
 
+def test_more_updates_have_ordinary_images():
+    worst = {'largest image': 7, 'most instances': 5, 'smallest image': 3}
+    chosen = training_items(100, worst, per_update=2, processes=1, updates=4)
+    assert set(chosen[:2]) == {7, 5} and chosen[2] == 3
+    assert len(chosen) == 8 and len(set(chosen[3:])) == 5
+
+
 def test_small_datasets_are_repeated():
     assert training_items(1, {}, per_update=3, processes=2) == [0] * 12
     assert some_items(2, {'largest image': 1}, 12) == [1, 0]
@@ -113,9 +120,9 @@ def test_failing_item_is_named_with_file_and_transform():
     with pytest.raises(UserError) as found:
         load(DataLoader(dataset, collate_fn=list), [0, 1], 'val_dataloader')
     text = str(found.value)
-    assert text.startswith('val_dataloader: images/1.jpg (item 1) cannot be loaded in Halve: ')
-    assert 'ZeroDivisionError: no width' in text and 'test_samples.py:' in text
-    assert 'val_dataloader.dataset.pipeline' in text
+    assert text.startswith('val_dataloader (item 1, ') and 'test_samples.py:' in text
+    assert 'images/1.jpg: Halve cannot process this image (ZeroDivisionError: no width)' in text
+    assert 'the settings of Halve in the pipeline' in text
 
 
 def test_items_that_do_not_collate_are_an_error():

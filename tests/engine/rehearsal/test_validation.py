@@ -91,7 +91,8 @@ def test_metric_that_is_not_computed_is_named_before_training(train, settings, o
         train(**settings)
     text = str(found.value)
     assert f'{option} is {name!r}, which the validation does not compute' in text
-    assert 'set it to one of cost (for example' in text and text.endswith('without this check')
+    near = f' (for example {option}=cost)' if name == 'costs' else ''
+    assert f'set it to one of cost{near}, or' in text and text.endswith('without this check')
 
 
 @pytest.mark.parametrize('settings', [hooks(save_best='cost', rule='less'), {}])
