@@ -9,6 +9,7 @@ window, which is n, or n + 1 with the extra key that represents the padding.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from .by_region import (
     split_regions,
 )
 from .cpu_attention import CPUAttention
-from .graph_mode import fx_leaf, is_eager_on_cpu, is_transformed
+from .graph_mode import fx_leaf, is_eager_on_cpu, is_recorded, is_transformed
 from .windows import Region, Windows
 
 SETTING = 'MMGCVIT_ATTENTION'
@@ -126,11 +127,34 @@ def _attend_on_cpu(inputs: Inputs) -> Tensor:
 
 
 def _attend_fused(inputs: Inputs) -> Tensor:
-    attend = attend_padded if inputs.qkv.is_cuda else attend_by_region
-    return attend(inputs, fused)
+    attend = partial(attend_by_region, attend=fused)
+    return attend_padded(inputs, attend) if inputs.qkv.is_cuda else attend(inputs)
+
+
+def _attend_with_triton(inputs: Inputs) -> Tensor:
+    try:
+        from .triton_attention import attend
+    except ImportError as error:
+        raise ValueError(
+            f'{SETTING}=triton needs Triton 3.0 or later, which torch installs on Linux since 2.4 '
+            f'({error}): update torch, or leave {SETTING} unset'
+        ) from error
+    return attend(inputs)
+
+
+def _fits_triton(inputs: Inputs) -> bool:
+    qkv = inputs.qkv
+    return (
+        qkv.is_cuda
+        and qkv.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        and inputs.qkv_dims[-1] in (16, 32, 64)
+        and inputs.dropout == 0
+        and not (is_recorded() or is_transformed())
+    )
 
 
 # The first backend that supports the inputs is used. To add a kernel, add an entry before 'fused'.
+# Backends after 'plain' are only used on request.
 BACKENDS = {
     'cpu': Backend(
         _attend_on_cpu,
@@ -144,6 +168,12 @@ BACKENDS = {
     ),
     'plain': Backend(
         lambda inputs: attend_by_region(inputs, plain), lambda inputs: True, 'everywhere'
+    ),
+    'triton': Backend(
+        _attend_with_triton,
+        _fits_triton,
+        'on GPUs in bfloat16, float16 or float32, with 16, 32 or 64 channels per head and without '
+        'attn_drop_rate, outside of graph modes and torch.func',
     ),
 }
 

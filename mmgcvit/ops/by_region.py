@@ -59,7 +59,7 @@ def attend_by_region(
     return join(out, 1)
 
 
-def attend_padded(inputs: Inputs, attend: Attend) -> Tensor:
+def attend_padded(inputs: Inputs, attend: Callable[[Inputs], Tensor]) -> Tensor:
     """Return the attention of all windows, (B, L, C), computed with padded windows.
 
     This is how the published network computes attention. It takes more arithmetic than
@@ -68,14 +68,14 @@ def attend_padded(inputs: Inputs, attend: Attend) -> Tensor:
 
     Args:
         inputs: Inputs of window attention.
-        attend: Function that computes the attention of windows.
+        attend: Function that computes the attention of inputs with one region and no padding.
     """
     windows = inputs.windows
     if not windows.has_padding:
-        return attend_by_region(inputs, attend)
+        return attend(inputs)
     padded = PaddedWindows(windows.height, windows.width, windows.window_size)
     qkv = windows.pad(inputs.qkv, inputs.padding)
-    return windows.crop(attend_by_region(inputs._replace(qkv=qkv, windows=padded), attend))
+    return windows.crop(attend(inputs._replace(qkv=qkv, windows=padded)))
 
 
 def split_regions(

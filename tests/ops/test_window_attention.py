@@ -5,6 +5,7 @@ import importlib
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ BACKENDS = MODULE.BACKENDS
 CASES = pytest.mark.parametrize('is_global', [False, True])
 SIZES = pytest.mark.parametrize('size', [(6, 6), (7, 6), (6, 8), (7, 5), (2, 2)])
 EACH_BACKEND = pytest.mark.parametrize('name', list(BACKENDS))
+ON_CPU = pytest.mark.parametrize('name', [name for name in BACKENDS if name != 'triton'])
 DEVICES = [('cpu', torch.float64, 1e-10)]
 if torch.cuda.is_available():
     DEVICES.append(('cuda', torch.float32, 1e-4))
@@ -153,7 +155,7 @@ def test_backend_selection(situation, name, used):
     assert used == [name]
 
 
-@EACH_BACKEND
+@ON_CPU
 def test_backend_can_be_forced(name, force, used, nano):
     force(name)
     model = GCViT(nano, window_size=4)
@@ -232,7 +234,7 @@ def in_inference_mode(windows, inputs):
         window_attention(*inputs)
 
 
-@EACH_BACKEND
+@ON_CPU
 @pytest.mark.parametrize('first', [batched_by_vmap, in_inference_mode])
 def test_windows_can_be_reused(name, first, force):
     windows = Windows(7, 5, 3)
@@ -468,7 +470,8 @@ def test_a_number_that_is_not_finite_does_not_reach_the_bias(number):
 @CASES
 def test_attention_with_padded_windows(size, is_global):
     inputs = random_inputs(Windows(*size, 3), 2, is_global)
-    found = by_region.attend_padded(MODULE.Inputs(*inputs), by_region.fused)
+    attend = partial(by_region.attend_by_region, attend=by_region.fused)
+    found = by_region.attend_padded(MODULE.Inputs(*inputs), attend)
     wanted = attention(*inputs)
     assert torch.allclose(found, wanted, rtol=1e-10)
     cotangent = torch.randn_like(wanted)
