@@ -195,7 +195,7 @@ def test_a_class_without_a_pixel_is_named(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('processes', [1, 2, 3])
+@pytest.mark.parametrize('processes', [1, 2, pytest.param(3, marks=pytest.mark.nightly)])
 @case('retinanet')
 def test_retinanet_trains_or_its_unused_norm_is_named(folder, processes):
     printed = command(folder, 'bash', TOOLS / 'dist_train.sh', 'retinanet.py', processes, code=None)

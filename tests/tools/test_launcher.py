@@ -1,6 +1,5 @@
 """tools/_launch.py with processes that import no torch. tests/tools/test_launching.py trains."""
 
-import functools
 import json
 import os
 import signal
@@ -56,11 +55,16 @@ def start(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # which shells have what they start in the background ignore
-            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=default_signals,
         )
 
     return start
+
+
+def default_signals():
+    """A job in the background ignores SIGINT, and one of nohup SIGHUP; so would the launcher."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(
