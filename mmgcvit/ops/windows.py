@@ -142,15 +142,11 @@ class Windows:
 
     def pad(self, tokens: Tensor, padding: Tensor) -> Tensor:
         """Pad each window to w × w tokens: (B, L, C), (1, C) → (B, nW·w², C)."""
+        w = self.window_size
 
         def pad_with_zeros(tokens: Tensor) -> Tensor:
-            w, parts = self.window_size, []
-            for r, part in zip(self.regions, self.split(tokens), strict=True):
-                if self.is_partial(r):
-                    part = part.unflatten(1, (r.num_windows, r.height, r.width))
-                    part = F.pad(part, (0, 0, 0, w - r.width, 0, w - r.height)).flatten(1, 3)
-                parts.append(part)
-            return join(parts, 1)
+            parts = zip(self.regions, self.split(tokens), strict=True)
+            return join([_resize(x, r, (r.height, r.width), (w, w)) for r, x in parts], 1)
 
         size = 1, tokens.shape[1], 1
         is_token = self.constant(
@@ -161,14 +157,10 @@ class Windows:
 
     def crop(self, tokens: Tensor) -> Tensor:
         """Remove the padding of :meth:`pad`: (B, nW·w², C) → (B, L, C)."""
-        w, parts = self.window_size, []
+        w = self.window_size
         sizes = [region.num_windows * w**2 for region in self.regions]
-        for r, part in zip(self.regions, tokens.split(sizes, 1), strict=True):
-            if self.is_partial(r):
-                part = part.unflatten(1, (r.num_windows, w, w))
-                part = F.pad(part, (0, 0, 0, r.width - w, 0, r.height - w)).flatten(1, 3)
-            parts.append(part)
-        return join(parts, 1)
+        parts = zip(self.regions, tokens.split(sizes, 1), strict=True)
+        return join([_resize(x, r, (w, w), (r.height, r.width)) for r, x in parts], 1)
 
     def padding(self, tokens: Tensor) -> Tensor:
         """Return a padded token, which is zero: (1, C), or (0, C) if there is no padding."""
@@ -237,6 +229,14 @@ class PaddedWindows(Windows):
 def join(parts: Sequence[Tensor], dim: int) -> Tensor:
     """Concatenate tensors. A single tensor is returned without a copy."""
     return torch.cat(list(parts), dim) if len(parts) > 1 else parts[0]
+
+
+def _resize(tokens: Tensor, region: Region, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Pad windows with zeros or crop them on the right and bottom: (B, nW·n, C) → (B, nW·n', C)."""
+    if old == new:
+        return tokens
+    tokens = tokens.unflatten(1, (region.num_windows, *old))
+    return F.pad(tokens, (0, 0, 0, new[1] - old[1], 0, new[0] - old[0])).flatten(1, 3)
 
 
 def _spans(size: int, window_size: int) -> list[tuple[int, int, int]]:
