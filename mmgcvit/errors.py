@@ -1,6 +1,8 @@
 """The exception class for errors that users can fix, and texts about exceptions."""
 
+import difflib
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -29,6 +31,12 @@ def place(error: BaseException) -> str:
         return 'unknown place'
     file = Path(frames[-1].filename)
     return f'{"/".join(file.parts[-3:])}:{frames[-1].lineno}'
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the known name that is closest to a wrong one, or '' if none is close."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f' (did you mean {close[0]}?)' if close else ''
 
 
 def printable(text: str) -> str:

@@ -19,7 +19,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-from ..errors import UserError, describe, one_line
+from ..errors import UserError, describe, did_you_mean, one_line
 from .encodings import encoding_fault
 from .kinds import mismatch
 from .options import walk
@@ -172,11 +172,10 @@ def _argument(error: BaseException) -> str | None:
         # without those that the libraries pass, such as the runner
         passed = {k for value in settings for k in value}.difference(*places.values())
         arguments = [argument for argument in _arguments(cls) if argument not in passed]
-        close = difflib.get_close_matches(key, arguments, 1)
         return (
             f'{" and ".join(f"{place}.{key}" for place in places)}: '
             f'{getattr(cls, "__name__", name)} has no argument {key}'
-            f'{f" (did you mean {close[0]}?)" if close else ""}. Allowed: {", ".join(arguments)}. '
+            f'{did_you_mean(key, arguments)}. Allowed: {", ".join(arguments)}. '
             'To drop the arguments of a base config, set _delete_=True beside type'
         )
     return None

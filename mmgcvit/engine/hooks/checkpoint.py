@@ -1,6 +1,5 @@
 """Checkpoints, of which a complete one is on the disk at any time."""
 
-import difflib
 import inspect
 import logging
 import pickle
@@ -16,7 +15,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from ...errors import UserError, describe, place
+from ...errors import UserError, describe, did_you_mean, place
 from ...files import remove_partial_files, write_atomically
 from ...registry import HOOKS
 from ..known_errors import known_error
@@ -79,23 +78,22 @@ class SafeCheckpointHook(CheckpointHook):
         Raises:
             UserError: If there is no such argument, or ``save_best`` needs a ``rule``.
         """
-        place = 'default_hooks.checkpoint'
+        option = 'default_hooks.checkpoint'
         functions = (CheckpointHook.__init__, Runner.save_checkpoint)
         known = {name for each in functions for name in inspect.signature(each).parameters}
         for name in kwargs:
             if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f' (did you mean {close[0]}?)' if close else ''
-                raise UserError(f'{place}.{name}: CheckpointHook has no argument {name}{hint}')
+                hint = did_you_mean(name, known)
+                raise UserError(f'{option}.{name}: CheckpointHook has no argument {name}{hint}')
         try:
             super().__init__(*args, **kwargs)
         except ValueError as error:
             if 'infer the rule' not in str(error):
                 raise
             raise UserError(
-                f'{place}.save_best is {kwargs.get("save_best")!r}, and it is unknown whether more '
-                f'of it is better: correct the name of the metric, or set {place}.rule=greater or '
-                'less'
+                f'{option}.save_best is {kwargs.get("save_best")!r}, and it is unknown whether '
+                'more of it is better: correct the name of the metric, or set '
+                f'{option}.rule=greater or less'
             ) from error
 
     def state_dict(self) -> dict[str, Any]:
