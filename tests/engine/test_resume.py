@@ -248,7 +248,7 @@ def test_without_a_seed_in_the_config_the_checkpoint_gives_it(images, tmp_path, 
     )
     keep = {'default_hooks.checkpoint.max_keep_ckpts': -1}
     runner_of(path, work_dir=str(tmp_path / 'whole'), **keep).train()
-    resumed = {'work_dir': str(tmp_path / 'resumed'), 'experiment_name': f'resumed_{loop}'}
+    resumed = {'work_dir': str(tmp_path / 'resumed'), 'experiment_name': f'{tmp_path.name}_resumed'}
     runner_of(
         path, **resumed, **keep, resume=True, load_from=str(tmp_path / 'whole' / first)
     ).train()
@@ -274,7 +274,7 @@ def test_at_iteration_150000_nothing_is_loaded_but_what_is_trained_on(images, tm
             'resume': True,
             'load_from': str(tmp_path / 'iter_150000.pth'),
             'work_dir': str(tmp_path / 'late2'),
-            'experiment_name': 'late2',
+            'experiment_name': f'{tmp_path.name}_late2',
         },
     ).train()
     assert time.monotonic() - began < 30
@@ -324,7 +324,9 @@ def test_no_pretrained_url_is_touched_on_resume(images, tmp_path):
     with pytest.raises(UserError, match='could not be downloaded'):
         runner_of(path, **{'model.init_cfg': nowhere, 'work_dir': str(tmp_path / 'anew')}).train()
     cfg = Config.fromfile(path)
-    cfg.merge_from_dict({'model.init_cfg': nowhere, 'experiment_name': 'url2', 'resume': 'auto'})
+    cfg.merge_from_dict(
+        {'model.init_cfg': nowhere, 'experiment_name': f'{tmp_path.name}_url2', 'resume': 'auto'}
+    )
     runner = build_runner(cfg)
     runner.train()
     assert runner.epoch == 3

@@ -260,7 +260,7 @@ def test_averaged_weights_of_ema_hook_are_detected(nano, tmp_path):
             dict(
                 model=dict(type='AveragedModel', arch=nano),
                 work_dir=str(tmp_path),
-                experiment_name='averaged',
+                experiment_name=tmp_path.name,
                 train_dataloader=loader,
                 val_dataloader=loader,
                 val_evaluator=dict(type='KeepOutputs'),

@@ -194,7 +194,9 @@ def runner_of(images, work_dir, name, hook=None, **options):
     path = tiny_training.config(images, work_dir / name, 'epoch', 0)
     cfg = Config.fromfile(path)
     cfg.merge_from_dict({f'default_hooks.checkpoint.{k}': v for k, v in (hook or {}).items()})
-    cfg.merge_from_dict({'work_dir': str(work_dir), 'experiment_name': name, **options})
+    cfg.merge_from_dict(
+        {'work_dir': str(work_dir), 'experiment_name': f'{work_dir.name}_{name}', **options}
+    )
     return build_runner(cfg)
 
 

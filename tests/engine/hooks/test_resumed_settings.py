@@ -44,7 +44,11 @@ def train(images, work_dir, name, schedule, epochs=2, loop='epoch', hook=None, *
     cfg = Config.fromfile(path)
     cfg.param_scheduler = schedule
     settings = {'train_cfg.max_epochs': epochs} if loop == 'epoch' else {}
-    settings |= {'work_dir': str(work_dir), 'experiment_name': name, 'custom_hooks': []}
+    settings |= {
+        'work_dir': str(work_dir),
+        'experiment_name': f'{work_dir.name}_{name}',
+        'custom_hooks': [],
+    }
     cfg.merge_from_dict(settings | options)
     runner = build_runner(cfg)
     runner.register_hook(rates := Rates())

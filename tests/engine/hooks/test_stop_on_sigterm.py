@@ -51,7 +51,9 @@ class Send(Hook):
 def runner_of(images, work_dir, name, loop, hook, **options):
     path = tiny_training.config(images, work_dir / name, loop, 0)
     cfg = Config.fromfile(path)
-    cfg.merge_from_dict({'work_dir': str(work_dir), 'experiment_name': name, **options})
+    cfg.merge_from_dict(
+        {'work_dir': str(work_dir), 'experiment_name': f'{work_dir.name}_{name}', **options}
+    )
     runner = build_runner(cfg)
     runner.register_hook(hook)
     return runner

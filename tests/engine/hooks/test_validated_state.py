@@ -56,7 +56,7 @@ def runner_of(images, work_dir, name, hooks=(STOPPING, dict(type='SavedCounting'
     path = tiny_training.config(images, work_dir / name, 'epoch', 0, **settings)
     cfg = Config.fromfile(path)
     cfg.param_scheduler = [cfg.param_scheduler[0], dict(PLATEAU)]
-    cfg.merge_from_dict({'work_dir': str(work_dir), 'experiment_name': name})
+    cfg.merge_from_dict({'work_dir': str(work_dir), 'experiment_name': f'{work_dir.name}_{name}'})
     cfg.merge_from_dict({'train_cfg.max_epochs': 5, 'param_scheduler.0.T_max': 10, **options})
     return build_runner(cfg)
 
