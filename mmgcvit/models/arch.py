@@ -1,4 +1,4 @@
-"""Table of the GC ViT model sizes, one row per size.
+"""Table of the GC ViT model sizes, one row per size, and the settings of published networks.
 
 Source: Hatamizadeh et al., `Global Context Vision Transformers
 <https://arxiv.org/abs/2206.09959>`_, and the model tables published by NVIDIA.
@@ -7,7 +7,7 @@ Source: Hatamizadeh et al., `Global Context Vision Transformers
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from .arguments import NUM_STAGES, integer, is_real, one_per_stage
+from .arguments import NUM_STAGES, integer, is_int, is_real, one_per_stage
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,46 @@ ARCHS = {
     'base': Arch(128, (3, 4, 19, 5), (4, 8, 16, 32), 2, 1e-5, 0.5),
     'large': Arch(192, (3, 4, 19, 5), (6, 12, 24, 48), 2, 1e-5, 0.5),
 }
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of :class:`mmgcvit.GCViT` that depend on what the network is used for.
+
+    Attributes:
+        window_size: Height and width of the attention windows in tokens, per stage.
+        query_downsamples: How many times the query generator of each stage halves the height and
+            width of the feature map.
+        out_indices: Stages whose feature maps are returned.
+    """
+
+    window_size: tuple[int, ...]
+    query_downsamples: tuple[int, ...]
+    out_indices: tuple[int, ...]
+
+
+DENSE_PREDICTION = Preset((24, 24, 24, 24), (3, 2, 1, 0), (0, 1, 2, 3))
+
+
+def classifier(image_size: int) -> Preset:
+    """Return the settings of the published classifier for square images.
+
+    Windows have 7, 7, 14 and 7 tokens at 224×224, 12, 12, 24 and 12 at 384×384, and 16, 16, 32 and
+    16 at 512×512: the feature maps of the last two stages are one window.
+
+    Args:
+        image_size: Height and width of the images in pixels.
+
+    Raises:
+        ValueError: If ``image_size`` is not a positive multiple of 32.
+    """
+    if not is_int(image_size) or image_size < 32 or image_size % 32:
+        raise ValueError(
+            f'image_size={image_size!r} is not allowed: give a positive multiple of 32, such as '
+            '224, or set window_size instead'
+        )
+    last = int(image_size) // 32
+    return Preset((last, last, 2 * last, last), (3, 2, 0, 0), (NUM_STAGES - 1,))
 
 
 def resolve_arch(arch: str | Mapping) -> Arch:

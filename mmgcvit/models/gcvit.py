@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..registry import MODELS, class_of
-from .arch import resolve_arch
+from .arch import DENSE_PREDICTION, classifier, resolve_arch
 from .arguments import NUM_STAGES, integer, is_int, one_of, one_per_stage, rate, sequence_of
 
 ATTENTION_TYPES = ('local', 'global')
@@ -348,7 +348,8 @@ class Stage(nn.Module):
 class GCViT(BaseModule):
     """GC ViT backbone that returns one feature map per output stage.
 
-    The default arguments are those of the published detection networks.
+    The default arguments are those of the published detection networks. For classification, set
+    ``image_size``.
 
     Args:
         arch: Model size: xxtiny, xtiny, tiny, tiny2, small, small2, base or large; or a dict with
@@ -356,14 +357,16 @@ class GCViT(BaseModule):
             ``layer_scale_init_value`` (None for no layer scale).
         in_channels: Number of channels of the input images.
         window_size: Height and width of the attention windows in tokens: one integer for all
-            stages, or one per stage.
+            stages, or one per stage. None means 24, or the value for ``image_size``.
         query_downsamples: How many times the global query generator of each stage halves the
-            height and width of the feature map.
+            height and width of the feature map. None means (3, 2, 1, 0), or the value for
+            ``image_size``.
         attention_types: Attention types of consecutive blocks, 'local' or 'global'. Each stage
             repeats this sequence over its blocks. With ``('local',)``, the network has no global
             context and no query generators.
         out_indices: Indices of the stages whose feature maps are returned, counted from 0, in
-            ascending order. Stages after the last index are not built.
+            ascending order. Stages after the last index are not built. None means all four, or
+            the value for ``image_size``.
         drop_path_rate: Stochastic depth rate. It increases linearly from 0 in the first block to
             this value in the last block of all four stages. With None, a named size uses its
             ImageNet value, and a dict uses 0.
@@ -383,6 +386,11 @@ class GCViT(BaseModule):
             loads NVIDIA's weights, timm's or this class's own, with the arguments of
             :func:`mmgcvit.weights.load_pretrained`: ``prefix``, ``ema``, ``sha256`` and, for
             ``in_channels`` other than 3, ``adapt_input``.
+        image_size: Height and width of the images of a classifier, a multiple of 32. The arguments
+            above that are None then have the values of the published classifiers: windows of
+            image_size / 32 tokens and twice as many in the third stage, such as (7, 7, 14, 7) for
+            224; query downsamples (3, 2, 0, 0); only the output of the last stage. Other image
+            sizes can still be processed.
 
     Attributes:
         out_channels (tuple[int, ...]): Number of channels of each output.
@@ -403,9 +411,9 @@ class GCViT(BaseModule):
         self,
         arch: str | Mapping,
         in_channels: int = 3,
-        window_size: int | Sequence[int] = 24,
-        query_downsamples: Sequence[int] = (3, 2, 1, 0),
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        window_size: int | Sequence[int] | None = None,
+        query_downsamples: Sequence[int] | None = None,
+        out_indices: Sequence[int] | None = None,
         drop_path_rate: float | None = None,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -414,9 +422,15 @@ class GCViT(BaseModule):
         init_cfg: dict | Sequence[dict] | None = None,
         attention_types: Sequence[str] = ('local', 'global'),
         recompute: str = 'cheap',
+        image_size: int | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         arch = resolve_arch(arch)
+        defaults = DENSE_PREDICTION if image_size is None else classifier(image_size)
+        window_size = defaults.window_size if window_size is None else window_size
+        if query_downsamples is None:
+            query_downsamples = defaults.query_downsamples
+        out_indices = defaults.out_indices if out_indices is None else out_indices
         if is_int(window_size):
             window_size = (window_size,) * NUM_STAGES
         window_sizes = one_per_stage('window_size', window_size, minimum=1)

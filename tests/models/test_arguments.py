@@ -105,6 +105,35 @@ def test_out_indices_select_outputs_channels_and_strides(nano):
     assert torch.equal(found[1], everything[2])
 
 
+@pytest.mark.parametrize(
+    ('size', 'windows'),
+    [(224, (7, 7, 14, 7)), (384, (12, 12, 24, 12)), (512, (16, 16, 32, 16)), (96, (3, 3, 6, 3))],
+)
+def test_image_size_gives_the_settings_of_the_published_classifiers(nano, size, windows):
+    arch = {**nano, 'depths': (2, 2, 2, 2)}
+    model, explicit = (
+        built(arch, **arguments)
+        for arguments in (
+            dict(image_size=size),
+            dict(window_size=windows, query_downsamples=(3, 2, 0, 0), out_indices=(3,)),
+        )
+    )
+    assert not differs(outputs(model), outputs(explicit))
+    assert [stage.window_size for stage in model.stages] == list(windows)
+    assert [len(stage.query_generator) for stage in model.stages] == [3, 2, 1, 1]
+    assert model.out_indices == (3,)
+
+
+def test_explicit_arguments_override_those_of_image_size(nano):
+    model = built(nano, image_size=224, window_size=8, out_indices=(1, 3))
+    assert [stage.window_size for stage in model.stages] == [8] * 4
+    assert len(model.stages[0].query_generator) == 3
+    assert model.out_indices == (1, 3)
+    model = built({**nano, 'depths': (2, 2, 2, 2)}, image_size=224, query_downsamples=(1, 0, 2, 0))
+    assert [len(stage.query_generator) for stage in model.stages] == [1, 1, 2, 1]
+    assert [stage.window_size for stage in model.stages] == [7, 7, 14, 7]
+
+
 def test_only_modules_that_outputs_need_are_built(nano):
     model = built(nano, out_indices=(1,))
     assert len(model.stages) == 2
@@ -297,6 +326,7 @@ BAD = {
         (None,),
         {'local'},
     ],
+    'image_size': [0, 31, 225, -32, 224.0, (224, 224), True],
     'recompute': ['all', '', 'Cheap', None, True, 0, ('cheap',)],
 }
 
