@@ -148,6 +148,8 @@ def start_server():
 def _run(command, out, cwd, ranks, file_size, variables):
     """What a fork does."""
     os.setsid()
+    # which shells have what they start in the background ignore
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(out, 'w') as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -155,6 +157,9 @@ def _run(command, out, cwd, ranks, file_size, variables):
     sys.stdout, sys.stderr = os.fdopen(1, 'w', buffering=1), os.fdopen(2, 'w', buffering=1)
     os.environ.update(variables)
     sys.path[:0] = map(str, PATHS)  # it has taken over that of pytest's process
+    # processes that a tool spawns would import everything again
+    contexts = multiprocessing.get_context
+    multiprocessing.get_context = lambda name=None: contexts('fork' if name == 'spawn' else name)
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     if ranks > 1:

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -55,44 +53,17 @@ def options(shapes, max_epochs):
     return ['--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
 
 
-def tool(*arguments):
-    return [sys.executable, str(ROOT / 'tools' / 'train.py'), *map(str, arguments)]
-
-
-def run(*command, cwd=ROOT):
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env=os.environ | forks.ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 def test_training_lowers_its_loss_and_resumes_where_it_was_interrupted(shapes, tmp_path):
     arguments = (CONFIG, '--work-dir', tmp_path, '--resume', *options(shapes, 4))
-    with open(tmp_path / 'out.txt', 'w') as out:
-        # a session of its own: Ctrl-C reaches it and its children as in a terminal
-        running = subprocess.Popen(
-            tool(*arguments),
-            cwd=ROOT,
-            env=os.environ | forks.ENVIRONMENT,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-            # which shells have what they start in the background ignore
-            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        )
-        deadline = time.monotonic() + 240
-        while 'Epoch(train) [3]' not in (tmp_path / 'out.txt').read_text():
-            assert running.poll() is None and time.monotonic() < deadline, (
-                tmp_path / 'out.txt'
-            ).read_text()[-3000:]
-            time.sleep(0.1)
-        os.killpg(running.pid, signal.SIGINT)
-        assert running.wait(60) == 130
+    # in a session of its own: Ctrl-C reaches it and its children as in a terminal
+    running = forks.Fork('tools/train.py', *arguments, out=tmp_path / 'out.txt')
+    deadline = time.monotonic() + 240
+    while 'Epoch(train) [3]' not in running.out.read_text():
+        told = running.out.read_text()[-3000:]
+        assert running.poll() is None and time.monotonic() < deadline, told
+        time.sleep(0.1)
+    running.signal(signal.SIGINT)
+    assert running.wait(60) == 130
     printed = (tmp_path / 'out.txt').read_text()
     assert printed.strip().endswith('interrupted')
     assert 'Traceback' not in printed
@@ -169,11 +140,12 @@ def test_warnings_reach_the_screen_and_other_metrics_are_shown_by_name(tmp_path,
     assert 'a detail' in log.read_text() and 'take care' in log.read_text()
 
 
-def test_a_config_that_does_not_exist_is_one_line_and_exit_code_1():
-    found = run(*tool('configs/detection/nothing.py'))
-    assert found.returncode == 1
-    assert found.stderr.startswith('error: the config configs/detection/nothing.py does not exist')
-    assert 'Traceback' not in found.stderr
+def test_a_config_that_does_not_exist_is_one_line_and_exit_code_1(tmp_path):
+    missing = 'configs/detection/nothing.py'
+    code, printed = forks.run('tools/train.py', missing, out=tmp_path / 'out.txt')
+    assert code == 1
+    assert printed.startswith(f'error: the config {missing} does not exist')
+    assert 'Traceback' not in printed
 
 
 @pytest.mark.parametrize('damage', ['lacks', 'was drawn with'])
@@ -211,7 +183,7 @@ def test_quickstart_recommends_fresh_for_no_other_error(reason, load_tool, monke
 
 
 @pytest.mark.slow
-def test_second_quickstart_reuses_what_is_done_and_fresh_starts_over(tmp_path):
+def test_fresh_starts_over_and_a_second_quickstart_reuses_what_is_done(tmp_path):
     """tools/quickstart.py and its config, shrunk, in a copy of the checkout's layout."""
     shrunk = {
         CONFIG: {
@@ -230,27 +202,27 @@ def test_second_quickstart_reuses_what_is_done_and_fresh_starts_over(tmp_path):
         (tmp_path / name).write_text(text)
     (tmp_path / 'tools' / 'train.py').symlink_to(ROOT / 'tools' / 'train.py')
 
-    def again(*arguments):
+    def quickstart(*arguments):
         command = ('tools/quickstart.py', *arguments)
         code, printed = forks.run(*command, out=tmp_path / 'printed.txt', cwd=tmp_path)
         assert code == 0, printed[-3000:]
         return printed
 
-    first = run(sys.executable, 'tools/quickstart.py', cwd=tmp_path)
-    assert first.returncode == 0, first.stderr[-3000:]
+    # what would be done already, but for --fresh
     work_dir = tmp_path / 'work_dirs' / 'quickstart'
+    work_dir.mkdir(parents=True)
+    torch.save({'state_dict': {}}, work_dir / 'epoch_1.pth')
+    first = quickstart('--fresh')
+    assert '--fresh: deleting work_dirs/quickstart' in first
+    assert 'Epoch(train) [1][' in first
     metrics = json.loads((work_dir / 'metrics.json').read_text())
-    assert f'{metrics["coco/segm_mAP_50"]:8.3f}' in first.stdout
-    assert not [dump for dump in DUMPS if dump in first.stdout]
+    assert f'{metrics["coco/segm_mAP_50"]:8.3f}' in first
+    assert not [dump for dump in DUMPS if dump in first]
     for name in ('epoch_1.pth', 'curves.png', 'predictions.png'):
         assert (work_dir / name).stat().st_size > 1000
-        assert str(Path('work_dirs/quickstart') / name) in first.stdout
+        assert str(Path('work_dirs/quickstart') / name) in first
 
-    second = again()
+    second = quickstart()
     assert second.count('already done, using') == 2
     assert 'Epoch(' not in second
-    assert second.split('AP75')[1] == first.stdout.split('AP75')[1]
-
-    fresh = again('--fresh')
-    assert '--fresh: deleting work_dirs/quickstart' in fresh
-    assert 'Epoch(train) [1][' in fresh
+    assert second.split('AP75')[1] == first.split('AP75')[1]

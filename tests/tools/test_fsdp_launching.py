@@ -3,40 +3,20 @@
 import json
 import shutil
 
-import forks
 import pytest
 import torch
-from launching import CONFIGS, metrics_of_test, metrics_of_validation, script
+from launching import CONFIGS, metrics_of_test, metrics_of_validation
 
 CONFIG = CONFIGS / 'fsdp_tiny.py'
 
 
 @pytest.fixture(scope='module')
-def sharded(run, tmp_path_factory):
+def sharded(train, tmp_path_factory):
     """FSDP, but for that as ``mask_rcnn``."""
     work_dir = tmp_path_factory.mktemp('fsdp')
     keep = ('default_hooks.checkpoint.interval=1', 'default_hooks.checkpoint.max_keep_ckpts=-1')
-    arguments = ('--work-dir', work_dir, '--auto-scale-lr', '--cfg-options', *keep)
-    run(*script('dist_train.sh', CONFIG, 2, *arguments))
+    train(CONFIG, work_dir, '--auto-scale-lr', '--cfg-options', *keep)
     return work_dir
-
-
-@pytest.fixture
-def train_in_forks(folder, tmp_path):
-    """Run tools/train.py as dist_train.sh does, but in forks, and return what they printed."""
-
-    def train(*arguments, code=0):
-        found, printed = forks.run(
-            *('tools/train.py', CONFIG, '--launcher', 'pytorch'),
-            *('--work-dir', tmp_path, '--auto-scale-lr', *arguments),
-            out=tmp_path / 'printed',
-            ranks=2,
-            SHAPES=str(folder / 'shapes'),
-        )
-        assert found == code, printed[-4000:]
-        return printed
-
-    return train
 
 
 def grad_norms(work_dir):
@@ -67,13 +47,13 @@ def test_training_in_shards_gives_the_weights_of_training_in_copies(sharded, mas
 
 
 @pytest.mark.slow
-def test_training_in_shards_resumes_exactly_and_fetches_nothing(train_in_forks, sharded, tmp_path):
+def test_training_in_shards_resumes_exactly_and_fetches_nothing(train, sharded, tmp_path):
     shutil.copy(sharded / 'epoch_1.pth', tmp_path)
     nowhere = (
         'model.backbone.init_cfg.type=Pretrained',
         'model.backbone.init_cfg.checkpoint=http://127.0.0.1:9/nothing.pth',
     )
-    printed = train_in_forks('--resume', '--cfg-options', *nowhere)
+    printed = train(CONFIG, tmp_path, '--auto-scale-lr', '--resume', '--cfg-options', *nowhere)
     assert 'resumed epoch: 1, iter: 4' in printed
     assert_equal_weights(tmp_path / 'epoch_3.pth', sharded / 'epoch_3.pth')
     ours, theirs = (
@@ -88,10 +68,10 @@ def test_training_in_shards_resumes_exactly_and_fetches_nothing(train_in_forks, 
 
 
 @pytest.mark.slow
-def test_shards_refuse_a_checkpoint_of_another_size(train_in_forks, sharded):
+def test_shards_refuse_a_checkpoint_of_another_size(train, sharded, tmp_path):
     larger = ('model.backbone.arch.embed_dims=32', 'model.neck.in_channels=[32,64,128]')
     options = ('--cfg-options', f'load_from={sharded / "epoch_3.pth"}', *larger)
-    printed = train_in_forks(*options, code=1)
+    printed = train(CONFIG, tmp_path, *options, code=1)
     ours = [line for line in printed.splitlines() if line.startswith('error: ')]
     assert len(ours) == 1
     assert 'epoch_3.pth does not match the model: 174 tensors have mismatched shapes' in ours[0]

@@ -7,7 +7,6 @@ import re
 import socket
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import forks
@@ -27,6 +26,8 @@ from mmengine.fileio import load
 
 from mmgcvit.errors import UserError
 from mmgcvit.visualization import read_training_log
+
+CONFIG = CONFIGS / 'mask_rcnn_tiny.py'
 
 
 def assert_ranks_agree_and_loss_falls(work_dir):
@@ -52,9 +53,9 @@ def test_mask_rcnn_trains_in_two_processes(mask_rcnn):
 def test_test_gives_the_metrics_of_the_validation_and_writes_what_it_is_told(
     evaluate, mask_rcnn, tmp_path
 ):
-    config, checkpoint = CONFIGS / 'mask_rcnn_tiny.py', mask_rcnn[0] / 'epoch_3.pth'
+    checkpoint = mask_rcnn[0] / 'epoch_3.pth'
     outputs = ('--out', tmp_path / 'new' / 'found.pkl', '--show-dir', tmp_path / 'painted')
-    evaluate(config, checkpoint, '--work-dir', tmp_path / 'work', *outputs)
+    evaluate(CONFIG, checkpoint, '--work-dir', tmp_path / 'work', *outputs)
     metrics = metrics_of_test(tmp_path / 'work')
     assert metrics == metrics_of_validation(mask_rcnn[0])
     assert metrics['coco/AR@100'] > 0 and 'coco/segm_mAP' in metrics
@@ -107,8 +108,8 @@ def test_an_error_of_another_process_is_printed_with_its_number(run):
     assert error.startswith('error: local rank 1 has no GPU') and error.endswith(' (process 1)')
 
 
-def test_wrong_arguments_of_all_processes_are_printed_once(run):
-    printed = run(*script('dist_train.sh', UPERNET, 2, '--no-such-option'), code=2)
+def test_wrong_arguments_of_all_processes_are_printed_once(train, tmp_path):
+    printed = train(UPERNET, tmp_path, '--no-such-option', code=2)
     assert printed.count('unrecognized arguments: --no-such-option\n') == 1
     assert printed.count('usage: ') == 1
 
@@ -122,19 +123,19 @@ def test_a_port_in_use_is_refused(run):
     assert printed == f'error: port {port} is in use: set PORT to a free one\n'
 
 
-def test_the_processes_of_a_killed_launcher_end_with_it(folder, tmp_path):
+def test_the_processes_of_a_killed_launcher_end_with_it(tmp_path):
     """They would write checkpoints beside those of the training that resumes."""
-    environment = os.environ | forks.ENVIRONMENT
-    environment |= {'MMGCVIT_VENV': sys.prefix, 'SHAPES': str(folder / 'shapes')}
-    options = ('--work-dir', tmp_path / 'work', '--cfg-options', 'train_cfg.max_iters=1000000')
-    command = script('dist_train.sh', UPERNET, 2, *options)
+    command = [sys.executable, ROOT / 'tools' / '_launch.py', 2, DATA / 'scripts' / 'waiting.py']
     with open(tmp_path / 'printed', 'w') as printed:
         launcher = psutil.Popen(
-            list(map(str, command)), env=environment, stdout=printed, stderr=printed
+            list(map(str, command)),
+            env=os.environ | forks.ENVIRONMENT,
+            stdout=printed,
+            stderr=printed,
         )
     try:
         deadline = time.monotonic() + 120
-        while not re.search(r'Iter\(train\) \[ *3/', (tmp_path / 'printed').read_text()):
+        while (tmp_path / 'printed').read_text().count('connected\n') < 2:
             told = (tmp_path / 'printed').read_text()[-3000:]
             assert launcher.poll() is None and time.monotonic() < deadline, told
             time.sleep(0.1)
@@ -226,9 +227,8 @@ def test_shell_scripts_are_clean(run):
 
 
 @pytest.mark.slow
-def test_cascade_trains_in_two_processes_and_mixed_precision(run, tmp_path):
-    config = CONFIGS / 'cascade_tiny.py'
-    printed = run(*script('dist_train.sh', config, 2, '--work-dir', tmp_path, '--amp'))
+def test_cascade_trains_in_two_processes_and_mixed_precision(train, tmp_path):
+    printed = train(CONFIGS / 'cascade_tiny.py', tmp_path, '--amp')
     weights = assert_ranks_agree_and_loss_falls(tmp_path)
     assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
     line = 'running on the CPU, 2 processes connected by gloo, SyncBN replaced by BN\n'
@@ -264,18 +264,18 @@ def test_segmentation_merges_views(evaluate, upernet, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_nodes_give_the_metrics_of_the_validation(run, mask_rcnn, tmp_path):
-    """Both nodes are this machine."""
+def test_two_nodes_give_the_metrics_of_the_validation(run, start_test, mask_rcnn, tmp_path):
+    """Both nodes are this machine. A fork is the second one."""
     port = forks.free_port()
-    command = script('dist_test.sh', CONFIGS / 'mask_rcnn_tiny.py', mask_rcnn[0] / 'epoch_3.pth', 1)
-
-    def node(rank):
-        nodes = dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1', PORT=port)
-        outputs = ('--work-dir', tmp_path / 'work', '--show-dir', tmp_path / 'painted')
-        return run(*command, *outputs, **nodes)
-
-    with ThreadPoolExecutor() as nodes:
-        first, second = nodes.map(node, (0, 1))
+    checkpoint = mask_rcnn[0] / 'epoch_3.pth'
+    outputs = ('--work-dir', tmp_path / 'work', '--show-dir', tmp_path / 'painted')
+    address = dict(MASTER_ADDR='127.0.0.1')
+    process = dict(RANK='1', LOCAL_RANK='0', WORLD_SIZE='2', MASTER_PORT=port)
+    second = start_test(CONFIG, checkpoint, '--launcher', 'pytorch', *outputs, **address, **process)
+    nodes = dict(NNODES='2', NODE_RANK='0', PORT=port)
+    first = run(*script('dist_test.sh', CONFIG, checkpoint, 1, *outputs), **address, **nodes)
+    assert second.wait(60) == 0
+    second = second.out.read_text()
     assert '2 processes connected by gloo' in first
     assert 'Epoch(test)' not in second
     assert metrics_of_test(tmp_path / 'work') == metrics_of_validation(mask_rcnn[0])
@@ -284,7 +284,7 @@ def test_two_nodes_give_the_metrics_of_the_validation(run, mask_rcnn, tmp_path):
 
 @pytest.mark.slow
 def test_detection_merges_boxes_of_views(evaluate, mask_rcnn, tmp_path):
-    arguments = (CONFIGS / 'mask_rcnn_tiny.py', mask_rcnn[0] / 'epoch_3.pth')
+    arguments = (CONFIG, mask_rcnn[0] / 'epoch_3.pth')
     outputs = ('--work-dir', tmp_path / 'work', '--tta', '--out', tmp_path / 'boxes.pkl')
     printed = evaluate(*arguments, *outputs)
     assert printed.count('--tta: mmdet merges only boxes, masks are skipped\n') == 1
