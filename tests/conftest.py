@@ -21,8 +21,13 @@ def nano():
     return dict(NANO)
 
 
-# These files share session fixtures that train; one process runs them all.
+# These files share session fixtures that train; one process runs them all. It begins with them:
+# the process that ran them last would end long after the others.
 LAUNCHING = {f'tests/tools/test_{name}.py' for name in ('launching', 'fsdp_launching', 'slurm')}
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.nodeid.partition('::')[0] not in LAUNCHING)
 
 
 @pytest.hookimpl(optionalhook=True)

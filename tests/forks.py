@@ -30,6 +30,7 @@ ENVIRONMENT = {
 IMPORTS = [
     *('forks', 'mmgcvit.engine', 'mmgcvit.visualization'),
     *('mmdet.apis', 'mmdet.engine', 'mmseg.apis', 'mmseg.datasets', 'mmseg.engine'),
+    *('mmseg.evaluation', 'mmpretrain.datasets', 'mmpretrain.engine', 'mmpretrain.visualization'),
     # for what mmengine writes of the environment; for the start of a fork
     *('torchvision', 'pkg_resources', 'pytest'),
     'preloaded',

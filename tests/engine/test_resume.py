@@ -102,8 +102,11 @@ def validated(folder):
     return {line['step']: line['cost'] for line in lines if 'cost' in line}
 
 
-def check_kills(command, work_dirs, loop, seed, name, **settings):
-    """Kill a training at three moments, resume it each time; compare with one that went through."""
+def check_kills(command, work_dirs, loop, seed, name, anew=False, **settings):
+    """Kill a training at three moments, resume it each time; compare with one that went through.
+
+    The last command runs ``anew``: with another seed of hashes than the forks have, as a user's.
+    """
     whole, killed = work_dirs
     out = killed.with_suffix('.out')
     train([*command, '--work-dir', whole], out, **settings)
@@ -112,8 +115,7 @@ def check_kills(command, work_dirs, loop, seed, name, **settings):
     # one before or at the first checkpoint, one before or at the second, one after it
     for least, most in ((1, 5), (6, 8), (9, 10)):
         kill(command, out, loop, rng.randint(least, most), rng.uniform(0, 0.03), **settings)
-    if loop == 'epoch' and not settings:
-        # with another seed of hashes than the forks have, as a user's command
+    if anew:
         code, log = forks.run_anew(*command)
         assert code == 0, log[-3000:]
     else:
@@ -139,6 +141,7 @@ def test_killed_three_times_it_ends_with_the_same_weights(images, tmp_path, loop
         loop,
         seed=workers,
         name='iter_12.pth' if loop == 'iter' else 'epoch_3.pth',
+        anew=loop == 'epoch' and not workers,
     )
 
 
