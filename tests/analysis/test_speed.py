@@ -235,20 +235,28 @@ def settings_of(library, name, **more):
     return Settings(str(config), **more)
 
 
-@pytest.mark.parametrize('phase', [INFERENCE, TRAINING])
+KINDS = [
+    (mmpretrain, 'resnet/resnet18_8xb32_in1k.py'),
+    (mmpretrain, 'swin_transformer/swin-tiny_16xb64_in1k.py'),
+    (mmdet, 'retinanet/retinanet_r18_fpn_1x_coco.py'),
+    (mmdet, 'detr/detr_r18_8xb2-500e_coco.py'),
+    (mmdet, 'solo/solo_r50_fpn_1x_coco.py'),
+    (mmdet, 'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'),
+    (mmdet, 'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'),
+]
+# a training step takes as long as those of all others together
+LARGE = KINDS[-2:]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ('library', 'name'),
+    ('library', 'name', 'phase'),
     [
-        (mmpretrain, 'resnet/resnet18_8xb32_in1k.py'),
-        (mmpretrain, 'swin_transformer/swin-tiny_16xb64_in1k.py'),
-        (mmdet, 'retinanet/retinanet_r18_fpn_1x_coco.py'),
-        (mmdet, 'detr/detr_r18_8xb2-500e_coco.py'),
-        (mmdet, 'solo/solo_r50_fpn_1x_coco.py'),
-        (mmdet, 'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'),
-        (mmdet, 'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'),
+        *((*kind, INFERENCE) for kind in KINDS),
+        *((*kind, TRAINING) for kind in KINDS if kind not in LARGE),
+        *(pytest.param(*kind, TRAINING, marks=pytest.mark.nightly) for kind in LARGE),
     ],
 )
-@pytest.mark.slow
 def test_models_of_every_kind_are_measured(library, name, phase):
     shape = (224, 224) if library is mmpretrain else (96, 128)
     found = measure(settings_of(library, name, shape=shape), phase)

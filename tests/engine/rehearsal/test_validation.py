@@ -200,18 +200,25 @@ def test_nothing_is_changed(images, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('ranks', [1, 2])
-@pytest.mark.parametrize('name', ['mask_rcnn_tiny', 'upernet_tiny'])
+@pytest.mark.parametrize(
+    ('name', 'ranks'),
+    [
+        ('mask_rcnn_tiny', 1),
+        ('upernet_tiny', 2),
+        pytest.param('mask_rcnn_tiny', 2, marks=pytest.mark.nightly),
+        pytest.param('upernet_tiny', 1, marks=pytest.mark.nightly),
+    ],
+)
 def test_training_with_and_without_the_option(tmp_path, images, name, ranks):
-    """Detection and segmentation, with a resumed half."""
+    """Detection and segmentation; with the rehearsal in two parts, of which one is resumed."""
     shapes = str(images.parents[1])
     ends = dict(mask_rcnn_tiny=('max_epochs', 1, 'epoch_{}.pth'), upernet_tiny=('max_iters', 4, ''))
     key, half, file = ends[name]
     file = file or 'iter_{}.pth'
     states = []
-    for option in ('--no-rehearsal', ''):
+    for option, parts in (('--no-rehearsal', (2 * half,)), ('', (half, 2 * half))):
         work_dir = tmp_path / f'work{option}'
-        for end in (half, 2 * half):
+        for end in parts:
             settings = [f'train_cfg.{key}={end}', f'default_hooks.checkpoint.interval={half}']
             code, printed = forks.run(
                 *('tools/train.py', CONFIGS / f'{name}.py', '--work-dir', work_dir, '--resume'),
