@@ -33,9 +33,25 @@ def place(error: BaseException) -> str:
     return f'{"/".join(file.parts[-3:])}:{frames[-1].lineno}'
 
 
+def close_names(name: str, known: Iterable[str], number: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Return the known names that are closest to a wrong one, without regard to case.
+
+    Args:
+        name: The wrong name.
+        known: The allowed names.
+        number: How many names to return at most.
+        cutoff: Least similarity, from 0 to 1, as in :func:`difflib.get_close_matches`.
+    """
+    spellings: dict[str, list[str]] = {}
+    for each in known:
+        spellings.setdefault(each.lower(), []).append(each)
+    close = difflib.get_close_matches(name.lower(), spellings, number, cutoff)
+    return [each for lower in close for each in spellings[lower]][:number]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint at the known name that is closest to a wrong one, or '' if none is close."""
-    close = difflib.get_close_matches(name, list(known), 1)
+    close = close_names(name, known)
     return f' (did you mean {close[0]}?)' if close else ''
 
 

@@ -4,7 +4,6 @@ The libraries raise them deep inside a call. The frames of the traceback contain
 lacks: the config, and the class and the settings that were being built.
 """
 
-import difflib
 import inspect
 import json
 import re
@@ -19,7 +18,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-from ..errors import UserError, describe, did_you_mean, one_line
+from ..errors import UserError, close_names, describe, did_you_mean, one_line
 from .encodings import encoding_fault
 from .kinds import mismatch
 from .options import walk
@@ -352,7 +351,7 @@ def _type(error: BaseException) -> str | None:
         if value == name and path.rpartition('.')[2] in ('type', 'runner_type')
     ]
     known = _types(registry)
-    close = difflib.get_close_matches(name.rpartition('.')[2], known, 3, cutoff=0.5)
+    close = close_names(name.rpartition('.')[2], known, 3, cutoff=0.5)
     meant = ', '.join(full for short in close for full in known[short])
     return (
         f'{" and ".join(places) or "a type in the config"} is {name}, and there is no such '

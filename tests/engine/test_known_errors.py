@@ -100,6 +100,15 @@ MISTAKES = {
         {'optim_wrapper.optimizer.decay': 0.1},
         'optim_wrapper.optimizer.decay: AdamW has no argument decay',
     ),
+    'an argument in capitals': (
+        {'optim_wrapper.optimizer.LR': 0.1},
+        'optim_wrapper.optimizer.LR: AdamW has no argument LR (did you mean lr?)',
+    ),
+    'an optimizer in another case': (
+        {'optim_wrapper.optimizer.type': 'Adamw'},
+        'optim_wrapper.optimizer.type is Adamw, and there is no such optimizer: did you mean '
+        'mmengine.AdamW, ',
+    ),
     'a missing argument': (
         {'custom_hooks': [dict(type='EarlyStoppingHook')]},
         'custom_hooks.0: EarlyStoppingHook needs monitor: add custom_hooks.0.monitor',
