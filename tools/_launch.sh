@@ -29,6 +29,7 @@ need_count() { # name, value
 }
 
 need_file() { # kind, path
+    [[ -d $2 ]] && fail "the $1 $2 is a folder: pass the path of a file in it"
     [[ -f $2 ]] || fail "the $1 $2 does not exist (current folder: $PWD)"
 }
 

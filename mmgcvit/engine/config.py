@@ -35,6 +35,9 @@ KINDS = {
     (dict, list, tuple): ('val_evaluator', 'test_evaluator', 'param_scheduler'),
     (str,): ('load_from', 'work_dir', 'default_scope'),
 }
+EXAMPLE = 'configs/detection/mask_rcnn_gcvit_shapes.py'
+CHECKPOINTS = ('.pth', '.pt', '.tar', '.safetensors')
+ORDER = 'pass the config first and the checkpoint second'
 PLAIN = (str, int, float, list, tuple, dict)
 # Parts that Runner needs together.
 TOGETHER = (
@@ -65,21 +68,19 @@ def load_config(
         UserError: If the file does not exist or cannot be loaded, or if an option does not match it
             or has no effect.
     """
-    if not Path(path).is_file():
-        raise UserError(
-            f'the config {path} does not exist (current folder: {Path.cwd()}): pass the path of a '
-            'config file, for example configs/detection/mask_rcnn_gcvit_shapes.py'
-        )
+    if Path(path).suffix in CHECKPOINTS:
+        raise UserError(f'the config {path} is a checkpoint: {ORDER}')
+    _require_file('config', path, f'config file, for example {EXAMPLE}', '*.py')
     if not is_installed('mmsegmentation'):
         # mmengine looks for mmsegmentation, but onedl's distribution has a different name
         MODULE2PACKAGE['mmseg'] = 'mmseg'
     try:
         cfg = _load(path)
     except Exception as error:  # a config file is code and may raise anything
+        remedy = _base_remedy(error) or f'fix it, or pass a different .py file, such as {EXAMPLE}'
         raise UserError(
             f'{path} cannot be read as a config ({_place(error, path)}: {type(error).__name__} '
-            f'{one_line(error)}): fix it, or pass a different .py file, for example '
-            'configs/detection/mask_rcnn_gcvit_shapes.py'
+            f'{one_line(error)}): {remedy}'
         ) from error
     if options:
         apply_options(cfg, options)
@@ -101,8 +102,8 @@ def require_kinds(cfg: Config) -> None:
             if isinstance(value, PLAIN) and not isinstance(value, kinds):
                 raise UserError(
                     f'{name} is {one_line(repr(value), 80)} in the config, but has to be a '
-                    f'{" or a ".join(kind.__name__ for kind in kinds)}: write it as in '
-                    'configs/detection/mask_rcnn_gcvit_shapes.py, or its bases'
+                    f'{" or a ".join(kind.__name__ for kind in kinds)}: write it as in {EXAMPLE}, '
+                    'or its bases'
                 )
 
 
@@ -141,27 +142,70 @@ def _load(path: str | os.PathLike) -> Config:
     return cfg
 
 
+def require_work_dir(cfg: Config) -> None:
+    """Raise a UserError if the work dir, or a folder above it, is a file."""
+    folder = Path(cfg.get('work_dir') or '')
+    file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+    if file is not None:
+        of = '' if file == folder else f' of the work dir {folder}'
+        raise UserError(
+            f'{file}{of} is a file, and a folder is needed: pass another --work-dir, or rename the '
+            'file'
+        )
+
+
+def _require_file(kind: str, path: str | os.PathLike, example: str, pattern: str) -> None:
+    """Raise a UserError unless a path is one of a file; of a folder, name a file in it."""
+    if Path(path).is_dir():
+        files = sorted(Path(path).glob(pattern), key=lambda file: file.stat().st_mtime)
+        inside = f'a file in it, such as {files[-1]}' if files else f'the path of a {example}'
+        raise UserError(f'the {kind} {path} is a folder: pass {inside}')
+    if not Path(path).is_file():
+        raise UserError(
+            f'the {kind} {path} does not exist (current folder: {Path.cwd()}): pass the path of a '
+            f'{example}'
+        )
+
+
+def _base_remedy(error: Exception) -> str:
+    """Return the remedy if a base of a config does not exist, or ''."""
+    base = next(reversed(_files_read(error)), '')
+    in_library = '/.mim/' in base
+    if not isinstance(error, FileNotFoundError) or Path(base).is_file() or in_library:
+        return ''
+    return (
+        'a relative _base_ starts in the folder of the config that names it, so a config that was '
+        'copied loses its bases. Write the absolute path of the base there, or put the config back '
+        'beside its bases'
+    )
+
+
 def _place(error: Exception, path: str | os.PathLike) -> str:
     """Return the config or base that raised an error, with the line if it is known."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    # mmengine reads each base in a separate call
-    files = [
-        frame.f_locals['filename']
-        for frame, _ in frames
-        if frame.f_globals.get('__name__') == Config.__module__ and 'filename' in frame.f_locals
-    ]
     # skip bases that do not exist and mmengine's temporary copies
-    file = str(next((file for file in reversed(files) if Path(file).is_file()), path))
+    files = (file for file in reversed(_files_read(error)) if Path(file).is_file())
+    file = next(files, os.fspath(path))
+    frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if frame.f_code.co_filename == file]
     lines += [error.lineno] if isinstance(error, SyntaxError) else []
     return f'{os.path.relpath(file)}:{lines[-1]}' if lines else os.path.relpath(file)
 
 
+def _files_read(error: Exception) -> list[str]:
+    """Return the files that mmengine was reading: a config, its base, a base of that, and so on."""
+    # each in a separate call
+    return [
+        str(frame.f_locals['filename'])
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get('__name__') == Config.__module__ and 'filename' in frame.f_locals
+    ]
+
+
 def check_checkpoint(path: str) -> str:
     """Return the path of a checkpoint; raise UserError if it is neither a URL nor a file."""
-    if '://' not in path and not Path(path).is_file():
-        raise UserError(
-            f'the checkpoint {path} does not exist (current folder: {Path.cwd()}): pass the path '
-            'of a .pth file, for example work_dirs/CONFIG_NAME/epoch_36.pth'
-        )
+    if '://' not in path:
+        if Path(path).suffix == '.py':
+            raise UserError(f'the checkpoint {path} is a config: {ORDER}')
+        example = '.pth file, for example work_dirs/CONFIG_NAME/epoch_36.pth'
+        _require_file('checkpoint', path, example, '*.pth')
     return path

@@ -12,7 +12,7 @@ from ..mmcv_ops import require_operators
 from ..registry import class_of
 from ..weights import register_checkpoint_loaders
 from .adaptations import ADAPTATIONS, Adaptation
-from .config import require_kinds, require_parts
+from .config import require_kinds, require_parts, require_work_dir
 from .device import Machine, choose_device
 from .hooks.checkpoint import register_file_backend
 from .launch import start_processes
@@ -37,6 +37,7 @@ def build_runner(cfg: Config, *options: Adaptation) -> Runner | FlexibleRunner:
         UserError: If the user has to fix the config, the environment or a checkpoint.
     """
     require_kinds(cfg)
+    require_work_dir(cfg)
     cfg = copy.deepcopy(cfg)
     device = choose_device()
     machine = Machine(device, start_processes(cfg, device))

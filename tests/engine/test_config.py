@@ -1,6 +1,7 @@
 """Options of the command line, and the ones that docs/training.md names, in real trainings."""
 
 import itertools
+import os
 import re
 import shlex
 from pathlib import Path
@@ -21,6 +22,7 @@ from mmgcvit.engine import (
     StopOnSigtermHook,
     UnusedParametersHook,
     build_runner,
+    check_checkpoint,
     load_config,
 )
 from mmgcvit.engine.adaptations import adapt_fsdp, adapt_hooks
@@ -157,6 +159,43 @@ def test_a_file_of_another_kind_is_an_error(tmp_path):
     (tmp_path / 'train.log').write_text('a line')
     with pytest.raises(UserError, match=r'train\.log cannot be read as a config'):
         load_config(tmp_path / 'train.log')
+
+
+def test_folders_and_swapped_files_are_named(tmp_path):
+    for name in ('config.py', 'epoch_1.pth', 'epoch_2.pth'):
+        (tmp_path / name).write_text('')
+    os.utime(tmp_path / 'epoch_1.pth', (0, 0))
+    config, checkpoint = tmp_path / 'config.py', tmp_path / 'epoch_2.pth'
+    wanted = 'pass the config first and the checkpoint second'
+    for function, path, message in (
+        (load_config, tmp_path, f'is a folder: pass a file in it, such as {config}'),
+        (check_checkpoint, str(tmp_path), f'is a folder: pass a file in it, such as {checkpoint}'),
+        (load_config, checkpoint, f'the config {checkpoint} is a checkpoint: {wanted}'),
+        (check_checkpoint, str(config), f'the checkpoint {config} is a config: {wanted}'),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            function(path)
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match=r'empty is a folder: pass the path of a \.pth file'):
+        check_checkpoint(str(tmp_path / 'empty'))
+
+
+def test_a_copied_config_without_its_bases_names_the_remedy(tmp_path):
+    (tmp_path / 'config.py').write_text("_base_ = ['../_base_/adamw.py']\n")
+    with pytest.raises(UserError, match=r'copied loses its bases\. Write the absolute path'):
+        load_config(tmp_path / 'config.py')
+    (tmp_path / 'config.py').write_text("_base_ = ['mmdet::lost/lost.py']\n")
+    with pytest.raises(UserError, match='does not exist') as error:
+        load_config(tmp_path / 'config.py')
+    assert 'loses its bases' not in str(error.value)
+
+
+@pytest.mark.parametrize('below', ['', 'run/1'])
+def test_a_file_in_the_place_of_the_work_dir_is_named(tmp_path, below):
+    (tmp_path / 'file').write_text('mine')
+    with pytest.raises(UserError, match=r'file.* is a file, and a folder is needed: pass another'):
+        build_runner(toy_config(tmp_path / 'file' / below))
+    assert (tmp_path / 'file').read_text() == 'mine'
 
 
 @pytest.mark.parametrize(
