@@ -157,7 +157,9 @@ def _run(command, out, cwd, ranks, file_size, variables):
     # pytest's ones are not files of this process
     sys.stdout, sys.stderr = os.fdopen(1, 'w', buffering=1), os.fdopen(2, 'w', buffering=1)
     os.environ.update(variables)
-    sys.path[:0] = map(str, PATHS)  # it has taken over that of pytest's process
+    os.chdir(cwd)
+    # it has taken over that of pytest's process; Python adds the folder of the script
+    sys.path[:0] = [str(Path(command[0]).resolve().parent), *map(str, PATHS)]
     # processes that a tool spawns would import everything again
     contexts = multiprocessing.get_context
     multiprocessing.get_context = lambda name=None: contexts('fork' if name == 'spawn' else name)
@@ -174,7 +176,6 @@ def _run(command, out, cwd, ranks, file_size, variables):
         else:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # meant for the others of its group
             sys.exit(_wait_as_launcher(children))
-    os.chdir(cwd)
     sys.argv = command
     runpy.run_path(command[0], run_name='__main__')
 

@@ -9,6 +9,9 @@ The exit code is 1 if a step fails. For several processes, use tools/dist_rehear
 
 from functools import partial
 
+if __name__ == '__main__':
+    import _signals  # noqa: F401
+
 from mmengine.dist import is_main_process
 
 from mmgcvit.engine import rehearse, run_tool

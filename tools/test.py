@@ -7,6 +7,9 @@ For several processes, use tools/dist_test.sh or tools/slurm_test.sh.
 
 from functools import partial
 
+if __name__ == '__main__':
+    import _signals  # noqa: F401
+
 from mmgcvit.engine import (
     adapt_test,
     build_runner,

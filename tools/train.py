@@ -7,6 +7,9 @@ For several processes, use tools/dist_train.sh or tools/slurm_train.sh. tools/re
 steps of a training in about a minute.
 """
 
+if __name__ == '__main__':
+    import _signals  # noqa: F401
+
 from mmgcvit.engine import (
     RehearseValidation,
     build_runner,

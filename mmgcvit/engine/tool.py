@@ -21,7 +21,7 @@ from ..mmcv_ops import enable
 from .known_errors import known_error
 from .launch import process_rank
 from .options import ReadOptions
-from .workers import sigterm_received
+from .workers import gives_way, sigterm_received
 
 # Seconds after which the first process has reported an error that all processes have: their
 # launcher then ends the others. torchrun 2.1 looks at its processes every 5 seconds.
@@ -39,6 +39,8 @@ def run_tool(main: Callable[[], None]) -> None:
 
     Of several processes with the same error, only the first one prints it.
     """
+    if gives_way(signal.getsignal(signal.SIGINT)):  # of tools/_signals.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     enable()
     if process_rank() and not sys.warnoptions:
         warnings.simplefilter('ignore')  # the first process shows the same warnings

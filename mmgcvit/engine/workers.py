@@ -6,6 +6,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from ..errors import UserError
 
@@ -68,3 +69,11 @@ def sigterm_received() -> bool:
     """Return whether StopOnSigtermHook has handled a SIGTERM in this process."""
     hook = getattr(signal.getsignal(signal.SIGTERM), '__self__', None)
     return getattr(hook, 'received', False)
+
+
+def gives_way(handler: Any) -> bool:
+    """Return whether a handler of a signal is only for the time until another one is installed.
+
+    tools/_signals.py, which cannot import this package, marks its handler by this attribute.
+    """
+    return getattr(handler, 'gives_way', False)

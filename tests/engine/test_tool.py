@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import forks
 import pytest
@@ -204,3 +205,70 @@ def test_only_an_error_that_another_process_causes_is_held_back(monkeypatch, err
         run_tool(main)
     signal.signal(signal.SIGTERM, before)
     assert bool(waited) == waits
+
+
+ENDS = {
+    signal.SIGINT: (130, '\ninterrupted\n'),
+    signal.SIGTERM: (-signal.SIGTERM, '\nstopped by SIGTERM\n'),
+}
+
+
+def signalled(command, number, folder, **variables):
+    """Send a signal to a process that has printed ready; return its exit code and the rest."""
+    running = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env=os.environ | variables,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert running.stdout.readline() == 'ready\n'
+    running.send_signal(number)
+    _, error = running.communicate(timeout=60)
+    return running.returncode, error
+
+
+@pytest.mark.parametrize('number', ENDS)
+@pytest.mark.parametrize('name', ['train', 'test', 'rehearse'])
+def test_signals_during_the_imports_are_one_line(tmp_path, name, number):
+    (tmp_path / 'mmgcvit').mkdir()
+    (tmp_path / 'mmgcvit' / '__init__.py').write_text(
+        "import time\nprint('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    command, path = [forks.ROOT / 'tools' / f'{name}.py'], {'PYTHONPATH': str(tmp_path)}
+    assert signalled(command, number, tmp_path, **path) == ENDS[number]
+    if name == 'train':  # the first process prints it
+        assert signalled(command, number, tmp_path, RANK='1', **path) == (ENDS[number][0], '')
+
+
+BUILDING = """
+import sys
+sys.path.append({tools!r})
+import _signals, os, time
+from mmgcvit.engine import run_tool
+
+def main():
+    if os.fork() == 0:  # a data worker
+        os.kill(os.getpid(), 15)
+    os.wait()
+    print('ready', flush=True)
+    time.sleep(60)
+
+run_tool(main)
+"""
+
+
+@pytest.mark.parametrize('number', ENDS)
+def test_signals_before_a_training_are_one_line(tmp_path, number):
+    (tmp_path / 'tool.py').write_text(BUILDING.format(tools=str(forks.ROOT / 'tools')))
+    running = forks.Fork(tmp_path / 'tool.py', out=tmp_path / 'out')
+    deadline = time.monotonic() + 60
+    while 'ready' not in running.out.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.signal(number)
+    assert (running.wait(60), running.out.read_text()) == (
+        ENDS[number][0],
+        'ready\n' + ENDS[number][1],
+    )

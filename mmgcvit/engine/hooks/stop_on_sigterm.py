@@ -21,7 +21,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ...registry import HOOKS
 from ..reduced_flags import ReducedFlags
-from ..workers import ignore_sigterm_of_others, sigterm_blocked
+from ..workers import gives_way, ignore_sigterm_of_others, sigterm_blocked
 from .checkpoint import SafeCheckpointHook
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -114,7 +114,7 @@ class StopOnSigtermHook(Hook):
         handler = signal.getsignal(signal.SIGTERM)
         # a training that failed earlier in this process leaves its handler
         is_own = isinstance(getattr(handler, '__self__', None), StopOnSigtermHook)
-        is_free = is_own or handler is signal.SIG_DFL
+        is_free = is_own or handler is signal.SIG_DFL or gives_way(handler)
         if not is_free or threading.current_thread() is not threading.main_thread():
             return
         self._checkpoints = checkpoints

@@ -1,0 +1,36 @@
+"""One line for Ctrl-C and SIGTERM while a tool imports its modules, which takes seconds.
+
+Tools import this module first. `run_tool` replaces the handler of Ctrl-C. That of SIGTERM stays
+until a training saves a checkpoint when it receives SIGTERM.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+PROCESS = os.getpid()  # not that of a data worker, which is a fork
+
+
+def end(number: int, frame: FrameType | None) -> NoReturn:
+    """Print one line in the first process of a run, and end the process."""
+    rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0'
+    if os.getpid() == PROCESS and rank == '0':
+        line = 'interrupted' if number == signal.SIGINT else 'stopped by SIGTERM'
+        sys.stderr.write(f'\n{line}\n')
+        sys.stderr.flush()
+    if number == signal.SIGINT:
+        os._exit(128 + number)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    raise SystemExit(128 + number)  # where signals are only delivered later
+
+
+end.gives_way = True  # to any other handler, see mmgcvit/engine/tool.py
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) == _handler:  # not if it is ignored, as under nohup
+        signal.signal(_number, end)
