@@ -7,6 +7,7 @@ remedy if it fails, - if it was skipped. Files are written only to a temporary f
 The exit code is 1 if a step fails. For several processes, use tools/dist_rehearse.sh.
 """
 
+import argparse
 from functools import partial
 
 if __name__ == '__main__':
@@ -22,7 +23,12 @@ from mmgcvit.visualization import PaintPredictions, adapt_drawing
 
 
 def main() -> None:
-    cfg, options = training_config(training_parser(__doc__).parse_args())
+    parser = training_parser(__doc__)
+    parser.add_argument('--no-rehearsal', action='store_true', help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.no_rehearsal:
+        parser.error('--no-rehearsal is an option of tools/train.py: remove it, or run train.py')
+    cfg, options = training_config(args)
     failed = rehearse(
         cfg, adapt_drawing, *options, tta=adapt_tta, paint=partial(PaintPredictions, strict=True)
     )

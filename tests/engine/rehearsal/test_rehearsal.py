@@ -7,6 +7,7 @@ import multiprocessing.util
 import os
 import re
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -367,6 +368,15 @@ def tool(shapes, tmp_path):
         return Rehearsed(printed, failed)
 
     return tool
+
+
+def test_the_option_without_a_rehearsal_is_refused(load_tool, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['rehearse.py', 'config.py', '--no-rehearsal'])
+    with pytest.raises(SystemExit) as end:
+        load_tool('rehearse').main()
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert '--no-rehearsal is an option of tools/train.py: remove it, or run train.py' in error
 
 
 COCO = '{shapes}/coco/annotations/instances_train2017.json'
