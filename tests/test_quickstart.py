@@ -66,6 +66,7 @@ def test_training_lowers_its_loss_and_resumes_where_it_was_interrupted(shapes, t
     assert running.wait(60) == 130
     printed = (tmp_path / 'out.txt').read_text()
     assert printed.strip().endswith('interrupted')
+    assert 'The last checkpoint is of iteration 16, and --resume continues from there' in printed
     assert 'Traceback' not in printed
     # the config and the environment are in the log file, which the screen names
     log = Path(re.search(r'environment, config and hooks: (.+)', printed)[1]).read_text()

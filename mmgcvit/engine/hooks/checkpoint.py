@@ -172,6 +172,10 @@ class SafeCheckpointHook(CheckpointHook):
         """Return a sentence: what ``--resume`` does after a validation that was not finished."""
         if self.is_saved(runner):
             return 'The weights are saved, and --resume repeats the validation'
+        return self.last_saved()
+
+    def last_saved(self) -> str:
+        """Return a sentence: where ``--resume`` continues."""
         if self._iteration:
             return (
                 'The last checkpoint is of iteration '

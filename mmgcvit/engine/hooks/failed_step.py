@@ -42,7 +42,8 @@ class HoldStepHook(Hook):
 def record_failed_step(runner: Runner | FlexibleRunner) -> Iterator[None]:
     """Write a file if a training step raises an exception in this context.
 
-    mmengine calls no hook then. The exception is raised unchanged. Errors outside of a step, for
+    mmengine calls no hook then. The exception is raised unchanged. After Ctrl-C, a line in the log
+    states where ``--resume`` continues. Errors outside of a step, for
     example of a hook or the data loader, write no file. Neither does a step that failed because
     another process of the training ended.
 
@@ -52,6 +53,11 @@ def record_failed_step(runner: Runner | FlexibleRunner) -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt:
+        if (checkpoints := _checkpoint_hook(runner)) and is_main_process():
+            line = f'interrupted after iteration {runner.iter}. {checkpoints.last_saved()}'
+            print_log(line, logger='current', level=logging.WARNING)
+        raise
     except Exception as error:
         steps = (hook.step for hook in runner.hooks if isinstance(hook, HoldStepHook))
         step = next(steps, None)
@@ -61,10 +67,14 @@ def record_failed_step(runner: Runner | FlexibleRunner) -> Iterator[None]:
                 print_log(line, logger='current', level=logging.WARNING)
             else:  # whose logger prints only errors, with the place in the code
                 print(line, file=sys.stderr, flush=True)
-        checkpoints = next((h for h in runner.hooks if isinstance(h, SafeCheckpointHook)), None)
+        checkpoints = _checkpoint_hook(runner)
         if checkpoints and _raised_in_validation(error, runner) and not _lost_connection(error):
             raise checkpoints.failed_validation(runner, error) from error
         raise
+
+
+def _checkpoint_hook(runner: Runner | FlexibleRunner) -> SafeCheckpointHook | None:
+    return next((hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)), None)
 
 
 def _raised_in_step(error: BaseException) -> bool:
