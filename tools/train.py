@@ -17,6 +17,7 @@ from mmgcvit.engine import (
     require_data,
     run_tool,
 )
+from mmgcvit.engine.resume import warn_of_earlier_training
 from mmgcvit.engine.training_options import training_config, training_parser
 from mmgcvit.visualization import adapt_drawing
 
@@ -31,6 +32,7 @@ def main() -> None:
     args = parser.parse_args()
     cfg, options = training_config(args)
     runner = build_runner(cfg, adapt_drawing, *options)
+    warn_of_earlier_training(cfg)
     require_data(cfg)
     if not args.no_rehearsal:
         runner.register_hook(RehearseValidation())

@@ -52,6 +52,26 @@ def resume_training(cfg: Config, checkpoint: str | None = None) -> None:
     cfg.resume, cfg.load_from = True, checkpoint
 
 
+def warn_of_earlier_training(cfg: Config) -> None:
+    """Log a warning if a training starts from the beginning beside checkpoints of another one.
+
+    Args:
+        cfg: Config of the training, as for :func:`resume_training`.
+    """
+    if cfg.get('resume') or not is_main_process():
+        return
+    folder, names = _where(cfg)
+    if found := find_checkpoint(cfg.work_dir, folder, names):
+        print_log(
+            f'{folder} has checkpoints of an earlier training (the newest is {found.name}), but '
+            'this one starts from the beginning, since --resume was not given. Its checkpoints '
+            'replace those of the same names. --resume continues the earlier training until this '
+            'one has saved a checkpoint, and this one from then on',
+            'current',
+            logging.WARNING,
+        )
+
+
 def _log(line: str) -> None:
     if is_main_process():
         print_log(line, logger='current')

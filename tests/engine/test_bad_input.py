@@ -118,6 +118,18 @@ def test_other_mistakes_end_before_the_training(shapes, tmp_path, monkeypatch, l
     assert not list(tmp_path.glob('work/*.pth'))
 
 
+@pytest.mark.parametrize('resume', [[], ['--resume']])
+def test_a_forgotten_resume_is_mentioned(tmp_path, monkeypatch, load_tool, log, resume):
+    (tmp_path / 'work').mkdir()
+    torch.save({}, tmp_path / 'work' / 'epoch_3.pth')
+    options = [f'{key}={value}' for key, value in detection_options(tmp_path / 'no').items()]
+    arguments = ['train.py', SHAPES, '--work-dir', str(tmp_path / 'work'), *resume]
+    monkeypatch.setattr(sys, 'argv', [*arguments, '--cfg-options', *options])
+    with pytest.raises(UserError, match='no does not exist'):
+        load_tool('train').main()
+    assert any('checkpoints of an earlier training' in line for line in log) == (not resume)
+
+
 def test_a_test_without_its_data_ends_before_it_begins(tmp_path, monkeypatch, load_tool):
     (tmp_path / 'epoch_1.pth').touch()
     options = [f'{key}={value}' for key, value in detection_options(tmp_path / 'no').items()]

@@ -3,6 +3,7 @@
 import itertools
 import json
 import multiprocessing
+import os
 import random
 import re
 import shutil
@@ -22,8 +23,9 @@ from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
 from mmgcvit.datasets import draw_shapes
-from mmgcvit.engine import build_runner
+from mmgcvit.engine import build_runner, find_checkpoint
 from mmgcvit.engine.hooks import exact_resume
+from mmgcvit.engine.resume import warn_of_earlier_training
 from mmgcvit.errors import UserError
 from mmgcvit.weights import read_checkpoint
 
@@ -257,6 +259,32 @@ def test_without_a_seed_in_the_config_the_checkpoint_gives_it(images, tmp_path, 
     ).train()
     pair = [read_checkpoint(tmp_path / d / last)['state_dict'] for d in ('resumed', 'whole')]
     assert_same(*pair)
+
+
+def test_a_training_beside_earlier_checkpoints_states_what_resume_continues(tmp_path, log):
+    cfg = Config(dict(work_dir=str(tmp_path)))
+
+    def save(name, age):
+        torch.save({}, tmp_path / name)
+        (tmp_path / 'last_checkpoint').write_text(str(tmp_path / name))
+        os.utime(tmp_path / name, (10**9 - age,) * 2)
+
+    warn_of_earlier_training(cfg)
+    assert not log
+    save('epoch_7.pth', age=60)
+    warn_of_earlier_training(Config(dict(work_dir=str(tmp_path), resume='auto')))
+    assert not log
+    warn_of_earlier_training(cfg)
+    (line,) = log
+    assert line.startswith(
+        f'{tmp_path} has checkpoints of an earlier training (the newest is epoch_7'
+    )
+    assert 'starts from the beginning' in line
+    # as the line states
+    assert '--resume continues the earlier training until this one has saved' in line
+    assert find_checkpoint(tmp_path).name == 'epoch_7.pth'
+    save('epoch_1.pth', age=0)
+    assert find_checkpoint(tmp_path).name == 'epoch_1.pth'
 
 
 def test_at_iteration_150000_nothing_is_loaded_but_what_is_trained_on(images, tmp_path):
