@@ -65,6 +65,7 @@ def call(function, folder, shapes, printed, *arguments):
 
 def run_tool(path, *arguments):
     sys.argv = [str(path), *map(str, arguments)]
+    sys.path.insert(0, str(path.parent))  # as Python does for a script
     runpy.run_path(str(path), run_name='__main__')
 
 

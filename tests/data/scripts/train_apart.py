@@ -7,5 +7,6 @@ from pathlib import Path
 
 TOOL = Path(__file__).resolve().parents[3] / 'tools' / 'train.py'
 
+sys.path.insert(0, str(TOOL.parent))  # as Python does for a script
 os.chdir(Path(sys.argv.pop(1)) / os.environ['RANK'])
 runpy.run_path(str(TOOL), run_name='__main__')
