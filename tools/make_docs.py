@@ -10,16 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.fileio import dump, load
 
 from mmgcvit import GCViT
-from mmgcvit.analysis import build_on_meta, count_complexity
+from mmgcvit.analysis import build_on_meta, count_complexity, counted_shape
 from mmgcvit.engine import load_config, run_tool
 from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
 from mmgcvit.models import ARCHS
-from mmgcvit.task import require_task
 
 ROOT = Path(__file__).parents[1]
 METAFILE = ROOT / 'metafile.yml'
@@ -86,12 +84,6 @@ def measure() -> None:
         print(model['Name'], *counts.values())
     text = dump(metafile, file_format='yml', sort_keys=False, allow_unicode=True, width=120)
     write_atomically(METAFILE, text.encode())
-
-
-def counted_shape(cfg: Config) -> tuple[int, int]:
-    """Return the H and W at which a network is counted: for classifiers, those of their images."""
-    size = cfg.model.backbone.get('image_size')
-    return (size, size) if size else require_task(cfg).counted_shape
 
 
 def backbone_parameters(arch: str) -> int:
