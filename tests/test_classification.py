@@ -106,8 +106,10 @@ def classifier_config(data, work_dir, **options):
         {
             **{f'{s}_dataloader.dataset.data_root': root for s in ('train', 'val', 'test')},
             **{f'{s}_dataloader.num_workers': 0 for s in ('train', 'val', 'test')},
+            **{f'{s}_dataloader.persistent_workers': False for s in ('train', 'val', 'test')},
             'train_dataloader.batch_size': 3,
-            'train_cfg.max_epochs': 1,
+            'train_cfg': dict(by_epoch=True, max_epochs=1, val_interval=1),
+            'default_hooks.checkpoint.interval': 1,
             'param_scheduler': [],
             'experiment_name': f'classifier_{next(_numbers)}',
             **options,
@@ -152,7 +154,8 @@ def test_a_detector_begins_with_what_a_classifier_has_learned(trained, data, tmp
         {
             'model.backbone.init_cfg': dict(type='Pretrained', checkpoint=str(path), **settings),
             **{f'{s}_dataloader.dataset.data_root': root for s in ('train', 'val', 'test')},
-            **{f'{s}_dataloader.num_workers': 0 for s in ('train', 'val', 'test')},
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
             'train_cfg.max_epochs': 1,
             'experiment_name': f'detector_{next(_numbers)}',
             'val_dataloader': None,
@@ -192,7 +195,7 @@ def test_fine_tuning_begins_with_a_published_file_and_a_new_head(data, tmp_path,
     initial = runner.model.head.fc.weight.clone()
     runner.load_or_resume()
     backbone = runner.model.backbone
-    assert [stage.window_size for stage in backbone.stages] == [3, 3, 6, 3]
+    assert [stage.window_size for stage in backbone.stages] == [2, 2, 4, 2]
     expected = {**state, **resized(state, backbone)}
     assert all(torch.equal(p, expected[n]) for n, p in backbone.named_parameters())
     assert torch.equal(runner.model.head.fc.weight, initial)
