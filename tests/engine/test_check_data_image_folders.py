@@ -10,7 +10,7 @@ from checked import SPLITS, apply_remedy, names, texts
 from PIL import Image
 
 from mmgcvit.engine import check_data, load_config
-from mmgcvit.engine.check_data import Report
+from mmgcvit.engine.check_data import Counts, Report
 
 CONFIG = Path(__file__).parents[2] / 'configs/classification/gcvit_shapes.py'
 CLASSES = ('circle', 'rectangle', 'triangle')
@@ -237,3 +237,12 @@ def test_a_classifier_with_the_windows_of_a_detector_is_a_warning(
         assert 'model.backbone.image_size=224, or the height and width' in problem.text
         apply_remedy(cfg, problem.text)
         assert check(cfg).problems == []
+
+
+def test_of_many_classes_the_rarest_are_listed():
+    counts = Counts(images=5050, annotated=5050, classes={f'class {i}': i for i in range(1, 301)})
+    report = Report(datasets=[('train', counts)])
+    lines = report.table().splitlines()
+    rows = lines[lines.index('class                            train') + 1 :]
+    assert [row.split() for row in rows[:20]] == [['class', str(i), str(i)] for i in range(1, 21)]
+    assert rows[20:] == ['… and 280 more classes']
