@@ -249,7 +249,8 @@ class _Counter:
         self._handles = []
         for module in model.modules():
             self._handles.append(module.register_forward_hook(self._after_any))
-            if isinstance(module, WindowAttention):
+            # subclasses, such as attention of variants, pad their windows themselves
+            if type(module) is WindowAttention:
                 self._handles.append(module.register_forward_pre_hook(self._before))
                 self._handles.append(module.register_forward_hook(self._after))
             elif any(cls.__name__ in DEFORMABLE for cls in type(module).__mro__):
