@@ -74,13 +74,14 @@ class Scene:
     visible: list[np.ndarray]
 
 
-def draw_scene(seed: int, part: int, index: int) -> Scene:
+def draw_scene(seed: int, part: int, index: int, only: str | None = None) -> Scene:
     """Draw one image.
 
     Args:
         seed: Seed of the dataset.
-        part: 0 for the training split, 1 for the validation split.
+        part: Number of the split, which is part of the seed.
         index: Number of the image, counted from 1.
+        only: Class of a single shape. By default, there are several shapes of any class.
 
     Returns:
         The image with its shapes and masks.
@@ -89,7 +90,7 @@ def draw_scene(seed: int, part: int, index: int) -> Scene:
     height = width = 0
     while height == width:
         height, width = rng.integers(SIZE_RANGE[0], SIZE_RANGE[1] + 1, 2).tolist()
-    shapes, visible = _place(rng, height, width)
+    shapes, visible = _place(rng, height, width, only)
 
     # The background is dull; shapes are vivid with less texture. This lets the smallest
     # detector learn to distinguish them within minutes. The hue does not depend on the class.
@@ -111,16 +112,17 @@ def draw_scene(seed: int, part: int, index: int) -> Scene:
 
 
 def _place(
-    rng: np.random.Generator, height: int, width: int
+    rng: np.random.Generator, height: int, width: int, only: str | None
 ) -> tuple[list[Shape], list[np.ndarray]]:
     """Place shapes. Return them from back to front with their masks. All are well visible."""
-    num_shapes = int(rng.integers(1, MAX_SHAPES + 1))
+    num_shapes = 1 if only else int(rng.integers(1, MAX_SHAPES + 1))
     shapes: list[Shape] = []
     visible: list[np.ndarray] = []
     attempts = 0
     while not shapes or (len(shapes) < num_shapes and attempts < 12 * num_shapes):
         attempts += 1
-        shape = _random_shape(rng, height, width, shapes)
+        name = only or CLASSES[rng.integers(len(CLASSES))]
+        shape = _random_shape(rng, name, height, width, shapes)
         inside = shape.depth(height, width) > 0
         left = [mask & ~inside for mask in visible]
         changed = [
@@ -134,8 +136,9 @@ def _place(
     return shapes, visible
 
 
-def _random_shape(rng: np.random.Generator, height: int, width: int, others: list[Shape]) -> Shape:
-    name = CLASSES[rng.integers(len(CLASSES))]
+def _random_shape(
+    rng: np.random.Generator, name: str, height: int, width: int, others: list[Shape]
+) -> Shape:
     radius = math.sqrt(height * width) * math.exp(rng.uniform(math.log(0.14), math.log(0.28)))
     center = rng.uniform(0.12, 0.88, 2) * (width, height)
     if others and rng.random() < 0.5:  # close to another shape, so that many shapes overlap
