@@ -27,8 +27,8 @@ def draw_shape_classes(
 ) -> bool:
     """Draw the dataset in the folder ``root``.
 
-    The images are like those of :func:`~mmgcvit.datasets.draw_shapes`, but others, with one shape
-    each. The numbers of images per class differ by at most one. Equal settings give equal bytes,
+    The images are like those of :func:`~mmgcvit.datasets.draw_shapes`, with one large shape each.
+    The numbers of images per class differ by at most one. Equal settings give equal bytes,
     and image k of a split does not depend on the number of images.
 
     Args:

@@ -15,6 +15,10 @@ CLASSES = ('circle', 'rectangle', 'triangle')
 
 SIZE_RANGE = (200, 480)  # height and width of images in pixels, inclusive
 MAX_SHAPES = 4
+# radius of the circle around a shape, relative to the square root of the image's area, and range of
+# its center, relative to height and width: of several shapes, and of a single one
+RADII, CENTERS = (0.14, 0.28), (0.12, 0.88)
+LARGE_RADII, MIDDLE = (0.28, 0.42), (0.35, 0.65)
 MIN_VISIBLE_SIZE = 40  # height and width of the box around a shape's largest visible part
 MIN_VISIBLE_FRACTION = 0.65  # of a shape's area, including its area outside of the image
 MIN_PART_AREA = 48  # pixels; smaller visible parts are drawn but not annotated in COCO
@@ -81,7 +85,7 @@ def draw_scene(seed: int, part: int, index: int, only: str | None = None) -> Sce
         seed: Seed of the dataset.
         part: Number of the split, which is part of the seed.
         index: Number of the image, counted from 1.
-        only: Class of a single shape. By default, there are several shapes of any class.
+        only: Class of a single large shape. By default, there are several shapes of any class.
 
     Returns:
         The image with its shapes and masks.
@@ -121,8 +125,7 @@ def _place(
     attempts = 0
     while not shapes or (len(shapes) < num_shapes and attempts < 12 * num_shapes):
         attempts += 1
-        name = only or CLASSES[rng.integers(len(CLASSES))]
-        shape = _random_shape(rng, name, height, width, shapes)
+        shape = _random_shape(rng, height, width, shapes, only)
         inside = shape.depth(height, width) > 0
         left = [mask & ~inside for mask in visible]
         changed = [
@@ -137,10 +140,12 @@ def _place(
 
 
 def _random_shape(
-    rng: np.random.Generator, name: str, height: int, width: int, others: list[Shape]
+    rng: np.random.Generator, height: int, width: int, others: list[Shape], only: str | None
 ) -> Shape:
-    radius = math.sqrt(height * width) * math.exp(rng.uniform(math.log(0.14), math.log(0.28)))
-    center = rng.uniform(0.12, 0.88, 2) * (width, height)
+    name = only or CLASSES[rng.integers(len(CLASSES))]
+    low, high = LARGE_RADII if only else RADII
+    radius = math.sqrt(height * width) * math.exp(rng.uniform(math.log(low), math.log(high)))
+    center = rng.uniform(*(MIDDLE if only else CENTERS), 2) * (width, height)
     if others and rng.random() < 0.5:  # close to another shape, so that many shapes overlap
         other = others[rng.integers(len(others))]
         direction = rng.uniform(0, 2 * math.pi)
