@@ -13,7 +13,7 @@ import torch
 from mmengine.fileio import dump, load
 
 from mmgcvit import GCViT
-from mmgcvit.analysis import build_on_meta, count_complexity, counted_shape
+from mmgcvit.analysis import complexity_of, counted_shape
 from mmgcvit.engine import load_config, run_tool
 from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
@@ -71,7 +71,7 @@ def measure() -> None:
     metafile = load(METAFILE)
     for model in metafile['Models']:
         cfg = load_config(ROOT / model['Config'])
-        complexity = count_complexity(build_on_meta(cfg), counted_shape(cfg))
+        complexity = complexity_of(cfg, counted_shape(cfg))
         counts = {
             'Parameters': complexity.params,
             'FLOPs': complexity.macs,
@@ -271,12 +271,40 @@ def decay_rates(_: Sequence[dict]) -> str:
     return markdown(['rate', f'stem, relative to neck and heads, with {blocks} blocks'], rows)
 
 
+def ablations(models: Sequence[dict]) -> str:
+    """Return the table of the ablations, with GC ViT-T as the last row."""
+    by_name = {model['Name']: model for model in models}
+    full = by_name['gcvit_t']
+    # the paper's detector and segmentor
+    results = [
+        metrics_of(by_name[name]) for name in ('gcvit_t', ABLATED_DETECTOR, ABLATED_SEGMENTOR)
+    ]
+    rows = [(model, metrics_of(model)) for model in networks(models, 'ablations')]
+    rows.append((full, results[0] | results[1] | results[2]))
+    columns = ['Top 1 Accuracy (paper)', *AP, 'mIoU (paper)']
+    return markdown(
+        ['paper', 'config', 'params', 'FLOPs at 224×224', *columns],
+        [
+            [
+                model['Metadata'].get('Paper Row', 'GC ViT-T'),
+                f'[{model["Name"]}](../{model["Config"]})',
+                f'{model["Metadata"]["Parameters"] / 1e6:.1f} M',
+                giga(model['Metadata']['FLOPs']),
+                *(str(metrics.get(column, '–')) for column in columns),
+            ]
+            for model, metrics in rows
+        ],
+    )
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ['---'] * len(header), *rows]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
 AP = ['box AP (paper)', 'mask AP (paper)']
+ABLATED_DETECTOR = 'cascade-mask-rcnn_gcvit-t_fpn_3x_coco'
+ABLATED_SEGMENTOR = 'upernet_gcvit-t_160k_ade20k-512x512'
 PERFORMANCE = ['cpu', 'cpu-versions', 'recompute', 'image-sizes', 'gpu', 'gpu-profile']
 PERFORMANCE += ['forward-parts', 'training-parts']
 TABLES = {
@@ -296,6 +324,7 @@ TABLES = {
     },
     'docs/graph_modes.md': {'graph-padding': measured('graph-padding')},
     'docs/scaling.md': {'traffic': traffic},
+    'docs/ablations.md': {'ablations': ablations},
 }
 
 if __name__ == '__main__':

@@ -130,8 +130,8 @@ class GlobalKeyValueAttention(WindowAttention):
         """
         dropout = self.attn_drop_rate if self.training else 0.0
         qkv, padded, *others = self._project(x, windows, global_query)
-        x = ops.window_attention(qkv, padded, *others, dropout)
-        return self.drop(self.proj(windows.partition(padded.merge(x))))
+        x = self.proj(ops.window_attention(qkv, padded, *others, dropout))
+        return self.drop(windows.partition(padded.merge(x)))
 
     def _project(self, x: Tensor, windows: ops.Windows, global_query: Tensor | None) -> tuple:
         # Local attention computes the rest once each window has its own copy of the projected

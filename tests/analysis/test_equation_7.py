@@ -3,6 +3,8 @@
 H, W: height and width of a feature map, C: channels, w: window size.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -100,6 +102,17 @@ def parts_of(arch, size):
 @pytest.mark.parametrize('arch', ['xxtiny', 'small'])
 def test_all_parts_of_a_backbone_add_up(arch):
     assert sum(parts_of(arch, 224).values()) == count_complexity(Classifier(arch), (224, 224)).macs
+
+
+def test_docs_give_the_parts_of_tiny():
+    page = ' '.join((Path(__file__).parents[2] / 'docs/ablations.md').read_text().split())
+    parts = parts_of('tiny', 224)
+    text = (
+        'it gives {} G for all blocks. Global attention takes {} G less than that. MLPs take {} G, '
+        'query generators {} G, the stem and the downsamplers {} G. The sum is our count, {} G.'
+    )
+    values = [abs(value) for value in parts.values()] + [sum(parts.values())]
+    assert text.format(*(f'{value / 1e9:.2f}' for value in values)) in page
 
 
 # published FLOPs at 224×224 in G: the paper's (tables 1 and S.4), then NVIDIA's model card's

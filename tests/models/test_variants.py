@@ -12,12 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import PatchEmbed, PatchMerging
+from mmengine.fileio import load
 from mmengine.registry import MODELS, init_default_scope
 from nano import NANO
 from torch import nn
 
 from mmgcvit import GCViT, ops
-from mmgcvit.analysis import build_on_meta, count_complexity
+from mmgcvit.analysis import build_on_meta, complexity_of, count_complexity
 from mmgcvit.datasets.scene import CLASSES, draw_scene
 from mmgcvit.engine import load_config
 from mmgcvit.errors import UserError
@@ -398,6 +399,51 @@ def test_swin_without_shift_keeps_its_windows_apart():
         model(images)[0][0, 0, 3, 3].backward()
         reached[name] = bool(images.grad[..., 16:, :].abs().sum() > 0)
     assert reached == {'swin_t': True, 'swin_t_no_shift': False}
+
+
+def test_metafile_headers_and_table_agree():
+    """The paper's results, and the row of the paper that a variant belongs to."""
+    models = {model['Name']: model for model in load(ROOT / 'metafile.yml')['Models']}
+    for path in CONFIGS:
+        model = models[path.stem]
+        assert model['Config'] == str(path.relative_to(ROOT))
+        metrics = {k: v for result in model['Results'] for k, v in result['Metrics'].items()}
+        result = f'# Result:   paper: top-1 {metrics["Top 1 Accuracy (paper)"]}; ours: not trained'
+        assert result in path.read_text()
+        row, name = model['Metadata']['Paper Row'], path.stem.removeprefix('gcvit_t_')
+        assert name.startswith('swin') or VARIANTS[name].source == row
+        # table 5 has differences of top-1 only
+        assert len(metrics) == (1 if row.startswith('table 5') else 4)
+        assert row.split(',')[0] in path.read_text().splitlines()[0]
+    swin = complexity_of(configs(ROOT / 'configs/ablations/swin_t.py'), (224, 224))
+    data = models['swin_t']['Metadata']
+    assert (swin.params, swin.macs) == (data['Parameters'], data['FLOPs'])
+
+
+@pytest.mark.parametrize('variant', ['gcvit', 'global_kv', 'global_v'])
+def test_counts_of_padded_windows(variant):
+    """The attention of variants computes padded windows. Without padding, all counts agree."""
+
+    class Alone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            with torch.device('meta'):
+                self.backbone = GCViTVariant(NANO, variant, window_size=4).eval()
+
+        def forward(self, images, mode):
+            return self.backbone(images)
+
+    def products(side):  # of attention, in all blocks, in padded windows
+        total = 0
+        for i, depth in enumerate(NANO['depths']):
+            padded = math.ceil(side / 2 ** (i + 2) / 4) * 4
+            total += depth * 2 * padded**2 * 16 * 8 * 2**i
+        return total
+
+    for side in (128, 100):
+        found = count_complexity(Alone(), (side, side))
+        assert found.naive_macs - found.naive_linear_macs == products(side)
+        assert (found.macs == found.naive_macs) == (side == 128)
 
 
 @pytest.mark.parametrize(
