@@ -13,11 +13,12 @@ import torch
 from mmengine.fileio import dump, load
 
 from mmgcvit import GCViT
-from mmgcvit.analysis import build_on_meta, count_complexity, counted_shape
+from mmgcvit.analysis import complexity_of, counted_shape
 from mmgcvit.analysis.doc_tables import (
     NAIVE,
     NAIVE_ALL,
     SOURCES,
+    ablations,
     comparison,
     differences,
     markdown,
@@ -78,7 +79,7 @@ def measure() -> None:
     metafile = load(METAFILE)
     for model in metafile['Models']:
         cfg = load_config(ROOT / model['Config'])
-        complexity = count_complexity(build_on_meta(cfg), counted_shape(cfg))
+        complexity = complexity_of(cfg, counted_shape(cfg))
         counts = {
             'Parameters': complexity.params,
             'FLOPs': complexity.macs,
@@ -162,6 +163,7 @@ TABLES = {
         'memory-backbones': measured(MEASURED['memory-backbones']),
         'memory-networks': measured(MEASURED['memory-networks']),
     },
+    'docs/ablations.md': {'ablations': ablations},
 }
 
 if __name__ == '__main__':

@@ -291,11 +291,17 @@ class _Counter:
     def _after(
         self, attention: WindowAttention, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
-        self.computed += (self.flops.get_total_flops() - self._start) // 2
+        computed = (self.flops.get_total_flops() - self._start) // 2
         x, windows, _ = inputs
         tokens = len(x) * windows.num_padded_tokens
-        self.linear += tokens * (attention.qkv.weight.numel() + attention.proj.weight.numel())
-        self.products += 2 * tokens * windows.window_size**2 * x.shape[-1]
+        products = 2 * tokens * windows.window_size**2 * x.shape[-1]
+        if type(attention) is WindowAttention:
+            linear = tokens * (attention.qkv.weight.numel() + attention.proj.weight.numel())
+        else:  # attention of variants, which computes padded windows
+            linear = computed - products
+        self.computed += computed
+        self.linear += linear
+        self.products += products
 
     def _after_deformable(self, conv: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         self.deformable += output.numel() * conv.weight[0].numel()

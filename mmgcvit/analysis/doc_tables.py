@@ -168,6 +168,24 @@ def trainings(collections: Sequence[dict]) -> Table:
     return table
 
 
+def ablations(models: Sequence[dict]) -> str:
+    """Return the table of the ablations; GC ViT-T is the last row."""
+    columns = ['Top 1 Accuracy (paper)', 'box AP (paper)', 'mask AP (paper)', 'mIoU (paper)']
+    complete = [
+        sizes_of(method, models)['tiny']
+        for method in ('classifier', 'cascade-mask-rcnn', 'upernet')
+    ]
+    results = {name: value for model in complete for name, value in metrics_of(model).items()}
+    ablated = [(model, metrics_of(model)) for model in networks(models, 'ablations')]
+    rows = []
+    for model, metrics in [*ablated, (complete[0], results)]:
+        data = model['Metadata']
+        row = [data.get('Paper Row', 'GC ViT-T'), f'[{model["Name"]}](../{model["Config"]})']
+        row += [f'{data["Parameters"] / 1e6:.1f} M', giga(data['FLOPs'])]
+        rows.append([*row, *(str(metrics.get(column, '–')) for column in columns)])
+    return markdown(['paper', 'config', 'params', 'FLOPs at 224×224', *columns], rows)
+
+
 def comparison(data: Mapping[str, Any]) -> Table:
     """Return a function that generates a table of published results of GC ViT and others.
 

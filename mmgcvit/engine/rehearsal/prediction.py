@@ -120,8 +120,11 @@ def proposals(cfg: Config, machine: Machine) -> str:
             'so does the learning rate)'
         )
     backbone = inner_model(cfg).get('backbone') or {}
-    if class_of(backbone, MODELS, cfg.get('default_scope')) is GCViT and not (
-        backbone.get('recompute') == 'block' or backbone.get('with_cp')
+    cls = class_of(backbone, MODELS, cfg.get('default_scope'))
+    if (
+        isinstance(cls, type)
+        and issubclass(cls, GCViT)
+        and not (backbone.get('recompute') == 'block' or backbone.get('with_cp'))
     ):
         texts.append('model.backbone.recompute=block')
     wrapper = (cfg.get('optim_wrapper') or {}).get('type', 'OptimWrapper')
