@@ -137,19 +137,21 @@ def decay_rates(_: Sequence[dict]) -> str:
     return markdown(['rate', f'stem, relative to neck and heads, with {blocks} blocks'], rows)
 
 
+CLASSIFIERS = zoo('classification', [f'Top 1 Accuracy ({source})' for source in SOURCES])
 AP = ['box AP (paper)', 'mask AP (paper)']
 PERFORMANCE = ['cpu', 'cpu-versions', 'recompute', 'image-sizes', 'gpu', 'gpu-profile']
 PERFORMANCE += ['forward-parts', 'training-parts']
 TABLES = {
     'README.md': {'sizes': sizes},
     'docs/model_zoo.md': {
-        'classification': zoo('classification', [f'Top 1 Accuracy ({s})' for s in SOURCES]),
+        'classification': CLASSIFIERS,
         'detection': zoo('detection', AP),
         'segmentation': zoo('segmentation', ['mIoU (paper)']),
         'differences': differences,
         'trainings': trainings(load(METAFILE)['Collections']),
         **{name: comparison(data) for name, data in PUBLISHED.items()},
     },
+    'docs/classification.md': {'classification': CLASSIFIERS},
     'docs/performance.md': {name: measured(MEASURED[name]) for name in PERFORMANCE},
     'docs/training.md': {
         'saving-memory': measured(MEASURED['saving-memory']),
