@@ -1,6 +1,8 @@
 """Classifiers: published weights in every layout, and from classification to detection."""
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -201,3 +203,24 @@ def test_fine_tuning_begins_with_a_published_file_and_a_new_head(data, tmp_path,
     assert torch.equal(runner.model.head.fc.weight, initial)
     (line,) = [message for message in log if ': loaded ' in message]
     assert '2 kept at initialization (2 with mismatched shape): head.fc.weight' in line
+
+
+@pytest.mark.nightly
+def test_mmpretrains_own_tool_trains_it_without_custom_imports(data, tmp_path):
+    import mmpretrain
+
+    tool = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'train.py'
+    options = {f'{s}_dataloader.dataset.data_root': data / 'classes' for s in ('train', 'val')}
+    options |= {'train_dataloader.batch_size': 3, 'train_cfg.max_epochs': 1}
+    subprocess.run(
+        [
+            *(sys.executable, tool, SHAPES, '--work-dir', tmp_path, '--cfg-options'),
+            *(f'{name}={value}' for name, value in options.items()),
+            *('train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1'),
+        ],
+        check=True,
+        cwd=tmp_path,
+    )
+    state = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['state_dict']
+    assert state['backbone.stages.2.blocks.0.attn.relative_position_bias_table'].shape == (49, 4)
+    assert (tmp_path / 'best_accuracy_top1_epoch_1.pth').exists()

@@ -1,11 +1,11 @@
 """Settings of the classification configs: sizes, windows, weights, batches and learning rates."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
@@ -97,7 +97,7 @@ def rates_of(cfg, iterations):
     return rates
 
 
-@pytest.mark.filterwarnings('ignore')
+@pytest.mark.filterwarnings('ignore:Detected call of')
 def test_published_schedule_warms_up_and_cools_down_for_20_epochs():
     rates = rates_of(load_config(FOLDER / 'gcvit_s.py'), iterations=2)
     assert len(rates) == 600
@@ -111,9 +111,36 @@ def test_published_schedule_warms_up_and_cools_down_for_20_epochs():
     assert cool_down == pytest.approx([1e-5] * 40, rel=0.01)
 
 
-def test_cool_down_can_be_added_to_the_epochs_as_in_timm(tmp_path):
-    config = tmp_path / 'longer.py'
-    config.write_text(f"_base_ = '{FOLDER}/gcvit_t.py'\ntrain_cfg = dict(max_epochs=320)\n")
-    cfg = Config.fromfile(config)
-    assert cfg.train_cfg.max_epochs == 320
-    assert cfg.param_scheduler[1].end == 280
+@pytest.mark.filterwarnings('ignore:Detected call of')
+def test_cool_down_can_follow_300_epochs_as_in_timm():
+    options = {'train_cfg.max_epochs': 320, 'param_scheduler.1.end': 300}
+    rates = rates_of(load_config(FOLDER / 'gcvit_t.py', options=options), iterations=1)
+    assert len(rates) == 320
+    assert rates[290] > 1e-5 * 1.01 > rates[300]
+    assert rates[300:] == pytest.approx([1e-5] * 20, rel=0.01)
+
+
+def test_fine_tuning_on_folders_reads_those_of_both_splits():
+    cfg = load_config(FOLDER / 'custom_folders.py')
+    for split, folder in (('train', 'train'), ('val', 'val'), ('test', 'val')):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        assert (dataset.type, dataset.data_prefix) == ('CustomDataset', folder)
+        assert 'split' not in dataset
+    assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes == 3
+    assert cfg.param_scheduler[1].end == cfg.train_cfg.max_epochs == 30
+    assert cfg.model.backbone.image_size == 224
+
+
+def test_the_page_lists_the_configs_with_their_results():
+    page = (FOLDER.parents[1] / 'docs/classification.md').read_text()
+    rows = re.findall(
+        r'^\| `(gcvit_\w+)\.py` \|.*?\| (\S+)[^|]*\| (\S+) \| not trained \|$', page, re.M
+    )
+    found = {name: results for name, *results in rows}
+    for size, (_, _, *numbers) in SIZES.items():
+        assert found.pop(f'gcvit_{size}') == ['–' if n is None else str(n) for n in numbers]
+    assert found == {
+        'gcvit_t_ema': ['83.40', '–'],
+        'gcvit_l_384': ['–', '87.4'],
+        'gcvit_l_512': ['–', '87.6'],
+    }

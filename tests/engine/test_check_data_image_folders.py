@@ -10,7 +10,7 @@ from checked import SPLITS, apply_remedy, names, texts
 from PIL import Image
 
 from mmgcvit.engine import check_data, load_config
-from mmgcvit.engine.check_data import Report
+from mmgcvit.engine.check_data import Counts, Report
 
 CONFIG = Path(__file__).parents[2] / 'configs/classification/gcvit_shapes.py'
 CLASSES = ('circle', 'rectangle', 'triangle')
@@ -174,6 +174,7 @@ def test_broken_images_are_named(published, root):
             ['circle/0.png 0', 'triangle/1.png 2', 'circle/0.png -1'],
             '1 of 3 images of train have labels of no class, such as -1',
         ),
+        ([], 'there are no images (.bmp, .jpeg, .jpg, .pgm, .png, .ppm, .tif) in the list'),
         (['0'], 'line 1 of '),
         (['circle/0.png circle'], "train.txt is 'circle/0.png circle', but has to be the path of"),
         (['circle/0.png 0', '', 'circle/1.png 0'], 'line 2 of '),
@@ -185,7 +186,7 @@ def test_broken_images_are_named(published, root):
 @pytest.mark.parametrize('with_names', [True, False])
 def test_lists_of_images(published, root, lines, expected, with_names):
     if lines is not None:
-        (root / 'train.txt').write_text('\n'.join(lines) + '\n')
+        (root / 'train.txt').write_text(''.join(f'{line}\n' for line in lines))
     make = config if with_names else of_folders
     cfg = make(published, root, **{'train_dataloader.dataset.ann_file': 'train.txt'})
     found = [problem.text for problem in check(cfg).problems if problem.stops]
@@ -233,7 +234,15 @@ def test_a_classifier_with_the_windows_of_a_detector_is_a_warning(
     assert len(problems) == warned
     for problem in problems:
         assert problem.name == 'windows' and not problem.stops
-        assert 'set --cfg-options model.backbone.image_size=224' in problem.text
+        assert 'model.backbone.image_size=224, or the height and width' in problem.text
         apply_remedy(cfg, problem.text)
-        cfg.model.backbone.window_size = None
         assert check(cfg).problems == []
+
+
+def test_of_many_classes_the_rarest_are_listed():
+    counts = Counts(images=5050, annotated=5050, classes={f'class {i}': i for i in range(1, 301)})
+    report = Report(datasets=[('train', counts)])
+    lines = report.table().splitlines()
+    rows = lines[lines.index('class                            train') + 1 :]
+    assert [row.split() for row in rows[:20]] == [['class', str(i), str(i)] for i in range(1, 21)]
+    assert rows[20:] == ['… and 280 more classes']

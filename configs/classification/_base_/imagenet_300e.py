@@ -12,8 +12,8 @@ _base_ = [
 ]
 
 # Cool-down means the lowest learning rate after the cosine, as in timm, with which the published
-# networks were trained. timm adds these epochs to the others. Here they are part of the 300 epochs
-# that the paper reports; for timm's count, set max_epochs = 320.
+# networks were trained. Here, it is part of the 300 epochs that the paper reports. timm adds it to
+# them: for this, set train_cfg.max_epochs=320 and param_scheduler.1.end=300.
 max_epochs = 300
 warmup_epochs = cooldown_epochs = 20
 train_cfg = dict(max_epochs=max_epochs)
@@ -26,3 +26,15 @@ optim_wrapper = dict(type='OptimWrapper', clip_grad=dict(max_norm=5.0))
 # 32 GPUs with 128 images each; --auto-scale-lr scales the learning rate from here
 auto_scale_lr = dict(base_batch_size=4096)
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))
+
+# --tta: the image and its mirror image
+tta_pipeline = [
+    *_base_.test_pipeline[:-1],
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+            [dict(type='PackInputs')],
+        ],
+    ),
+]

@@ -96,11 +96,13 @@ def windows(setup: Setup) -> Iterator[Problem]:
     given = backbone.get('window_size')
     detectors = DENSE_PREDICTION.window_size
     if given in (None, detectors[0], detectors, list(detectors)):
+        unset = [name for name in ('window_size', 'query_downsamples') if backbone.get(name)]
+        options = ' '.join(f'model.backbone.{name}=None' for name in unset)
         yield Problem(
             f'the windows of the classifier have {detectors[0]} tokens, as in detectors, so it is '
             'another network than the published classifiers: set --cfg-options '
-            'model.backbone.image_size=224 (height and width of the images; then remove '
-            'window_size and query_downsamples)',
+            f'{options}{" " * bool(options)}model.backbone.image_size=224, or the height and width '
+            'of your images',
             stops=False,
         )
 

@@ -96,51 +96,40 @@ def reading(split: Split) -> Iterator[Problem]:
     """Datasets without images."""
     split.counts.unit = 'images'
     built = split.dataset
-    if built.ann_file or not built.with_label or split.has_remote_images or not split.fast:
-        if not built.ann_file and not split.has_remote_images and _is_empty(split):
-            yield _without_images(split)
-            return
-        read_items(split)
-        return
-    # listing all files takes minutes for ImageNet on a network file system
-    folders, labels = _folders(split)
-    split.in_part = True
-    built.folder_to_idx = labels
-    if built.metainfo.get('classes') is None:
-        built._metainfo['classes'] = tuple(folders)
-    found = [(folder, _first_image(split, folder)) for folder in folders[:FEW]]
-    split.items = [
-        dict(img_path=path, gt_label=labels[folder]) for folder, path in found if path is not None
-    ]
+    if split.fast and built.with_label and not built.ann_file and not split.has_remote_images:
+        _read_first_images(split)
+    else:
+        try:
+            read_items(split)
+        except RuntimeError as error:
+            if 'Found 0 files' not in str(error):
+                raise
     if not split.items:
-        yield _without_images(split)
+        place = f'in the list {built.ann_file}' if built.ann_file else f'below {built.img_prefix}'
+        yield Problem(
+            f'there are no images ({", ".join(sorted(built.extensions))}) {place}: put them there, '
+            f'or correct {split.option}'
+        )
 
 
-def _folders(split: Split) -> tuple[list[str], dict[str, int]]:
-    """Return the folders of classes and their labels, as mmpretrain does."""
+def _read_first_images(split: Split) -> None:
+    """Read one image of each class: to list all files of ImageNet takes minutes on a network."""
     from mmpretrain.datasets.custom import find_folders
 
-    return find_folders(split.dataset.img_prefix)
-
-
-def _first_image(split: Split, folder: str) -> str | None:
-    for root, _, files in os.walk(os.path.join(split.dataset.img_prefix, folder)):
-        name = next((name for name in files if split.dataset.is_valid_file(name)), None)
-        if name is not None:
-            return os.path.join(root, name)
-    return None
-
-
-def _is_empty(split: Split) -> bool:
-    folders = _folders(split)[0] if split.dataset.with_label else ['']
-    return all(_first_image(split, folder) is None for folder in folders)
-
-
-def _without_images(split: Split) -> Problem:
-    return Problem(
-        f'there are no images ({", ".join(sorted(split.dataset.extensions))}) below '
-        f'{split.dataset.img_prefix}: put them there, or set {split.option}.extensions'
-    )
+    built = split.dataset
+    folders, built.folder_to_idx = find_folders(built.img_prefix)
+    if built.metainfo.get('classes') is None:
+        built._metainfo['classes'] = tuple(folders)
+    split.in_part = True
+    for folder in folders[:FEW]:
+        files = (
+            os.path.join(root, name)
+            for root, _, names in os.walk(os.path.join(built.img_prefix, folder))
+            for name in names
+            if built.is_valid_file(name)
+        )
+        if path := next(files, None):
+            split.items.append(dict(img_path=path, gt_label=built.folder_to_idx[folder]))
 
 
 def image_files(split: Split) -> Iterator[Problem]:
