@@ -469,6 +469,18 @@ def test_a_variant_in_a_detector_and_in_a_segmentor(config, options):
     assert found.has_windows and found.macs > 0
 
 
+def test_swin_of_the_docs_fits_into_a_detector(tmp_path):
+    page = (ROOT / 'docs/ablations.md').read_text()
+    config = page.partition('```python\n')[2].partition('```')[0]
+    (tmp_path / 'config.py').write_text(config.replace('PATH/TO/mmgcvit', str(ROOT)))
+    cfg = load_config(tmp_path / 'config.py')
+    init_default_scope(cfg.default_scope)
+    backbone = MODELS.build(cfg.model.backbone)
+    maps = backbone(torch.rand(1, 3, 33, 64))
+    assert [x.shape[1] for x in maps] == cfg.model.neck.in_channels
+    assert maps[3].shape[2:] == (2, 2)
+
+
 def test_docs_have_a_detector_and_a_segmentor():
     kinds = [Path(config).parent.name for config, _ in commands_with_options()]
     assert kinds == ['detection', 'segmentation']
