@@ -201,3 +201,13 @@ def test_ratios_of_performance_follow_from_its_table():
         a / b for a, b in zip(measured['reference'], measured['Swin-T'], strict=True)
     )
     assert f'takes {forward:.1f}× (forward) and {training:.1f}× (training) Swin-T' in page
+
+
+def test_savings_in_choosing_follow_from_the_measurements():
+    page = ' '.join((ROOT / 'docs/choosing.md').read_text().split())
+    table = {row[0]: row[3:] for row in rows('docs/performance.md', '| `recompute` | 512×512')}
+    (time, memory), (slower, smaller) = (
+        [float(cell.split()[0]) for cell in table[policy]] for policy in ('`cheap`', '`block`')
+    )
+    less, more = 1 - smaller / memory, slower / time - 1
+    assert f'needed {less:.0%} less memory and {more:.0%} more time'.replace('%', ' %') in page
