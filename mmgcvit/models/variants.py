@@ -13,12 +13,14 @@ feature map in window order, w: window size, nW: windows per feature map.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..errors import UserError
 from ..registry import MODELS
 from .arguments import one_of
 from .gcvit import Downsampler, GCViT, Stem, WindowAttention, init_linear
@@ -128,20 +130,26 @@ class GlobalKeyValueAttention(WindowAttention):
         Returns:
             (B, L, C).
         """
-        dropout = self.attn_drop_rate if self.training else 0.0
-        qkv, padded, *others = self._project(x, windows, global_query)
-        x = self.proj(ops.window_attention(qkv, padded, *others, dropout))
-        return self.drop(windows.partition(padded.merge(x)))
-
-    def _project(self, x: Tensor, windows: ops.Windows, global_query: Tensor | None) -> tuple:
-        # Local attention computes the rest once each window has its own copy of the projected
-        # global tokens. It needs full windows, as the copies have no padding.
         padded = ops.PaddedWindows(windows.height, windows.width, windows.window_size)
         local = self.qkv(padded.partition(windows.merge(x)))
+        # the rest is local attention, once each window has its own copy of the global tokens
         num_windows = local.shape[1] // windows.window_size**2
         shared = self.global_qkv(global_query).repeat(1, num_windows, 1)
-        qkv = torch.cat([local, shared.to(local.dtype)], -1)
-        return qkv, padded, self.relative_position_bias_table, None, None
+        qkv = torch.cat([local, shared], -1)
+        table = self.relative_position_bias_table
+        dropout = self.attn_drop_rate if self.training else 0.0
+        x = self.proj(ops.window_attention(qkv, padded, table, None, None, dropout))
+        return self.drop(windows.partition(padded.merge(x)))
+
+    def attention_probabilities(
+        self, x: Tensor, windows: ops.Windows, global_query: Tensor | None = None
+    ) -> NoReturn:
+        """Raise UserError: weights of global tokens are not weights of places in the image."""
+        raise UserError(
+            f'the attention of {type(self).__name__} cannot be shown on an image, because it uses '
+            'keys or values of global tokens: choose a block with local attention, such as the '
+            'first one of a stage'
+        )
 
 
 class GlobalValueAttention(GlobalKeyValueAttention):
@@ -179,7 +187,7 @@ class Variant:
 
 LOCAL = ('local',)
 # The paper's results are in metafile.yml. The first two rows of table 4 are Swin, which mmpretrain
-# has: configs/ablations/swin-t*.py.
+# has: configs/ablations/swin_t*.py.
 VARIANTS = {
     'reparam': Variant('table 4, + Reparam.', LOCAL, PatchEmbedding, PatchMerging),
     'reparam_stem': Variant('table 4, + Stem', LOCAL, downsampler=PatchMerging),
