@@ -163,7 +163,7 @@ def _segmentor(trained: TrainedModel) -> Inferencer:
             ]
             largest = sorted(segments, key=lambda segment: -segment['pixels'])[:TOP]
             summary = ', '.join(
-                f'{segment["name"]} {segment["pixels"] / labels.size:.0%}' for segment in largest
+                f'{segment["name"].strip()} {segment["pixels"] / labels.size:.0%}' for segment in largest
             )
             dtype = np.uint8 if len(trained.classes) < 256 else np.uint16
             record = dict(_size(image), segments=segments)
@@ -203,7 +203,8 @@ def _classifier(trained: TrainedModel) -> Inferencer:
 
     trained.model._config = trained.cfg
     inferencer = Classifier(trained.model, pretrained=False, classes=trained.classes)
-    inferencer.visualizer = VISUALIZERS.build(_with_visualizer(trained).visualizer)
+    settings = _with_visualizer(trained).visualizer
+    inferencer.visualizer = class_of(settings.pop('type'), VISUALIZERS)(**settings)
     return inferencer
 
 
