@@ -127,12 +127,12 @@ def _process_video(inferencer: Inferencer, each: Input, out: Path) -> str:
             with open(partial, 'w') as lines:
                 number = 0
                 for number, result in enumerate(_results(inferencer, each, frames), 1):
+                    video.write(result.picture)
                     record = dict(frame=number, time=(number - 1) / frames.rate, **result.record)
                     if result.label_map is not None:
                         file = labels / f'{number:08d}.png'
                         write_atomically(file, _png(result.label_map))
                         record['label_map'] = f'{labels.name}/{file.name}'
-                    video.write(result.picture)
                     lines.write(json.dumps(record) + '\n')
             os.replace(partial, records)
         finally:

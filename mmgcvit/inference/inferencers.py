@@ -163,7 +163,8 @@ def _segmentor(trained: TrainedModel) -> Inferencer:
             ]
             largest = sorted(segments, key=lambda segment: -segment['pixels'])[:TOP]
             summary = ', '.join(
-                f'{segment["name"].strip()} {segment["pixels"] / labels.size:.0%}' for segment in largest
+                f'{segment["name"].strip()} {segment["pixels"] / labels.size:.0%}'
+                for segment in largest
             )
             dtype = np.uint8 if len(trained.classes) < 256 else np.uint16
             record = dict(_size(image), segments=segments)
