@@ -8,6 +8,7 @@ H, W: height and width of an image in pixels, K: number of classes.
 """
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,9 +131,12 @@ def _detector(trained: TrainedModel, score_thr: float) -> Inferencer:
         def infer(self, path: str | os.PathLike) -> Result:
             image = trained.load_image(path)
             sample = self.predict(path)
-            (picture,) = self.visualize(
-                [image], [sample], return_vis=True, pred_score_thr=score_thr
-            )
+            with warnings.catch_warnings():
+                # of every box that ends at the border of the image
+                warnings.filterwarnings('ignore', 'Warning: The .* is out of bounds')
+                (picture,) = self.visualize(
+                    [image], [sample], return_vis=True, pred_score_thr=score_thr
+                )
             (found,) = self.postprocess([sample])['predictions']
             names = [trained.classes[label] for label in found.get('labels', ())]
             drawn = Counter(

@@ -130,6 +130,23 @@ def test_a_visualizer_that_draws_nothing_or_logs_to_a_server_is_replaced(models,
     assert (result.picture[:80, :120] != gray[1]).any()
 
 
+@pytest.mark.parametrize('task', CONFIGS)
+def test_it_can_be_called_like_the_inferencers_of_the_libraries(models, task):
+    inferencer = build_inferencer(models.load(task))
+    images = [str(path) for path in models.images]
+    found = inferencer(images)
+    found = found['predictions'] if task != 'classification' else found
+    expected = [inferencer.infer(path) for path in images]
+    if task == 'segmentation':
+        pairs = zip(found, (result.label_map for result in expected), strict=True)
+        assert all(np.array_equal(*pair) for pair in pairs)
+    else:
+        scores = dict(detection='scores', classification='pred_scores')[task]
+        assert [list(each[scores]) for each in found] == [
+            result.record[scores] for result in expected
+        ]
+
+
 @pytest.mark.parametrize(
     ('task', 'threshold', 'message'),
     [
