@@ -4,7 +4,7 @@ Their own loading executes code in checkpoints, loads unfitting ones in part, an
 another way than the config. These get a finished :class:`TrainedModel` instead, and use its
 pipeline.
 
-H, W: height and width of an image in pixels, K: number of classes.
+H, W: height and width of an image in pixels.
 """
 
 import os
@@ -38,7 +38,8 @@ class Result:
     """Predictions for an image.
 
     Attributes:
-        picture: The image with the predictions, RGB, (H, W, 3), uint8.
+        picture: The image with the predictions, RGB, (H, W, 3), uint8. Classifiers enlarge small
+            images.
         record: The predictions as plain values, for JSON.
         summary: The predictions in a few words.
         label_map: Segmentors: index of the class of each pixel, (H, W), uint8 or uint16.
@@ -218,5 +219,5 @@ def _size(image: np.ndarray) -> dict[str, int]:
 
 
 def _name(classes: Sequence[str], label: int) -> str:
-    # 255 is what mmseg calls ignored
+    # mmseg ignores the label 255
     return classes[label] if label < len(classes) else f'label {label}'

@@ -137,18 +137,21 @@ def test_errors_of_the_libraries_for_one_image_do_not_end_the_others(run, tmp_pa
     assert 'b.png: skipped: IndexError: of the library (' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('error', [IndexError('always'), OSError(28, 'disk full')])
-def test_errors_that_every_image_has_end_the_run(run, tmp_path, error):
+@pytest.mark.parametrize(
+    ('error', 'first'), [(IndexError('always'), 1), (OSError(28, 'disk full', 'a.json'), 2)]
+)
+def test_errors_that_every_image_has_end_the_run(run, tmp_path, error, first):
     for name in 'abc':
         draw(tmp_path / f'in/{name}.png')
 
     def fails(call):
-        raise error
+        if call >= first:
+            raise error
 
     stand = Stand(fails)
     with pytest.raises(type(error)):
         run(tmp_path / 'in', stand)
-    assert stand.calls == 1
+    assert stand.calls == first
 
 
 @pytest.mark.parametrize('size', [(30, 40), (31, 41)])

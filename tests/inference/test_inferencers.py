@@ -123,11 +123,13 @@ def test_a_classifier_has_scores(models, monkeypatch, gray):
 
 
 @pytest.mark.parametrize('task', CONFIGS)
-def test_a_visualizer_that_draws_nothing_or_logs_to_a_server_is_replaced(models, gray, task):
+def test_visualizers_that_draw_nothing_or_log_to_a_server(models, gray, task):
     trained = models.load(task)
-    trained.cfg.visualizer = dict(type='Visualizer', vis_backends=[dict(type='NoServer')])
-    result = build_inferencer(trained, *([0.0] if task == 'detection' else [])).infer(gray[0])
-    assert (result.picture[:80, :120] != gray[1]).any()
+    own = dict(trained.cfg.visualizer, vis_backends=[dict(type='NoServer')])
+    for visualizer in (dict(type='Visualizer'), own):
+        trained.cfg.visualizer = visualizer
+        result = build_inferencer(trained, 0.0 if task == 'detection' else None).infer(gray[0])
+        assert (result.picture[:80, :120] != gray[1]).any()
 
 
 @pytest.mark.parametrize('task', CONFIGS)

@@ -146,7 +146,13 @@ def test_images_on_disk_are_not_searched_in_the_database_of_the_config(models):
     assert trained.load_sample(models.images[0])['inputs'].shape[0] == 3
 
 
-def test_a_config_without_test_data_is_refused(models):
-    options = {'test_dataloader': None, 'val_dataloader': None}
-    with pytest.raises(UserError, match='has no test_dataloader with a dataset'):
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'test_dataloader': None, 'val_dataloader': None},
+        {'test_dataloader.dataset.pipeline': []},
+    ],
+)
+def test_a_config_without_test_data_is_refused(models, options):
+    with pytest.raises(UserError, match='has no test_dataloader with a dataset and a pipeline'):
         models.load('detection', **options)
