@@ -115,14 +115,14 @@ class _OfTrainedModel:
 
 def _with_visualizer(trained: TrainedModel) -> Config:
     """Return the config with a visualizer that draws, and that logs to no file or server."""
-    cfg = Config(dict(test_dataloader={}, visualizer=dict(trained.cfg.get('visualizer') or {})))
-    kind = VISUALIZER_TYPES[trained.task]
-    own = class_of(cfg.visualizer, VISUALIZERS, trained.cfg.get('default_scope'))
-    if not (isinstance(own, type) and issubclass(own, class_of(kind, VISUALIZERS))):
-        cfg.visualizer = dict(type=kind)
-    for key in ('vis_backends', 'save_dir'):
-        cfg.visualizer.pop(key, None)
-    return cfg
+    settings = dict(trained.cfg.get('visualizer') or {})
+    cls = class_of(settings, VISUALIZERS, trained.cfg.get('default_scope'))
+    drawing = class_of(VISUALIZER_TYPES[trained.task], VISUALIZERS)
+    if not (isinstance(cls, type) and issubclass(cls, drawing)):
+        cls, settings = drawing, {}
+    for key in ('type', 'vis_backends', 'save_dir', '_scope_'):
+        settings.pop(key, None)
+    return Config(dict(test_dataloader={}, visualizer=dict(type=cls, **settings)))
 
 
 def _detector(trained: TrainedModel, score_thr: float) -> Inferencer:

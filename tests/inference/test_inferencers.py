@@ -125,7 +125,9 @@ def test_a_classifier_has_scores(models, monkeypatch, gray):
 @pytest.mark.parametrize('task', CONFIGS)
 def test_visualizers_that_draw_nothing_or_log_to_a_server(models, gray, task):
     trained = models.load(task)
-    own = dict(trained.cfg.visualizer, vis_backends=[dict(type='NoServer')])
+    # configs that inherit from those of the libraries have the scope, too
+    scope = trained.cfg.default_scope
+    own = dict(trained.cfg.visualizer, vis_backends=[dict(type='NoServer')], _scope_=scope)
     for visualizer in (dict(type='Visualizer'), own):
         trained.cfg.visualizer = visualizer
         result = build_inferencer(trained, 0.0 if task == 'detection' else None).infer(gray[0])
