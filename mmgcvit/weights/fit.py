@@ -368,10 +368,15 @@ def load_pretrained(
     return load_checkpoint(model, open_checkpoint(checkpoint, prefix, ema, sha256), adapt_input)
 
 
-def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, adapt_input: bool = False) -> Fit:
-    """Copy a checkpoint's tensors into a backbone or network, see :func:`load_pretrained`."""
+def load_checkpoint(
+    model: nn.Module, checkpoint: Checkpoint, adapt_input: bool = False, resize: bool = True
+) -> Fit:
+    """Copy a checkpoint's tensors into a backbone or network, see :func:`load_pretrained`.
+
+    Without ``resize``, position bias tables must have the window sizes of the model.
+    """
     targets = model.state_dict()
-    fitted = fit(checkpoint, shapes_of(targets), adapt_input=adapt_input)
+    fitted = fit(checkpoint, shapes_of(targets), adapt_input=adapt_input, resize=resize)
     values = {}
     for name, tensor in fitted.tensors.items():
         values[name] = tensor.to(targets[name].dtype)
