@@ -1,0 +1,253 @@
+"""Grad-CAM: which regions of a feature map raise the score of a class, a box or a segment.
+
+Selvaraju et al., `Grad-CAM <https://arxiv.org/abs/1610.02391>`_, equations 1 and 2: the channels of
+a feature map are weighted with the mean gradients of a score, added, and negative sums are set to
+0. The feature maps are outputs of the backbone. The gradients are those of the neck and the heads,
+so the backbone does not run again.
+
+H, W: height and width of a feature map or of the image, C: channels.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from ..errors import UserError, did_you_mean
+from ..models import GCViT
+from ..task import CLASSIFICATION, DETECTION, Task
+
+SHOWN = 12  # maximum number of allowed values in an error message
+
+
+@dataclass(frozen=True)
+class Target:
+    """A predicted class, box or segment.
+
+    Attributes:
+        name: Name of the class.
+        index: Index of the class.
+        title: Description for pictures.
+        score: Predicted probability; None for a segment.
+        box: Left, top, right and bottom edge of a detection in pixels of the image.
+        mask: Mask of a detection or segment, (H, W).
+    """
+
+    name: str
+    index: int
+    title: str
+    score: float | None = None
+    box: Tensor | None = None
+    mask: np.ndarray | None = None
+
+
+def choose_target(
+    task: Task,
+    classes: Sequence[str],
+    prediction: BaseDataElement,
+    chosen: str | None = None,
+    score_thr: float = 0.3,
+) -> Target:
+    """Choose what to explain.
+
+    Args:
+        task: Task of the model.
+        classes: Names of the classes.
+        prediction: Data sample with the model's prediction.
+        chosen: Name or index of a class. For a detector, a name means the best detection of the
+            class, and a number means a detection, counted from 0 in the order of the scores. None
+            means the best detection, the class with most pixels, or the most probable class.
+        score_thr: Only detections with a higher score are considered.
+
+    Raises:
+        UserError: If the data set does not have the class, or it was not predicted.
+    """
+    if task is DETECTION:
+        return _detection(classes, prediction, chosen, score_thr)
+    index = None if chosen is None else _class_index(chosen, classes)
+    if task is CLASSIFICATION:
+        scores = prediction.pred_score
+        index = int(scores.argmax()) if index is None else index
+        score = float(scores[index])
+        return Target(classes[index], index, f'{classes[index]} {score:.2f}', score)
+    labels = np.asarray(prediction.pred_sem_seg.data[0].cpu(), np.int64)
+    pixels = np.bincount(labels.ravel(), minlength=len(classes))
+    index = int(pixels.argmax()) if index is None else index
+    if not pixels[index]:
+        found = [classes[i] for i in np.argsort(-pixels) if pixels[i]]
+        raise UserError(
+            f'--cam {chosen}: no pixel of this image is predicted as {classes[index]}; choose from '
+            f'{_some(found)}'
+        )
+    title = f'{classes[index]}, {pixels[index] / labels.size:.0%} of the pixels'
+    return Target(classes[index], index, title, mask=labels == index)
+
+
+def grad_cam(
+    model: nn.Module,
+    task: Task,
+    backbone: GCViT,
+    outputs: Sequence[Tensor],
+    batch: Mapping[str, Any],
+    target: Target,
+) -> dict[int, Tensor]:
+    """Return the Grad-CAM of every output of the backbone on which the target's score depends.
+
+    The score is the logit of a class, the mean logit of a segment's pixels, or the predicted
+    probability of a detection, before non-maximum suppression. The other outputs of the backbone
+    are held constant.
+
+    Args:
+        model: A detector, segmentor or classifier.
+        task: Its task.
+        backbone: The backbone of the model.
+        outputs: Outputs of the backbone for ``batch``.
+        batch: Batch of one image, as for ``model.test_step``.
+        target: What to explain, from the prediction for ``batch``.
+
+    Returns:
+        Maps (H, W) by the index of the stage.
+
+    Raises:
+        UserError: If the model computes its scores without gradients.
+    """
+    leaves = [each.detach().clone().requires_grad_() for each in outputs]
+    with torch.enable_grad(), _fixed_outputs(backbone, leaves):
+        score = _score(model, task, batch, target)
+    if not score.requires_grad:
+        raise UserError(
+            f'the {type(model).__name__} computes its scores without gradients, so it has no '
+            'Grad-CAM: pass --no-cam'
+        )
+    gradients = torch.autograd.grad(score, leaves, allow_unused=True)
+    return {
+        stage: (gradient.mean((2, 3), keepdim=True) * leaf.detach()).sum(1).clamp(min=0)[0]
+        for stage, leaf, gradient in zip(backbone.out_indices, leaves, gradients, strict=True)
+        if gradient is not None
+    }
+
+
+def _detection(
+    classes: Sequence[str], prediction: BaseDataElement, chosen: str | None, score_thr: float
+) -> Target:
+    instances = prediction.pred_instances
+    instances = instances[instances.scores > score_thr]
+    instances = instances[instances.scores.argsort(descending=True)].cpu()
+    names = [classes[label] for label in instances.labels.tolist()]
+    if not names:
+        raise UserError(
+            f'no detection has a score above {score_thr:g}: pass a lower --score-thr, or another '
+            'image'
+        )
+    if chosen is None:
+        number = 0
+    elif chosen in names:
+        number = names.index(chosen)
+    elif chosen in classes:
+        raise UserError(
+            f'--cam {chosen}: no {chosen} has a score above {score_thr:g}; choose from '
+            f'{_some(list(dict.fromkeys(names)))}, or pass a lower --score-thr'
+        )
+    elif chosen.isdecimal():
+        number = int(chosen)
+        if number >= len(names):
+            raise UserError(
+                f'--cam {chosen} is not a detection: {len(names)} have a score above '
+                f'{score_thr:g}; choose from 0 to {len(names) - 1}'
+            )
+    else:
+        raise _unknown(chosen, classes, 'the name of a class or the number of a detection')
+    score = float(instances.scores[number])
+    masks = instances.get('masks')
+    return Target(
+        names[number],
+        int(instances.labels[number]),
+        f'detection {number}: {names[number]} {score:.2f}',
+        score,
+        instances.bboxes[number],
+        None if masks is None else np.asarray(masks[number]).astype(bool),
+    )
+
+
+def _class_index(chosen: str, classes: Sequence[str]) -> int:
+    if chosen in classes:
+        return list(classes).index(chosen)
+    if chosen.isdecimal() and int(chosen) < len(classes):
+        return int(chosen)
+    raise _unknown(chosen, classes, f'a class name, or its index from 0 to {len(classes) - 1}')
+
+
+def _unknown(chosen: str, classes: Sequence[str], allowed: str) -> UserError:
+    return UserError(
+        f'--cam {chosen} is not a class of this model{did_you_mean(chosen, classes)}: pass '
+        f'{allowed}; the classes are {_some(classes)}'
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f', … ({len(names)} in all)' if len(names) > SHOWN else ''
+    return ', '.join(names[:SHOWN]) + more
+
+
+@contextmanager
+def _fixed_outputs(backbone: nn.Module, outputs: Sequence[Tensor]) -> Iterator[None]:
+    """Let a backbone return these outputs."""
+    # copies, since a neck may change its inputs in place
+    backbone.forward = lambda images: tuple(each.clone() for each in outputs)
+    try:
+        yield
+    finally:
+        del backbone.forward
+
+
+def _score(model: nn.Module, task: Task, batch: Mapping[str, Any], target: Target) -> Tensor:
+    """Return the score of a target with its gradients, a scalar."""
+    if task is CLASSIFICATION:
+        return model(**model.data_preprocessor(batch), mode='tensor')[0, target.index]
+    if task is DETECTION:
+        return _detection_score(model, batch, target)
+    (sample,) = model.test_step(batch)
+    logits = sample.seg_logits.data
+    if len(logits) == 1:  # one probability for two classes
+        logits = torch.cat([1 - logits, logits])
+    return logits[target.index][torch.from_numpy(target.mask).to(logits.device)].mean()
+
+
+def _detection_score(model: nn.Module, batch: Mapping[str, Any], target: Target) -> Tensor:
+    with _all_candidates(model, target.score):
+        (sample,) = model.test_step(batch)
+    found = sample.pred_instances
+    found = found[found.labels == target.index]
+    distances = (found.bboxes.detach().cpu() - target.box).abs().sum(1)
+    # suppression changes neither boxes nor labels
+    if not len(distances) or distances.min() > 1:
+        raise UserError(
+            f'the {type(model).__name__} does not find this detection again without non-maximum '
+            'suppression, so it has no Grad-CAM: pass --no-cam'
+        )
+    return found.scores[distances.argmin()]
+
+
+@contextmanager
+def _all_candidates(model: nn.Module, score: float) -> Iterator[None]:
+    """Let a detector return its candidates of at least a score, before suppression.
+
+    Soft NMS lowers scores without gradients.
+    """
+    head = getattr(model, 'roi_head', None) or getattr(model, 'bbox_head', None)
+    saved = getattr(head, 'test_cfg', None)
+    if saved and 'nms' in saved:
+        # a copy; suppression and products with centerness only lower scores
+        head.test_cfg = saved.copy()
+        limit = score * (1 - 1e-4)
+        head.test_cfg.update(nms=None, score_thr=limit, max_per_img=10**6)
+    try:
+        yield
+    finally:
+        if saved is not None:
+            head.test_cfg = saved
