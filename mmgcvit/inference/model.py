@@ -118,7 +118,7 @@ def load_trained(
     load_checkpoint(model, found, resize=False)
     dataset = _build_dataset(cfg)
     classes = _class_names(model, task, found, dataset)
-    palette = complete_palette(dataset.metainfo.get('palette'), len(classes))
+    palette = complete_palette(dataset.metainfo.get('palette'), len(classes))[: len(classes)]
     return TrainedModel(cfg, task, model.to(device).eval(), dataset, classes, palette)
 
 
@@ -192,15 +192,21 @@ def _class_names(
     }
     if not fitting:
         numbers = ', '.join(
-            f'{len(names) if names else "no"} in the {source}' for source, names in found.items()
+            f'{len(names) or "none"} in the {place}' for place, names in found.items()
         )
+        if number is None:
+            raise UserError(
+                f'the names of the classes are not known ({numbers}): set '
+                'test_dataloader.dataset.metainfo.classes'
+            )
         print_log(
-            f'the model has {number} classes, but their names are not known ({numbers}): they are '
-            'called class 0, class 1, …; set test_dataloader.dataset.metainfo.classes',
+            f'the model has {number} classes, and their names are not known ({numbers}). They are '
+            'called class 0, class 1 and so on; to change that, set '
+            'test_dataloader.dataset.metainfo.classes',
             'current',
             logging.WARNING,
         )
-        return tuple(f'class {index}' for index in range(number or 0))
+        return tuple(f'class {index}' for index in range(number))
     if len(set(fitting.values())) > 1:
         print_log(
             f'the class names of {checkpoint.source} are used; those of the config differ',

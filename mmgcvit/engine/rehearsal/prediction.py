@@ -78,7 +78,7 @@ def predict_time(
         )
         seconds += validations * images * measured.per_image
         text += f' + {validations} validations × {images} images × {measured.per_image:.2f} s'
-    return f'{_duration(seconds)} = {text}'
+    return f'{duration(seconds)} = {text}'
 
 
 def predict_memory(cfg: Config, machine: Machine, peak: int) -> tuple[str, str | None]:
@@ -180,7 +180,8 @@ def predict_disk(
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a duration in the unit that suits it, for example ``'1.5 min'``."""
     if seconds < 100:
         return f'{seconds:.0f} s'
     if seconds < 5400:
