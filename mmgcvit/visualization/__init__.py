@@ -2,9 +2,10 @@
 
 from .curves import plot_training_curves
 from .drawing import DrawLoadedImages, adapt_drawing
-from .maps import MapOptions, draw_maps
+from .maps import MapOptions
 from .painting import PaintPredictions
 from .predictions import draw_predictions
+from .sheet import draw_maps
 from .training_log import TrainingLog, read_training_log
 
 __all__ = [

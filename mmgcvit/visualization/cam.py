@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
 from ..errors import UserError, did_you_mean
@@ -33,6 +33,7 @@ class Target:
         name: Name of the class.
         index: Index of the class.
         title: Description for pictures.
+        number: Number of a detection in the order of the scores, or None.
         score: Predicted probability; None for a segment.
         box: Left, top, right and bottom edge of a detection in pixels of the image.
         mask: Mask of a detection or segment, (H, W).
@@ -41,51 +42,88 @@ class Target:
     name: str
     index: int
     title: str
+    number: int | None = None
     score: float | None = None
     box: Tensor | None = None
     mask: np.ndarray | None = None
 
 
-def choose_target(
-    task: Task,
-    classes: Sequence[str],
-    prediction: BaseDataElement,
-    chosen: str | None = None,
-    score_thr: float = 0.3,
-) -> Target:
-    """Choose what to explain.
+def find_targets(
+    task: Task, classes: Sequence[str], prediction: BaseDataElement, score_thr: float = 0.3
+) -> list[Target]:
+    """Return what was predicted, the best first.
+
+    Detectors: detections with a score above ``score_thr``, by score. Segmentors: the segments of
+    the predicted classes, by size. Classifiers: all classes, by probability.
 
     Args:
         task: Task of the model.
         classes: Names of the classes.
         prediction: Data sample with the model's prediction.
-        chosen: Name or index of a class. For a detector, a name means the best detection of the
-            class, and a number means a detection, counted from 0 in the order of the scores. None
-            means the best detection, the class with most pixels, or the most probable class.
-        score_thr: Only detections with a higher score are considered.
+        score_thr: Minimum score of a detection.
+    """
+    if task is CLASSIFICATION:
+        scores = prediction.pred_score.cpu()
+        order = scores.argsort(descending=True, stable=True).tolist()
+        return [
+            Target(classes[i], i, f'{classes[i]} {scores[i]:.2f}', score=float(scores[i]))
+            for i in order
+        ]
+    if task is DETECTION:
+        return _detections(classes, prediction.pred_instances.cpu(), score_thr)
+    labels = prediction.pred_sem_seg.data[0].cpu().long().numpy()
+    pixels = np.bincount(labels.ravel(), minlength=len(classes))
+    return [
+        Target(
+            classes[i], i, f'{classes[i]} {pixels[i] / labels.size:.0%} of pixels', mask=labels == i
+        )
+        for i in np.argsort(-pixels, kind='stable').tolist()
+        if pixels[i]
+    ]
+
+
+def choose_target(
+    task: Task, classes: Sequence[str], targets: Sequence[Target], chosen: str | None = None
+) -> Target:
+    """Choose one of the targets of :func:`find_targets`.
+
+    Args:
+        task: Task of the model.
+        classes: Names of the classes.
+        targets: What was predicted.
+        chosen: Name of a class, which means the best target of this class. A number means a
+            detection, counted from 0 as in ``targets``, or the index of a class. None means the
+            best target.
 
     Raises:
-        UserError: If the data set does not have the class, or it was not predicted.
+        UserError: If the model does not have the class, or it was not predicted.
     """
-    if task is DETECTION:
-        return _detection(classes, prediction, chosen, score_thr)
-    index = None if chosen is None else _class_index(chosen, classes)
-    if task is CLASSIFICATION:
-        scores = prediction.pred_score
-        index = int(scores.argmax()) if index is None else index
-        score = float(scores[index])
-        return Target(classes[index], index, f'{classes[index]} {score:.2f}', score)
-    labels = np.asarray(prediction.pred_sem_seg.data[0].cpu(), np.int64)
-    pixels = np.bincount(labels.ravel(), minlength=len(classes))
-    index = int(pixels.argmax()) if index is None else index
-    if not pixels[index]:
-        found = [classes[i] for i in np.argsort(-pixels) if pixels[i]]
+    if not targets:
         raise UserError(
-            f'--cam {chosen}: no pixel of this image is predicted as {classes[index]}; choose from '
-            f'{_some(found)}'
+            'no detection has a score above the threshold: pass a lower --score-thr, or another '
+            'image'
         )
-    title = f'{classes[index]}, {pixels[index] / labels.size:.0%} of the pixels'
-    return Target(classes[index], index, title, mask=labels == index)
+    if chosen is None:
+        return targets[0]
+    is_detector = task is DETECTION
+    limit = len(targets) if is_detector else len(classes)
+    if chosen in classes:
+        found = [target for target in targets if target.name == chosen]
+    elif chosen.isdecimal() and int(chosen) < limit:
+        number = int(chosen)
+        found = [t for t in targets if number == (t.number if is_detector else t.index)]
+    else:
+        numbers = 'the number of a detection' if is_detector else 'its index'
+        raise UserError(
+            f'--cam {chosen} is not a class of this model{did_you_mean(chosen, classes)}: pass the '
+            f'name of a class, or {numbers} from 0 to {limit - 1}; the classes are '
+            f'{some_of(classes)}'
+        )
+    if not found:
+        predicted = some_of([target.title for target in targets])
+        lower = ', or pass a lower --score-thr' if is_detector else ''
+        raise UserError(f'--cam {chosen} was not predicted: choose from {predicted}{lower}')
+    return found[0]
 
 
 def grad_cam(
@@ -132,66 +170,30 @@ def grad_cam(
     }
 
 
-def _detection(
-    classes: Sequence[str], prediction: BaseDataElement, chosen: str | None, score_thr: float
-) -> Target:
-    instances = prediction.pred_instances
-    instances = instances[instances.scores > score_thr]
-    instances = instances[instances.scores.argsort(descending=True)].cpu()
-    names = [classes[label] for label in instances.labels.tolist()]
-    if not names:
-        raise UserError(
-            f'no detection has a score above {score_thr:g}: pass a lower --score-thr, or another '
-            'image'
-        )
-    if chosen is None:
-        number = 0
-    elif chosen in names:
-        number = names.index(chosen)
-    elif chosen in classes:
-        raise UserError(
-            f'--cam {chosen}: no {chosen} has a score above {score_thr:g}; choose from '
-            f'{_some(list(dict.fromkeys(names)))}, or pass a lower --score-thr'
-        )
-    elif chosen.isdecimal():
-        number = int(chosen)
-        if number >= len(names):
-            raise UserError(
-                f'--cam {chosen} is not a detection: {len(names)} have a score above '
-                f'{score_thr:g}; choose from 0 to {len(names) - 1}'
-            )
-    else:
-        raise _unknown(chosen, classes, 'the name of a class or the number of a detection')
-    score = float(instances.scores[number])
-    masks = instances.get('masks')
-    return Target(
-        names[number],
-        int(instances.labels[number]),
-        f'detection {number}: {names[number]} {score:.2f}',
-        score,
-        instances.bboxes[number],
-        None if masks is None else np.asarray(masks[number]).astype(bool),
-    )
-
-
-def _class_index(chosen: str, classes: Sequence[str]) -> int:
-    if chosen in classes:
-        return list(classes).index(chosen)
-    if chosen.isdecimal() and int(chosen) < len(classes):
-        return int(chosen)
-    raise _unknown(chosen, classes, f'a class name, or its index from 0 to {len(classes) - 1}')
-
-
-def _unknown(chosen: str, classes: Sequence[str], allowed: str) -> UserError:
-    return UserError(
-        f'--cam {chosen} is not a class of this model{did_you_mean(chosen, classes)}: pass '
-        f'{allowed}; the classes are {_some(classes)}'
-    )
-
-
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """Return the first names, separated by commas."""
     more = f', … ({len(names)} in all)' if len(names) > SHOWN else ''
     return ', '.join(names[:SHOWN]) + more
+
+
+def _detections(classes: Sequence[str], instances: InstanceData, score_thr: float) -> list[Target]:
+    instances = instances[instances.scores > score_thr]
+    instances = instances[instances.scores.argsort(descending=True, stable=True)]
+    masks = instances.get('masks')
+    return [
+        Target(
+            classes[label],
+            label,
+            f'detection {number}: {classes[label]} {score:.2f}',
+            number,
+            score,
+            instances.bboxes[number],
+            None if masks is None else np.asarray(masks[number], bool),
+        )
+        for number, (label, score) in enumerate(
+            zip(instances.labels.tolist(), instances.scores.tolist(), strict=True)
+        )
+    ]
 
 
 @contextmanager

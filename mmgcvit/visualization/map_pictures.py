@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 COLORS = 'turbo'  # hue shows the value, so that it is not confused with the image's brightness
 OPACITY = 0.6
 DPI = 100
-MIN_WIDTH = 460  # pixels, so that the title fits
+MIN_WIDTH, MIN_PANEL = 460, 158  # pixels of a map and of a panel, so that their titles fit
 MARGIN, TITLE, BAR = 10, 46, 92  # pixels around a map: at its edges, above, on the right
 PANEL = 230  # width or height of a panel of a sheet in pixels, whichever is larger
 HALO = dict(edgecolor='black', facecolor='none', linewidth=3)
@@ -128,7 +128,7 @@ def draw_sheet(image: np.ndarray, rows: Sequence[Sequence[Panel | None]], title:
     scale = PANEL / max(image.shape[:2])
     height, width = (max(1, round(size * scale)) for size in image.shape[:2])
     num_columns = len(rows[0])
-    cell = width + MARGIN, height + 36
+    cell = max(width, MIN_PANEL) + MARGIN, height + 36
     has_bar = any(
         panel is not None and panel.values is not None and panel.values.ndim == 2
         for row in rows
