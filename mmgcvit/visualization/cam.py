@@ -8,10 +8,13 @@ so the backbone does not run again.
 H, W: height and width of a feature map or of the image, C: channels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -200,11 +203,8 @@ def _detections(classes: Sequence[str], instances: InstanceData, score_thr: floa
 def _fixed_outputs(backbone: nn.Module, outputs: Sequence[Tensor]) -> Iterator[None]:
     """Let a backbone return these outputs."""
     # copies, since a neck may change its inputs in place
-    backbone.forward = lambda images: tuple(each.clone() for each in outputs)
-    try:
+    with patch.object(backbone, 'forward', lambda images: tuple(each.clone() for each in outputs)):
         yield
-    finally:
-        del backbone.forward
 
 
 def _score(model: nn.Module, task: Task, batch: Mapping[str, Any], target: Target) -> Tensor:
@@ -237,19 +237,31 @@ def _detection_score(model: nn.Module, batch: Mapping[str, Any], target: Target)
 
 @contextmanager
 def _all_candidates(model: nn.Module, score: float) -> Iterator[None]:
-    """Let a detector return its candidates of at least a score, before suppression.
+    """Let a detector return its candidates of at least a score, with their gradients.
 
-    Soft NMS lowers scores without gradients.
+    Suppression is skipped, because soft NMS lowers scores without gradients. Masks, which would be
+    computed for all candidates, are skipped too. mmdet's one-stage heads detach their scores with
+    ``select_single_mlvl``, which is replaced.
     """
     head = getattr(model, 'roi_head', None) or getattr(model, 'bbox_head', None)
-    saved = getattr(head, 'test_cfg', None)
-    if saved and 'nms' in saved:
-        # a copy; suppression and products with centerness only lower scores
-        head.test_cfg = saved.copy()
-        limit = score * (1 - 1e-4)
-        head.test_cfg.update(nms=None, score_thr=limit, max_per_img=10**6)
-    try:
+    with ExitStack() as changes:
+        settings = getattr(head, 'test_cfg', None)
+        if settings and 'nms' in settings:
+            # suppression and products with centerness only lower scores
+            without = dict(nms=None, score_thr=score * (1 - 1e-4), max_per_img=10**6)
+            changes.enter_context(patch.object(head, 'test_cfg', settings.copy()))
+            head.test_cfg.update(without)
+        if getattr(head, 'with_mask', False):
+            changes.callback(setattr, head, 'mask_head', head.mask_head)
+            head.mask_head = None
+        for module in {sys.modules[cls.__module__] for cls in type(head).__mro__}:
+            if select := getattr(module, 'select_single_mlvl', None):
+                attached = partial(_select_with_gradients, select)
+                changes.enter_context(patch.object(module, 'select_single_mlvl', attached))
         yield
-    finally:
-        if saved is not None:
-            head.test_cfg = saved
+
+
+def _select_with_gradients(
+    select: Callable[..., list[Tensor]], maps: Sequence[Tensor], image: int, detach: bool = True
+) -> list[Tensor]:
+    return select(maps, image, detach=False)
