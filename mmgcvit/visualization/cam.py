@@ -1,9 +1,13 @@
 """Grad-CAM: which regions of a feature map raise the score of a class, a box or a segment.
 
-Selvaraju et al., `Grad-CAM <https://arxiv.org/abs/1610.02391>`_, equations 1 and 2: the channels of
-a feature map are weighted with the mean gradients of a score, added, and negative sums are set to
-0. The feature maps are outputs of the backbone. The gradients are those of the neck and the heads,
-so the backbone does not run again.
+For a class of a classifier, Selvaraju et al., `Grad-CAM <https://arxiv.org/abs/1610.02391>`_,
+equations 1 and 2: the channels of a feature map are weighted with the mean gradients of the score
+and added, and negative sums are set to 0. The score of a box or a segment depends on a part of the
+image, and mean gradients do not show where it is. Therefore these gradients are not averaged, as in
+`HiResCAM <https://arxiv.org/abs/2011.08891>`_.
+
+The feature maps are outputs of the backbone. The gradients are those of the neck and the heads, so
+the backbone does not run again.
 
 H, W: height and width of a feature map or of the image, C: channels.
 """
@@ -49,6 +53,11 @@ class Target:
     score: float | None = None
     box: Tensor | None = None
     mask: np.ndarray | None = None
+
+
+def averages_gradients(task: Task) -> bool:
+    """Whether the gradients are averaged, as in Grad-CAM, or not, as in HiResCAM."""
+    return task is CLASSIFICATION
 
 
 def find_targets(
@@ -166,11 +175,13 @@ def grad_cam(
             'Grad-CAM: pass --no-cam'
         )
     gradients = torch.autograd.grad(score, leaves, allow_unused=True)
-    return {
-        stage: (gradient.mean((2, 3), keepdim=True) * leaf.detach()).sum(1).clamp(min=0)[0]
-        for stage, leaf, gradient in zip(backbone.out_indices, leaves, gradients, strict=True)
-        if gradient is not None
-    }
+    cams = {}
+    for stage, leaf, weights in zip(backbone.out_indices, leaves, gradients, strict=True):
+        if weights is not None:
+            if averages_gradients(task):
+                weights = weights.mean((2, 3), keepdim=True)
+            cams[stage] = (weights * leaf.detach()).sum(1).clamp(min=0)[0]
+    return cams
 
 
 def some_of(names: Sequence[str]) -> str:

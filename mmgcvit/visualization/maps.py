@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import UserError
 from ..models import GCViT
 from .attention import AttentionMap, Recording, choose_blocks, find_backbone, record
-from .cam import Target, choose_target, find_targets, grad_cam, some_of
+from .cam import Target, averages_gradients, choose_target, find_targets, grad_cam, some_of
 from .placement import Placement
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Maps:
         chosen: Stage and block of the chosen attention maps.
         target: What Grad-CAM explains.
         cams: Grad-CAM by the index of the stage, (h, w) each.
+        cam_method: Name of the method.
     """
 
     options: MapOptions
@@ -72,6 +73,7 @@ class Maps:
     chosen: list[tuple[int, int]]
     target: Target | None = None
     cams: dict[int, np.ndarray] = field(default_factory=dict)
+    cam_method: str = ''
 
     @property
     def attention(self) -> dict[tuple[int, int], AttentionMap]:
@@ -133,7 +135,12 @@ def compute_maps(
     if target is None:
         return maps
     cams = grad_cam(trained.model, trained.task, backbone, recording.outputs, batch, target)
-    return replace(maps, target=target, cams={i: cam.cpu().numpy() for i, cam in cams.items()})
+    return replace(
+        maps,
+        target=target,
+        cams={stage: cam.cpu().numpy() for stage, cam in cams.items()},
+        cam_method='Grad-CAM' if averages_gradients(trained.task) else 'Grad-CAM (HiResCAM)',
+    )
 
 
 def _target(

@@ -64,7 +64,7 @@ def _files(maps: Maps) -> Iterator[tuple[str, Callable[[], bytes]]]:
         stage = options.stage if options.stage in maps.cams else max(maps.cams)
         number = '' if maps.target.number is None else f'_detection{maps.target.number}'
         name = re.sub('[^0-9A-Za-z]+', '_', maps.target.name)
-        title = f'{maps.target.title}\nGrad-CAM of the output of stage {stage}'
+        title = f'{maps.target.title}\n{maps.cam_method} of the output of stage {stage}'
         panel = replace(_cam(maps, stage), title=title)
         yield f'cam_stage{stage}{number}_{name}.png', lambda: draw_panel(maps.image, panel)
     if options.numbers:

@@ -52,18 +52,20 @@ def test_mass_is_on_the_only_shape(shapes):
         assert on_image[near].sum() > 0.85 * on_image.sum() > 0
 
 
-def test_formula_for_average_pooling_and_a_linear_layer(shapes):
+def test_formula_for_a_weighted_mean_and_a_linear_layer(shapes, monkeypatch):
     """Then Grad-CAM is the evidence of the class at each position, if it is positive."""
     from mmpretrain.structures import DataSample
 
+    ramp = torch.linspace(0, 2, 8)
+    pool = shapes.model.neck.forward
+    monkeypatch.setattr(shapes.model.neck, 'forward', lambda x: pool((x[0] * ramp,)))
     batch = batch_of(draw(np.random.default_rng(2))[0], DataSample)
     prediction, outputs = predict(shapes.model, batch)
     for target in find_targets(CLASSIFICATION, CLASSES, prediction):
         cams = grad_cam(shapes.model, CLASSIFICATION, shapes.model.backbone, outputs, batch, target)
-        evidence = torch.einsum(
-            'chw,c->hw', outputs[0][0], shapes.model.head.fc.weight[target.index]
-        )
-        wanted = evidence.detach().clamp(min=0) / evidence.numel()
+        weight = shapes.model.head.fc.weight[target.index]
+        evidence = torch.einsum('chw,c->hw', outputs[0][0], weight)
+        wanted = ramp.mean() * evidence.detach().clamp(min=0) / evidence.numel()
         torch.testing.assert_close(cams[1], wanted, rtol=1e-4, atol=1e-7)
 
 
@@ -111,44 +113,58 @@ def test_segment_is_explained_by_its_pixels(segmentor):
     logits = segmentor.decode_head.predict([leaf], [dict(img_shape=(64, 80))], segmentor.test_cfg)
     logits = logits[0, target.index, :61, :75][torch.from_numpy(target.mask)]
     (gradient,) = torch.autograd.grad(logits.mean(), leaf)
-    wanted = (gradient.mean((2, 3))[0, :, None, None] * leaf[0]).sum(0).relu().detach()
+    wanted = (gradient * leaf)[0].sum(0).relu().detach()
     torch.testing.assert_close(cams[1], wanted, rtol=1e-4, atol=1e-8)
     assert wanted.max() > 0
 
 
-@pytest.fixture(scope='module')
-def detector():
+DETECTORS = {
+    'mask_rcnn_gcvit_shapes': {},
+    'retinanet_gcvit-t_fpn_1x_coco': {
+        'model.backbone.arch': dict(NANO, _delete_=True),
+        'model.backbone.window_size': 4,
+        'model.backbone.init_cfg': None,
+        'model.neck.in_channels': [16, 32, 64],
+        'model.neck.out_channels': 32,
+        'model.bbox_head.in_channels': 32,
+        'model.bbox_head.feat_channels': 32,
+        'model.bbox_head.num_classes': 3,
+        'model.test_cfg.score_thr': 0.0,
+    },
+}
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_detection_is_explained_by_its_probability_before_nms(name):
+    """Soft NMS lowers scores without gradients; one-stage heads detach their scores."""
+    from mmdet.structures import DetDataSample
+
     from mmgcvit.analysis.building import build_untrained
     from mmgcvit.engine import load_config
 
     torch.manual_seed(0)
-    cfg = load_config('configs/detection/mask_rcnn_gcvit_shapes.py')
-    assert cfg.model.test_cfg.rcnn.nms.type == 'soft_nms'
-    return build_untrained(cfg).eval()
-
-
-def test_detection_is_explained_by_its_probability_before_soft_nms(detector):
-    from mmdet.structures import DetDataSample
-
+    cfg = load_config(f'configs/detection/{name}.py', options=DETECTORS[name])
+    detector = build_untrained(cfg).eval()
     image = np.random.default_rng(0).integers(0, 255, (96, 128, 3)).astype(np.uint8)
     batch = batch_of(image, DetDataSample)
     prediction, outputs = predict(detector, batch)
-    targets = find_targets(DETECTION, CLASSES, prediction, score_thr=0.05)
+    targets = find_targets(DETECTION, CLASSES, prediction, score_thr=0.0)
     assert len(targets) > 3
     scores = [target.score for target in targets]
     assert scores == sorted(scores, reverse=True)
-    settings = detector.roi_head.test_cfg
+    head = getattr(detector, 'roi_head', None) or detector.bbox_head
+    before = dict(vars(head)), dict(head._modules)
     for target in (targets[0], targets[-1]):
         cams = grad_cam(detector, DETECTION, detector.backbone, outputs, batch, target)
-        assert list(cams) == [0, 1, 2]
+        assert list(cams) == list(detector.backbone.out_indices)
         assert all(c.shape == o.shape[2:] for c, o in zip(cams.values(), outputs, strict=True))
         assert sum(float(each.sum()) for each in cams.values()) > 0
-        # soft NMS lowers the scores of all detections except the first
         score = cam._score(detector, DETECTION, batch, target).item()
-        assert (
-            score == pytest.approx(target.score) if target is targets[0] else score > target.score
-        )
-    assert detector.roi_head.test_cfg is settings, 'restored'
+        if target is targets[0] or name.startswith('retinanet'):
+            assert score == pytest.approx(target.score)
+        else:
+            assert score > target.score
+    assert (dict(vars(head)), dict(head._modules)) == before, 'restored'
     assert 'forward' not in vars(detector.backbone)
     again, _ = predict(detector, batch)
     assert torch.equal(again.pred_instances.scores, prediction.pred_instances.scores)

@@ -8,6 +8,7 @@ from shape_classifier import SIZE, draw
 
 from mmgcvit.errors import UserError
 from mmgcvit.inference import load_trained
+from mmgcvit.visualization import sheet
 from mmgcvit.visualization.map_pictures import (
     BAR,
     MARGIN,
@@ -83,6 +84,21 @@ def test_numbers(visualize, shapes, drawn, tmp_path):
     assert np.array_equal(numbers['cam_stage1'], maps.cams[1])
     assert numbers['cam_class'] == 1 and numbers['token'].tolist() == [60, 49]
     assert numbers['image_size'].tolist() == numbers['input_size'].tolist() == [50, 64]
+
+
+def test_pictures_show_attention_relative_to_uniform_attention(shapes, drawn):
+    trained = load_trained(shapes.config, shapes.checkpoint, 'cpu')
+    maps = compute_maps(trained, drawn, MapOptions(with_cam=False, token=(20, 30), head=1, stage=1))
+    panel = sheet._attention(maps, maps.attention[1, 1])
+    # the token's window has 4×4 tokens of 8 pixels
+    assert panel.rectangle == (0, 0, 32, 32)
+    inside = panel.values[:32, :32]
+    assert np.isnan(panel.values).sum() == panel.values.size - inside.size
+    assert inside.mean() == pytest.approx(1, abs=1e-4)
+    weights = maps.attention[1, 1].weights[1].numpy()
+    assert inside[30, 20] == pytest.approx(16 * weights[3, 2])
+    # stage 0 has one head
+    assert '1 head' in sheet._attention(maps, maps.attention[0, 1]).title
 
 
 def test_the_classifier_gives_the_attention(shapes, drawn):
