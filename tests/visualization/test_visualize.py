@@ -184,3 +184,34 @@ def test_colors_of_queries():
     assert np.allclose(np.diff(colors[0, :, 0]), np.diff(colors[0, :, 0])[0], atol=1e-6)
     assert (colors[..., 2] == 0).all() or np.ptp(colors[..., 2]) == 1
     assert (principal_colors(np.ones((2, 2, 4))) == 0).all()
+
+
+def test_pictures_of_the_docs_have_their_commands(load_tool):
+    tool = load_tool('make_pictures')
+    page = ' '.join((tool.ROOT / 'docs/visualization.md').read_text().split())
+    pictures = set()
+    for options, made in tool.PICTURES.items():
+        command = f'`python tools/visualize.py IMAGE CONFIG CHECKPOINT {options}'.strip() + '`'
+        for name, picture in made.items():
+            _, _, after = page.partition(f'{command}, `{name}`:')
+            assert after.strip().partition('](')[2].startswith(f'images/{picture})'), command
+            pictures.add(picture)
+    for name, value in (('IMAGE', tool.IMAGE), ('CONFIG', tool.CONFIG)):
+        assert f'`{name}` is `{value}`' in page
+    files = {path.name: path.stat().st_size for path in tool.FOLDER.glob('*.png')}
+    assert pictures <= set(files)
+    assert max(files[name] for name in pictures) < 150_000
+
+
+def test_pictures_of_the_docs_need_the_quickstart(load_tool, monkeypatch, tmp_path):
+    tool = load_tool('make_pictures')
+    monkeypatch.setattr(tool, 'ROOT', tmp_path)
+    with pytest.raises(UserError, match=r'has no checkpoint: run bash tools/quickstart\.sh first'):
+        tool.main([])
+
+
+def test_rounded_colors_are_close(load_tool):
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    png = load_tool('make_pictures').with_few_colors(cv2.imencode('.png', image)[1].tobytes())
+    rounded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert np.abs(rounded.astype(int) - image).max() <= 5 and len(np.unique(rounded)) == 32
