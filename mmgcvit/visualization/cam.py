@@ -185,9 +185,9 @@ def grad_cam(
 
 
 def some_of(names: Sequence[str]) -> str:
-    """Return the first names, separated by commas."""
-    more = f', … ({len(names)} in all)' if len(names) > SHOWN else ''
-    return ', '.join(names[:SHOWN]) + more
+    """Return the first names. Semicolons separate them, because names may contain commas."""
+    more = f'; … ({len(names)} in all)' if len(names) > SHOWN else ''
+    return '; '.join(names[:SHOWN]) + more
 
 
 def _detections(classes: Sequence[str], instances: InstanceData, score_thr: float) -> list[Target]:

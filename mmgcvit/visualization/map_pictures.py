@@ -39,8 +39,9 @@ class Panel:
         token: x and y of a token's pixel.
         rectangle: Top, left, height and width of a window or box in pixels.
         outline: Mask whose outline is drawn, (H, W).
-        rows: y of horizontal lines.
-        columns: x of vertical lines.
+        rows: y of horizontal lines within ``area``.
+        columns: x of vertical lines within ``area``.
+        area: Rows and columns of the image in which lines are drawn. None for all.
     """
 
     title: str
@@ -51,6 +52,7 @@ class Panel:
     outline: np.ndarray | None = None
     rows: Sequence[float] = ()
     columns: Sequence[float] = ()
+    area: tuple[slice, slice] | None = None
 
     @property
     def highest(self) -> float:
@@ -187,10 +189,10 @@ def _draw(axis: Axes, image: np.ndarray, panel: Panel) -> None:
                 extent=extent,
                 interpolation='nearest',
             )
-    for y in panel.rows:
-        axis.axhline(y, color='white', linewidth=0.8)
-    for x in panel.columns:
-        axis.axvline(x, color='white', linewidth=0.8)
+    rows, columns = panel.area or (slice(0, height), slice(0, width))
+    line = dict(colors='white', linewidths=0.8)
+    axis.hlines(panel.rows, columns.start, columns.stop, **line)
+    axis.vlines(panel.columns, rows.start, rows.stop, **line)
     if panel.outline is not None and panel.outline.any():
         inside = panel.outline.astype(float)
         for color, line in (('black', 3), ('white', 1.3)):

@@ -104,12 +104,13 @@ def _queries(maps: Maps, stages: list[int]) -> bytes:
 def _windows(maps: Maps, i: int) -> Panel:
     """Return the panel of the image with the windows of a stage."""
     size, stride = maps.backbone.stages[i].window_size, 4 * 2**i
-    height, width = maps.placement.image_size
+    seen = maps.placement.seen
     top, left, step_y, step_x = maps.placement.box_on_image((0, 0, size, size), stride)
     return Panel(
         f'stage {i}: windows of {size}×{size}\ntokens, stride {stride}',
-        rows=np.arange(top, height, step_y),
-        columns=np.arange(left, width, step_x),
+        rows=np.arange(top, seen[0].stop, step_y),
+        columns=np.arange(left, seen[1].stop, step_x),
+        area=seen,
         token=maps.options.token,
         rectangle=_box(maps) if i == 0 else None,
     )

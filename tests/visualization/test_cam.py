@@ -204,7 +204,7 @@ def test_choice_of_a_detection(chosen, title):
         (
             DETECTION,
             'cirle',
-            r'did you mean circle\?.* the classes are circle, rectangle, tri',
+            r'did you mean circle\?.* the classes are circle; rectangle; tri',
         ),
         (SEGMENTATION, 'circle', '--cam circle was not predicted: choose from triangle 100% of'),
         (SEGMENTATION, '0', '--cam 0 was not predicted'),
