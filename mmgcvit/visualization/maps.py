@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,7 @@ def compute_maps(
     _check_head(backbone, chosen, options.head)
     image = trained.load_image(image_path)
     batch = trained.load_batch(image_path)
-    placement = Placement.of_sample(batch['data_samples'][0].metainfo)
+    placement = _placement(batch)
     token = options.token and placement.cell(*options.token, stride=1)
     _process_whole_images(trained.model)
     blocks = sorted({*chosen, *choose_blocks(backbone)})
@@ -141,6 +142,19 @@ def compute_maps(
         cams={stage: cam.cpu().numpy() for stage, cam in cams.items()},
         cam_method='Grad-CAM' if averages_gradients(trained.task) else 'Grad-CAM (HiResCAM)',
     )
+
+
+def _placement(batch: Mapping[str, Any]) -> Placement:
+    metainfo = batch['data_samples'][0].metainfo
+    placement = Placement.of_sample(metainfo)
+    found, recorded = tuple(batch['inputs'][0].shape[-2:]), tuple(metainfo['img_shape'][:2])
+    if found != recorded:
+        raise UserError(
+            f'the test pipeline gives {found[0]}×{found[1]} pixels (height × width) and records '
+            f'img_shape={recorded}, so its maps cannot be placed on the image: use transforms of '
+            'mmcv or mmpretrain that record it, such as Resize, ResizeEdge and CenterCrop'
+        )
+    return placement
 
 
 def _target(

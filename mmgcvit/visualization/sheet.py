@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import UserError
 from ..files import write_atomically
 from .attention import GLOBAL, LOCAL, AttentionMap, choose_blocks
 from .map_pictures import Panel, draw_panel, draw_sheet, principal_colors
@@ -39,8 +40,10 @@ def draw_maps(
         The path of each file when it is written.
 
     Raises:
-        UserError: If the image or an option does not fit.
+        UserError: If the image, the folder or an option does not fit.
     """
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise UserError(f'{folder} is a file: pass the path of a folder for the pictures')
     maps = compute_maps(trained, image_path, options)
     for name, content in _files(maps):
         yield write_atomically(Path(folder) / name, content())

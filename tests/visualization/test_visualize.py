@@ -41,8 +41,8 @@ def visualize(load_tool, shapes, drawn, capsys):
     """Run the tool and return the names of the files that it reports."""
     main = load_tool('visualize').main
 
-    def run(*args, image=drawn):
-        main([image, shapes.config, shapes.checkpoint, *map(str, args), '--device', 'cpu'])
+    def run(*args, image=drawn, config=shapes.config):
+        main([image, config, shapes.checkpoint, *map(str, args), '--device', 'cpu'])
         return [line for line in capsys.readouterr().out.splitlines() if 'INFO' not in line]
 
     return run
@@ -139,6 +139,29 @@ def test_an_image_that_cannot_be_opened(visualize, tmp_path):
         with pytest.raises(UserError, match=f'{name} {message}'):
             visualize('--out', tmp_path / 'out', image=str(tmp_path / name))
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_file_as_the_output_folder(visualize, tmp_path):
+    (tmp_path / 'out').write_text('kept')
+    with pytest.raises(UserError, match='out is a file: pass the path of a folder'):
+        visualize('--out', tmp_path / 'out')
+    assert (tmp_path / 'out').read_text() == 'kept'
+
+
+def test_a_pipeline_that_does_not_record_its_sizes(visualize, shapes, tmp_path):
+    resize = [
+        dict(type='LoadImageFromFile'),
+        dict(type='NumpyToPIL'),
+        dict(type='torchvision/Resize', size=(40, 40)),
+        dict(type='PILToNumpy'),
+        dict(type='PackInputs'),
+    ]
+    config = tmp_path / 'resized.py'
+    config.write_text(
+        f'_base_ = {shapes.config!r}\ntest_dataloader = dict(dataset=dict(pipeline={resize}))'
+    )
+    with pytest.raises(UserError, match=r'gives 40×40 pixels .* img_shape=\(50, 64\)'):
+        visualize('--out', tmp_path / 'out', config=str(config))
 
 
 def test_a_checkpoint_of_another_model(load_tool, shapes, drawn, tmp_path):
