@@ -13,7 +13,7 @@ import numpy as np
 
 from ..engine import known_error
 from ..engine.rehearsal.prediction import duration
-from ..errors import UserError, printable
+from ..errors import UserError, describe, place, printable
 from ..files import write_atomically
 from .inferencers import Inferencer, Result, build_inferencer
 from .inputs import Input, find_inputs
@@ -66,10 +66,11 @@ def run_demo(
             summary = _process(inferencer, each, out)
         except Exception as error:  # the libraries can raise anything for an image
             text = known_error(error)
-            if text is None or isinstance(error, OSError) or len(inputs) == 1:
-                raise  # a fault of the program, a full disk, or the only input
+            fails_always = text is None and skipped == number - 1
+            if fails_always or isinstance(error, OSError) or len(inputs) == 1:
+                raise  # OSError: a full disk, for example
             skipped += 1
-            summary = f'skipped: {text}'
+            summary = f'skipped: {text or f"{describe(error)} ({place(error)})"}'
         left = (time.monotonic() - began) / number * (len(inputs) - number)
         count = f'{number}/{len(inputs)} ' if len(inputs) > 1 else ''
         _say(f'{count}{each.name}: {summary}{f" ({duration(left)} left)" if left else ""}')
@@ -126,12 +127,12 @@ def _process_video(inferencer: Inferencer, each: Input, out: Path) -> str:
             with open(partial, 'w') as lines:
                 number = 0
                 for number, result in enumerate(_results(inferencer, each, frames), 1):
+                    video.write(result.picture)
                     record = dict(frame=number, time=(number - 1) / frames.rate, **result.record)
                     if result.label_map is not None:
                         file = labels / f'{number:08d}.png'
                         write_atomically(file, _png(result.label_map))
                         record['label_map'] = f'{labels.name}/{file.name}'
-                    video.write(result.picture)
                     lines.write(json.dumps(record) + '\n')
             os.replace(partial, records)
         finally:

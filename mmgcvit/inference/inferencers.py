@@ -4,10 +4,11 @@ Their own loading executes code in checkpoints, loads unfitting ones in part, an
 another way than the config. These get a finished :class:`TrainedModel` instead, and use its
 pipeline.
 
-H, W: height and width of an image in pixels, K: number of classes.
+H, W: height and width of an image in pixels.
 """
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class Result:
     """Predictions for an image.
 
     Attributes:
-        picture: The image with the predictions, RGB, (H, W, 3), uint8.
+        picture: The image with the predictions, RGB, (H, W, 3), uint8. Classifiers enlarge small
+            images.
         record: The predictions as plain values, for JSON.
         summary: The predictions in a few words.
         label_map: Segmentors: index of the class of each pixel, (H, W), uint8 or uint16.
@@ -113,14 +115,14 @@ class _OfTrainedModel:
 
 def _with_visualizer(trained: TrainedModel) -> Config:
     """Return the config with a visualizer that draws, and that logs to no file or server."""
-    cfg = Config(dict(test_dataloader={}, visualizer=dict(trained.cfg.get('visualizer') or {})))
-    kind = VISUALIZER_TYPES[trained.task]
-    own = class_of(cfg.visualizer, VISUALIZERS, trained.cfg.get('default_scope'))
-    if not (isinstance(own, type) and issubclass(own, class_of(kind, VISUALIZERS))):
-        cfg.visualizer = dict(type=kind)
-    for key in ('vis_backends', 'save_dir'):
-        cfg.visualizer.pop(key, None)
-    return cfg
+    settings = dict(trained.cfg.get('visualizer') or {})
+    cls = class_of(settings, VISUALIZERS, trained.cfg.get('default_scope'))
+    drawing = class_of(VISUALIZER_TYPES[trained.task], VISUALIZERS)
+    if not (isinstance(cls, type) and issubclass(cls, drawing)):
+        cls, settings = drawing, {}
+    for key in ('type', 'vis_backends', 'save_dir', '_scope_'):
+        settings.pop(key, None)
+    return Config(dict(test_dataloader={}, visualizer=dict(type=cls, **settings)))
 
 
 def _detector(trained: TrainedModel, score_thr: float) -> Inferencer:
@@ -130,9 +132,12 @@ def _detector(trained: TrainedModel, score_thr: float) -> Inferencer:
         def infer(self, path: str | os.PathLike) -> Result:
             image = trained.load_image(path)
             sample = self.predict(path)
-            (picture,) = self.visualize(
-                [image], [sample], return_vis=True, pred_score_thr=score_thr
-            )
+            with warnings.catch_warnings():
+                # of every box that ends at the border of the image
+                warnings.filterwarnings('ignore', 'Warning: The .* is out of bounds')
+                (picture,) = self.visualize(
+                    [image], [sample], return_vis=True, pred_score_thr=score_thr
+                )
             (found,) = self.postprocess([sample])['predictions']
             names = [trained.classes[label] for label in found.get('labels', ())]
             drawn = Counter(
@@ -163,7 +168,8 @@ def _segmentor(trained: TrainedModel) -> Inferencer:
             ]
             largest = sorted(segments, key=lambda segment: -segment['pixels'])[:TOP]
             summary = ', '.join(
-                f'{segment["name"]} {segment["pixels"] / labels.size:.0%}' for segment in largest
+                f'{segment["name"].strip()} {segment["pixels"] / labels.size:.0%}'
+                for segment in largest
             )
             dtype = np.uint8 if len(trained.classes) < 256 else np.uint16
             record = dict(_size(image), segments=segments)
@@ -203,7 +209,8 @@ def _classifier(trained: TrainedModel) -> Inferencer:
 
     trained.model._config = trained.cfg
     inferencer = Classifier(trained.model, pretrained=False, classes=trained.classes)
-    inferencer.visualizer = VISUALIZERS.build(_with_visualizer(trained).visualizer)
+    settings = _with_visualizer(trained).visualizer
+    inferencer.visualizer = class_of(settings.pop('type'), VISUALIZERS)(**settings)
     return inferencer
 
 
@@ -212,5 +219,5 @@ def _size(image: np.ndarray) -> dict[str, int]:
 
 
 def _name(classes: Sequence[str], label: int) -> str:
-    # 255 is what mmseg calls ignored
+    # mmseg ignores the label 255
     return classes[label] if label < len(classes) else f'label {label}'

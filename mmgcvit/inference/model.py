@@ -141,10 +141,10 @@ def _build_dataset(cfg: Config) -> BaseDataset:
     adapt_palettes(cfg, Machine('cpu'))  # mmseg's datasets refuse incomplete ones
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
     configs = list(dataset_configs(loader.get('dataset'), 'test_dataloader.dataset'))
-    if not configs:
+    if not configs or not configs[0][1].get('pipeline'):
         raise UserError(
-            f'{cfg.filename} has no test_dataloader with a dataset, whose pipeline loads images: '
-            'add it, for example as in configs/detection/custom_coco.py'
+            f'{cfg.filename} has no test_dataloader with a dataset and a pipeline that loads '
+            'images: add it, for example as in configs/detection/custom_coco.py'
         )
     settings = copy.deepcopy(configs[0][1])
     settings['lazy_init'] = True
