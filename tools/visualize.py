@@ -25,16 +25,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         help='output folder (default: work_dirs/CONFIG_NAME/visualize/IMAGE_NAME)',
     )
     parser.add_argument(
-        '--stage', type=int, help='only this stage, counted from 0 (default: all stages)'
+        '--stage',
+        type=int,
+        metavar='N',
+        help='only this stage, counted from 0 (default: all stages)',
     )
     parser.add_argument(
         '--block',
         type=int,
+        metavar='N',
         help='block of --stage, counted from 0 (default: the last local and the last global one)',
     )
     parser.add_argument('--type', choices=['local', 'global'], help='only this type of attention')
     parser.add_argument(
-        '--head', type=int, help='attention head, counted from 0 (default: mean of all heads)'
+        '--head',
+        type=int,
+        metavar='N',
+        help='attention head, counted from 0 (default: mean of all heads)',
     )
     parser.add_argument(
         '--token',
@@ -55,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--score-thr',
         type=float,
+        metavar='SCORE',
         default=MapOptions.score_thr,
         help='minimum score of detections for --cam (default: %(default)s)',
     )

@@ -112,8 +112,7 @@ def choose_target(
     """
     if not targets:
         raise UserError(
-            'no detection has a score above the threshold: pass a lower --score-thr, or another '
-            'image'
+            'no detection has a score above --score-thr: pass a lower --score-thr, or another image'
         )
     if chosen is None:
         return targets[0]
