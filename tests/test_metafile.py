@@ -9,6 +9,7 @@ from mmengine.infer import BaseInferencer
 from modelindex.load_model_index import load as load_model_index
 
 from mmgcvit import GCViT
+from mmgcvit.analysis import counted_shape
 from mmgcvit.engine import load_config
 from mmgcvit.models import ARCHS
 from mmgcvit.task import CLASSIFICATION, SEGMENTATION, require_task
@@ -103,8 +104,13 @@ def test_metafile_matches_the_config(index, name):
     cfg = load_config(ROOT / model['Config'])
     backbone, task = cfg.model.backbone, require_task(cfg)
     assert backbone.arch == model['Metadata']['Backbone']
-    if task is not CLASSIFICATION:
+    if task is CLASSIFICATION:
+        size = name.removeprefix('gcvit_l_')
+        size = int(size) if size.isdigit() else 224
+        assert counted_shape(cfg) == (size, size)
+    else:
         assert backbone.init_cfg.checkpoint == BACKBONES[backbone.arch]['Weights']
+        assert counted_shape(cfg) == task.counted_shape
     (full,) = (other.full_model for other in index.models if other.name == name)
     data = full.metadata.data
     assert data['Batch Size'] == cfg.auto_scale_lr.base_batch_size

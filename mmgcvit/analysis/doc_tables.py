@@ -143,8 +143,8 @@ def differences(models: Sequence[dict]) -> str:
 
 
 def difference(count: float, number: str) -> float:
-    """Return the relative difference of a count from a published number."""
-    return count / float(number.split()[0]) - 1
+    """Return the relative difference of a count from a published number, rounded."""
+    return round(count / float(number.split()[0]) - 1, 3) + 0.0  # never -0.0
 
 
 def trainings(collections: Sequence[dict]) -> Table:
