@@ -335,9 +335,9 @@ def test_norms_and_bias_tables_are_not_decayed(built):
     decay = {}
     for group in build_optim_wrapper(model, settings).optimizer.param_groups:
         decay |= {id(p): group['weight_decay'] for p in group['params']}
-    is_classifier = require_task(cfg) is CLASSIFICATION
+    without_biases = cfg.optim_wrapper.paramwise_cfg.get('bias_decay_mult') == 0
     for name, parameter in model.backbone.named_parameters():
         plain = 'norm' in name or name.endswith('relative_position_bias_table')
-        # as in mmpretrain's recipe for Swin, biases and layer scale are not decayed either
-        plain = plain or (is_classifier and parameter.dim() == 1)
+        # in mmpretrain's recipe for Swin, biases and layer scale are not decayed either
+        plain = plain or (without_biases and parameter.dim() == 1)
         assert (decay[id(parameter)] == 0) == plain, name
