@@ -1,4 +1,4 @@
-# GC ViT-T with local attention only and Swin's downsampler: table 4, + Stem.
+# GC ViT-T with local attention only and Swin's downsampler: table 4, + GC ViT-T Stem.
 #
 # Launch:   NNODES=4 NODE_RANK=0 MASTER_ADDR=… bash tools/dist_train.sh \
 #               configs/ablations/gcvit_t_reparam_stem.py 8

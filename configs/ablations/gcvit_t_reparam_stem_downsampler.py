@@ -1,4 +1,4 @@
-# GC ViT-T with local attention only: table 4, + Down-sampler.
+# GC ViT-T with local attention only: table 4, + GC ViT-T Down-sampler.
 #
 # Launch:   NNODES=4 NODE_RANK=0 MASTER_ADDR=… bash tools/dist_train.sh \
 #               configs/ablations/gcvit_t_reparam_stem_downsampler.py 8

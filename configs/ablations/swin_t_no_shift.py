@@ -1,4 +1,4 @@
-# Swin-T without window shifting: table 4, w/o Window Shifting.
+# Swin-T without window shifting: table 4, Swin-T w/o Window Shifting.
 #
 # Launch:   NNODES=4 NODE_RANK=0 MASTER_ADDR=… bash tools/dist_train.sh \
 #               configs/ablations/swin_t_no_shift.py 8

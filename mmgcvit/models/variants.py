@@ -190,11 +190,11 @@ LOCAL = ('local',)
 # has: configs/ablations/swin_t*.py.
 VARIANTS = {
     'reparam': Variant('table 4, + Reparam.', LOCAL, PatchEmbedding, PatchMerging),
-    'reparam_stem': Variant('table 4, + Stem', LOCAL, downsampler=PatchMerging),
-    'reparam_stem_downsampler': Variant('table 4, + Down-sampler', LOCAL),
-    'gcvit': Variant('table 4, + Global Self-attention'),
-    'conv_max_pool': Variant('table 5, Conv + MaxPool', downsampler=ConvMaxPool),
-    'patch_merging': Variant('table 5, Patch Merging', downsampler=PatchMerging),
+    'reparam_stem': Variant('table 4, + GC ViT-T Stem', LOCAL, downsampler=PatchMerging),
+    'reparam_stem_downsampler': Variant('table 4, + GC ViT-T Down-sampler', LOCAL),
+    'gcvit': Variant('table 4, + GC ViT-T Global Self-attention'),
+    'conv_max_pool': Variant('table 5, convolution and max pooling', downsampler=ConvMaxPool),
+    'patch_merging': Variant('table 5, patch merging', downsampler=PatchMerging),
     'global_kv': Variant('table S.2, w. Global KV', attention=GlobalKeyValueAttention),
     'global_v': Variant('table S.2, w. Global V', attention=GlobalValueAttention),
 }

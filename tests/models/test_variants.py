@@ -320,6 +320,21 @@ def test_compiles_into_one_graph(variant):
             assert torch.allclose(compiled(images)[0], model(images)[0], atol=1e-5)
 
 
+@pytest.mark.nightly
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('variant', ['reparam', 'conv_max_pool', 'global_kv', 'global_v'])
+def test_graphs_for_images_of_any_size(variant):
+    model, example = build(variant, out_indices=(1,)).eval(), torch.randn(1, 3, 75, 90)
+    sizes = dict.fromkeys((2, 3), torch.export.Dim.AUTO)
+    exported = torch.export.export(model, (example,), dynamic_shapes=(sizes,)).module()
+    traced = torch.jit.trace(model, example, check_trace=False)
+    for size in ((101, 66), (64, 128)):
+        images = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            for graph in (exported, traced):
+                assert torch.allclose(graph(images)[0], model(images)[0], atol=1e-5)
+
+
 @functools.cache
 def configs(path):
     """A config as it is in its file; not to be changed."""
