@@ -1,0 +1,6 @@
+_base_ = './_base_/mask_rcnn_shapes.py'
+
+model = dict(
+    backbone=dict(_base_.swin.backbone, _delete_=True),
+    neck=dict(in_channels=_base_.swin.channels),
+)
