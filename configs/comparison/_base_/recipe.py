@@ -3,9 +3,7 @@
 # for GC ViT.
 max_iters = 500
 recipe = dict(
-    train_cfg=dict(
-        _delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=50
-    ),
+    train_cfg=dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=50),
     param_scheduler=[
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=40),
         dict(
@@ -33,10 +31,10 @@ recipe = dict(
         persistent_workers=False,
         sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
     ),
-    val_dataloader=dict(batch_size=4, num_workers=0, persistent_workers=False),
+    val_dataloader=dict(num_workers=0, persistent_workers=False),
     default_hooks=dict(
         logger=dict(interval=25, log_metric_by_epoch=False),
         checkpoint=dict(by_epoch=False, interval=50, max_keep_ckpts=1, save_best=None),
-        visualization=dict(draw=False),
+        visualization=None,
     ),
 )

@@ -8,23 +8,36 @@ _base_ = [
     './recipe.py',
 ]
 
-classes = ('wall', 'ball', 'box', 'tent')  # ADE20K's names of background, circle, rectangle, triangle
+# ADE20K's names for background, circle, rectangle and triangle
+classes = ('wall', 'ball', 'box', 'tent')
 num_classes = len(classes)
 channels = 64
 norm_cfg = dict(type='GN', num_groups=8)  # as in the detector: nothing is pretrained
 model = dict(
     # pads to the largest image of a batch, as mmdet does
     data_preprocessor=dict(size_divisor=32),
-    decode_head=dict(channels=channels, num_classes=num_classes, norm_cfg=norm_cfg),
-    auxiliary_head=dict(channels=channels, num_classes=num_classes, norm_cfg=norm_cfg),
+    decode_head=dict(
+        channels=channels,
+        num_classes=num_classes,
+        norm_cfg=norm_cfg,
+        loss_decode=dict(avg_non_ignore=True),  # the padding is ignored
+    ),
+    auxiliary_head=dict(
+        channels=channels,
+        num_classes=num_classes,
+        norm_cfg=norm_cfg,
+        loss_decode=dict(avg_non_ignore=True),
+    ),
 )
 
 data_root = 'data/shapes/ADEChallengeData2016/'
-metainfo = dict(classes=classes, palette=[(120, 120, 120), (220, 20, 60), (0, 120, 220), (0, 160, 80)])
+metainfo = dict(
+    classes=classes, palette=[(120, 120, 120), (220, 20, 60), (0, 120, 220), (0, 160, 80)]
+)
 scale = (160, 128)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackSegInputs'),
@@ -32,7 +45,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 
@@ -46,6 +59,7 @@ train_dataloader = dict(
 )
 val_dataloader = test_dataloader = dict(
     dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline),
+    batch_size=1,  # mmseg's test images have to be of one size within a batch
     **recipe.val_dataloader,
 )
 default_hooks = recipe.default_hooks

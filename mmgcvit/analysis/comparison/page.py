@@ -1,0 +1,127 @@
+"""Figures of a comparison, and its part of ``docs/comparison.md``."""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from ...files import write_atomically
+from ...visualization.comparison import Band, plot_comparison
+from .plan import BACKBONES
+from .results import Curves
+
+TITLES = {
+    'detection': 'Mask R-CNN on drawn shapes',
+    'segmentation': 'UPerNet on drawn shapes',
+}
+BEGIN, END = '<!-- results: made by tools/compare.py -->', '<!-- end of results -->'
+
+
+def draw(folder: Path, curves: Sequence[Curves], timing: Mapping[str, Any] | None) -> list[Path]:
+    """Draw one figure per task and return their paths.
+
+    Args:
+        folder: Folder of the figures ``comparison_TASK.png``.
+        curves: See :func:`.read_curves`.
+        timing: See :func:`.measure_times`, or None if not measured.
+    """
+    files = []
+    for task, ones in groupby(curves, lambda one: one.task):
+        panels: dict[str, dict[str, Band]] = {}
+        for one in ones:
+            seconds = (timing or {}).get('seconds', {}).get(task, {}).get(one.backbone)
+            band = Band(one.iterations, one.mean(), one.spread(), seconds)
+            panels.setdefault(one.metric.name, {})[BACKBONES[one.backbone]] = band
+        note = f'mean and standard deviation over {_seeds([c for c in curves if c.task == task])}'
+        file = folder / f'comparison_{task}.png'
+        files.append(plot_comparison(file, TITLES[task], panels, note))
+    return files
+
+
+def report(
+    curves: Sequence[Curves], params: Mapping[str, int], timing: Mapping[str, Any] | None
+) -> str:
+    """Return the results in Markdown: a table per task, a sentence per metric, and the machine."""
+    parts = []
+    for task, ones in groupby(curves, lambda one: one.task):
+        ones = list(ones)
+        parts += [f'**{TITLES[task]}**, {_seeds(ones)}:', _table(ones, params, timing)]
+        lines = [_comparison(list(same)) for _, same in groupby(ones, lambda one: one.metric)]
+        parts.append('\n'.join(lines))
+    if timing:
+        versions = ', '.join(f'{name} {version}' for name, version in timing['versions'].items())
+        threads = timing['threads']
+        parts.append(
+            f'Times: medians of {timing["rounds"]} training steps per backbone, measured in turn '
+            f'on the same batches, {timing["date"]}; {timing["device"]}, {threads} '
+            f'thread{"s" * (threads > 1)}; {versions}.'
+        )
+    return '\n\n'.join(parts)
+
+
+def write_page(page: Path, text: str) -> Path:
+    """Replace the text between the markers of a page and return its path.
+
+    Raises:
+        UserError: If the page does not contain the two markers once.
+    """
+    before = page.read_text(encoding='utf-8')
+    if before.count(BEGIN) != 1 or before.count(END) != 1:
+        raise UserError(f'{page} must contain the lines {BEGIN!r} and {END!r} exactly once')
+    pattern = f'{re.escape(BEGIN)}.*{re.escape(END)}'
+    text = re.sub(pattern, lambda _: f'{BEGIN}\n{text}\n{END}', before, flags=re.DOTALL)
+    return write_atomically(page, text.encode())
+
+
+def _seeds(curves: Sequence[Curves]) -> str:
+    """Return the number of seeds, or the numbers where they differ."""
+    numbers = sorted({len(one.seeds) for one in curves})
+    return f'{" or ".join(map(str, numbers))} seed{"s" * (numbers != [1])}'
+
+
+def _table(
+    curves: Sequence[Curves], params: Mapping[str, int], timing: Mapping[str, Any] | None
+) -> str:
+    metrics = list(dict.fromkeys(one.metric.name for one in curves))
+    header = ['backbone', 'parameters']
+    header += [f'{name}, {when}' for name in metrics for when in ('last', 'best')]
+    header += ['seconds per iteration', 'minutes of training']
+    rows = [header, ['---'] * len(header)]
+    for backbone, ones in groupby(
+        sorted(curves, key=lambda one: list(BACKBONES).index(one.backbone)),
+        lambda one: one.backbone,
+    ):
+        ones = list(ones)
+        row = [BACKBONES[backbone], f'{params[backbone] / 1e6:.2f} M']
+        for one in ones:
+            row += [f'{mean:.1f} ± {spread:.1f}' for mean, spread in (one.last(), one.best())]
+        seconds = (timing or {}).get('seconds', {}).get(ones[0].task, {}).get(backbone)
+        if seconds:
+            row += [f'{seconds:.3f}', f'{seconds * ones[0].iterations[-1] / 60:.1f}']
+        else:
+            row += ['not measured'] * 2
+        rows.append(row)
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+
+
+def _comparison(curves: Sequence[Curves]) -> str:
+    """Return a sentence about the backbone with the highest last mean and the next one."""
+    first, *others = sorted(curves, key=lambda one: -one.last()[0])
+    name = first.metric.name
+    if not others:
+        return f'- {name}: only {BACKBONES[first.backbone]} was trained.'
+    second = others[0]
+    difference = first.last()[0] - second.last()[0]
+    spread = max(first.last()[1], second.last()[1])
+    if min(len(first.seeds), len(second.seeds)) < 2:
+        verdict = 'one seed does not show how much of it is chance'
+    elif difference > 2 * spread:
+        verdict = f'more than twice the larger standard deviation ({spread:.1f})'
+    else:
+        verdict = f'within twice the larger standard deviation ({spread:.1f}), so not a clear lead'
+    return (
+        f'- {name}: {BACKBONES[first.backbone]} has the highest mean after the last iteration, '
+        f'{difference:.1f} above {BACKBONES[second.backbone]}: {verdict}.'
+    )
