@@ -35,6 +35,5 @@ recipe = dict(
     default_hooks=dict(
         logger=dict(interval=25, log_metric_by_epoch=False),
         checkpoint=dict(by_epoch=False, interval=50, max_keep_ckpts=1, save_best=None),
-        visualization=None,
     ),
 )

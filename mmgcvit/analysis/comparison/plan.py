@@ -9,7 +9,6 @@ from mmengine.config import Config
 
 from ...engine import load_config
 from ...errors import UserError, did_you_mean
-from ...files import write_atomically
 from ...task import DETECTION, SEGMENTATION
 from ..building import build_untrained
 
@@ -177,25 +176,19 @@ def require_equal_parameters(configs: Mapping[tuple[str, str], Config]) -> dict[
 
 
 def require_same_config(training: Training, cfg: Config) -> None:
-    """Write the config of a training, or check that an earlier start of it had the same.
+    """Check that a training which has begun earlier had the same config.
 
     Raises:
-        UserError: If it was another config: curves of different trainings cannot be compared.
+        UserError: If it had another one: its curve would be a mixture.
     """
-    text = cfg.pretty_text
-    if not training.config.is_file():
-        write_atomically(training.config, text.encode())
-        return
-    earlier = training.config.read_text().splitlines()
-    if earlier == text.splitlines():
-        return
-    now = text.splitlines()
-    changed = [line.strip() for line in now if line not in earlier]
-    before = [line.strip() for line in earlier if line not in now]
-    raise UserError(
-        f'{training.work_dir} was trained with other settings ({_first(before)}, now '
-        f'{_first(changed)}): use the same options, or another --out'
-    )
+    before, now = training.config.read_text().splitlines(), cfg.pretty_text.splitlines()
+    if before != now:
+        earlier = [line.strip() for line in before if line not in now]
+        changed = [line.strip() for line in now if line not in before]
+        raise UserError(
+            f'{training.work_dir} was trained with other settings ({_first(earlier)}, now '
+            f'{_first(changed)}): use the same options as before, or another --out'
+        )
 
 
 def _first(lines: Sequence[str]) -> str:

@@ -12,7 +12,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ...engine import build_runner, record_failed_step, require_data
+from ...engine import build_runner, find_checkpoint, record_failed_step, require_data
+from ...files import write_atomically
 from ...visualization import TrainingLog, read_training_log
 from .plan import METRICS, Plan, Training, require_same_config
 
@@ -33,7 +34,8 @@ def train_all(plan: Plan, configs: Mapping[tuple[str, str], Config]) -> None:
     for training in plan.trainings():
         cfg = copy.deepcopy(configs[training.task, training.backbone])
         cfg.randomness.seed = training.seed
-        require_same_config(training, cfg)
+        if has_begun(training):
+            require_same_config(training, cfg)
         trainings[training] = cfg
     left = {t: cfg for t, cfg in trainings.items() if not is_finished(t, cfg.train_cfg.max_iters)}
     if done := len(trainings) - len(left):
@@ -41,6 +43,7 @@ def train_all(plan: Plan, configs: Mapping[tuple[str, str], Config]) -> None:
     remaining = RemainingTime([(t.task, cfg.train_cfg.max_iters) for t, cfg in left.items()])
     for number, (training, cfg) in enumerate(left.items(), done + 1):
         print(f'\n[{number}/{len(trainings)}] {training}; all trainings: {remaining}', flush=True)
+        write_atomically(training.config, cfg.pretty_text.encode())
         cfg.work_dir = str(training.work_dir)
         cfg.resume = 'auto'
         cfg.runner_type = 'mmgcvit.BriefRunner'
@@ -53,6 +56,12 @@ def train_all(plan: Plan, configs: Mapping[tuple[str, str], Config]) -> None:
         runner.register_hook(hook, priority='LOWEST')
         with record_failed_step(runner):
             runner.train()
+
+
+def has_begun(training: Training) -> bool:
+    """Whether there is anything of a training that would be continued or used."""
+    begun = read_log(training).metrics or find_checkpoint(training.work_dir)
+    return training.config.is_file() and bool(begun)
 
 
 def is_finished(training: Training, iterations: int) -> bool:
