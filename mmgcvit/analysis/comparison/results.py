@@ -15,7 +15,7 @@ from mmengine.config import Config
 
 from ...errors import UserError
 from ...files import write_atomically
-from .plan import BACKBONES, METHODS, METRICS, Metric, Training
+from .plan import BACKBONES, METRICS, Metric, Training
 from .trainings import is_finished, read_log
 
 
@@ -66,45 +66,53 @@ def read_curves(out: Path) -> list[Curves]:
     """Read all finished trainings of a comparison, in the order of ``METRICS`` and ``BACKBONES``.
 
     Raises:
-        UserError: If trainings of one task were validated after different iterations.
+        UserError: If trainings of one task have different numbers of iterations.
     """
     found = []
-    for task in METHODS:
-        iterations: dict[tuple[int, ...], Training] = {}
-        for backbone in BACKBONES:
-            logs = {t.seed: read_log(t) for t in _finished(out, task, backbone)}
-            for metric in METRICS[task] if logs else ():
-                series = {seed: log.metrics[metric.key] for seed, log in logs.items()}
-                for seed, values in series.items():
-                    training = Training(out, task, backbone, seed)
-                    iterations.setdefault(tuple(values), training)
-                if len(iterations) > 1:
-                    one, other = (t.work_dir for t in list(iterations.values())[:2])
-                    raise UserError(
-                        f'{one} and {other} were validated after different iterations, so they '
-                        'cannot be compared: delete one of them, or use another --out'
-                    )
-                values = np.array([list(values.values()) for values in series.values()])
-                (validated,) = iterations
-                found.append(
-                    Curves(
-                        *(task, metric, backbone, tuple(series), validated),
-                        metric.scale * values,
-                    )
-                )
+    for task, metrics in METRICS.items():
+        trainings = _finished(out, task)
+        _require_same_validations(trainings)
+        for metric in metrics:
+            for backbone in BACKBONES:
+                logs = {t.seed: read_log(t) for t in trainings if t.backbone == backbone}
+                if not logs:
+                    continue
+                iterations = next(iter(trainings.values()))
+                # mmdet logs no AP where nothing is detected
+                values = [
+                    [log.metrics.get(metric.key, {}).get(i, 0.0) for i in iterations]
+                    for log in logs.values()
+                ]
+                values = metric.scale * np.array(values)
+                found.append(Curves(task, metric, backbone, tuple(logs), iterations, values))
     return found
 
 
-def _finished(out: Path, task: str, backbone: str) -> list[Training]:
-    folders = (out / task / backbone).glob('seed*')
-    seeds = sorted(int(folder.name.removeprefix('seed')) for folder in folders)
-    trainings = [Training(out, task, backbone, seed) for seed in seeds]
-    return [
-        training
-        for training in trainings
-        if training.config.is_file()
-        and is_finished(training, Config.fromfile(training.config).train_cfg.max_iters)
-    ]
+def _finished(out: Path, task: str) -> dict[Training, tuple[int, ...]]:
+    """Return the finished trainings of a task, with the iterations of their validations."""
+    found = {}
+    for backbone in BACKBONES:
+        folders = (out / task / backbone).glob('seed*')
+        for seed in sorted(int(folder.name.removeprefix('seed')) for folder in folders):
+            training = Training(out, task, backbone, seed)
+            if not training.config.is_file():
+                continue
+            loop = Config.fromfile(training.config).train_cfg
+            if is_finished(training, loop.max_iters):
+                every = range(loop.val_interval, loop.max_iters, loop.val_interval)
+                found[training] = (*every, loop.max_iters)
+    return found
+
+
+def _require_same_validations(trainings: Mapping[Training, tuple[int, ...]]) -> None:
+    examples = {iterations: training for training, iterations in trainings.items()}
+    if len(examples) > 1:
+        (some, one), (others, other) = list(examples.items())[:2]
+        raise UserError(
+            f'{one.work_dir} has {some[-1]} iterations and {other.work_dir} has {others[-1]}, or '
+            'they were validated at different ones, so they cannot be compared: delete one of '
+            'these folders, or use another --out'
+        )
 
 
 def write_curves(out: Path, curves: Sequence[Curves], timing: Mapping | None) -> list[Path]:

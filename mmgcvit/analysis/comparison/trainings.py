@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...engine import build_runner, find_checkpoint, record_failed_step, require_data
+from ...errors import UserError
 from ...files import write_atomically
 from ...visualization import TrainingLog, read_training_log
 from .plan import METRICS, Plan, Training, require_same_config
@@ -56,6 +57,11 @@ def train_all(plan: Plan, configs: Mapping[tuple[str, str], Config]) -> None:
         runner.register_hook(hook, priority='LOWEST')
         with record_failed_step(runner):
             runner.train()
+        if not is_finished(training, cfg.train_cfg.max_iters):
+            raise UserError(
+                f'{training} detects nothing after its last iteration, so there is no AP: use '
+                f'more --iterations and another --out; see {runner.log_dir}'
+            )
 
 
 def has_begun(training: Training) -> bool:
@@ -130,16 +136,16 @@ class _ShowRemainingTime(Hook):
 
     def __init__(self, remaining: RemainingTime, task: str, screen: TextIO) -> None:
         self._remaining, self._task, self._screen = remaining, task, screen
-        self._iteration, self._start = 0, 0.0
+        self._iteration, self._start = 0, None
 
     def before_train(self, runner: Runner) -> None:
         self._iteration, self._start = runner.iter, time.monotonic()
         self._remaining.skip(self._task, runner.iter)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        if self._start is None:  # CheckpointHook repeats a validation before the training
+            return
         now = time.monotonic()
-        # none after a repeated validation
-        if iterations := runner.iter - self._iteration:
-            self._remaining.add(self._task, iterations, now - self._start)
+        self._remaining.add(self._task, runner.iter - self._iteration, now - self._start)
         self._iteration, self._start = runner.iter, now
         print(f'all trainings: {self._remaining}', file=self._screen, flush=True)
