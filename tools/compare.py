@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files += draw(args.out, curves, timing)
     if args.docs:
         files += draw(PICTURES, curves, timing)
-        files += [write_page(PAGE, text)]
+        files += [write_page(PAGE, report(curves, params, timing, f'{PICTURES.name}/'))]
     print('\n'.join(f'wrote {file}' for file in files))
 
 

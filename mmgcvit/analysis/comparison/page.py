@@ -41,13 +41,25 @@ def draw(folder: Path, curves: Sequence[Curves], timing: Mapping[str, Any] | Non
 
 
 def report(
-    curves: Sequence[Curves], params: Mapping[str, int], timing: Mapping[str, Any] | None
+    curves: Sequence[Curves],
+    params: Mapping[str, int],
+    timing: Mapping[str, Any] | None,
+    figures: str = '',
 ) -> str:
-    """Return the results in Markdown: a table per task, a sentence per metric, and the machine."""
+    """Return the results in Markdown: per task a figure, a table and a sentence per metric.
+
+    Args:
+        curves: See :func:`.read_curves`.
+        params: Number of parameters of each backbone.
+        timing: See :func:`.measure_times`, or None if not measured.
+        figures: Folder of the figures from the page, ending in ``/``, or '' for the same folder.
+    """
     parts = []
     for task, ones in groupby(curves, lambda one: one.task):
         ones = list(ones)
-        parts += [f'**{TITLES[task]}**, {_seeds(ones)}:', _table(ones, params, timing)]
+        parts.append(f'**{TITLES[task]}**, {_seeds(ones)}:')
+        parts.append(f'![{TITLES[task]}]({figures}comparison_{task}.png)')
+        parts.append(_table(ones, params, timing))
         lines = [_comparison(list(same)) for _, same in groupby(ones, lambda one: one.metric)]
         parts.append('\n'.join(lines))
     if timing:
