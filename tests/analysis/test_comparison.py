@@ -74,6 +74,16 @@ def test_only_the_backbone_differs(configs):
     assert detection.optim_wrapper == quickstart.optim_wrapper
 
 
+def test_each_training_has_its_seed(configs):
+    plan = Plan(Path('x'), ('detection',), ('gcvit', 'swin'), seeds=2)
+    found = [
+        (training.backbone, trainings.config_of(training, configs).randomness.seed)
+        for training in plan.trainings()
+    ]
+    # all backbones with the first seed come first
+    assert found == [('gcvit', 0), ('swin', 0), ('gcvit', 1), ('swin', 1)]
+
+
 def test_iterations_set_the_whole_schedule(monkeypatch):
     monkeypatch.chdir(ROOT)
     (cfg,) = Plan(Path('x'), ('segmentation',), ('swin',), iterations=40).configs().values()

@@ -33,8 +33,7 @@ def train_all(plan: Plan, configs: Mapping[tuple[str, str], Config]) -> None:
     """
     trainings = {}
     for training in plan.trainings():
-        cfg = copy.deepcopy(configs[training.task, training.backbone])
-        cfg.randomness.seed = training.seed
+        cfg = config_of(training, configs)
         if has_begun(training):
             require_same_config(training, cfg)
         trainings[training] = cfg
@@ -62,6 +61,13 @@ def train_all(plan: Plan, configs: Mapping[tuple[str, str], Config]) -> None:
                 f'{training} detects nothing after its last iteration, so there is no AP: use '
                 f'more --iterations and another --out; see {runner.log_dir}'
             )
+
+
+def config_of(training: Training, configs: Mapping[tuple[str, str], Config]) -> Config:
+    """Return the config of a training, without its work dir."""
+    cfg = copy.deepcopy(configs[training.task, training.backbone])
+    cfg.randomness.seed = training.seed
+    return cfg
 
 
 def has_begun(training: Training) -> bool:
