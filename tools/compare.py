@@ -45,10 +45,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = require_equal_parameters(configs)
     if not args.time:
         train_all(plan, configs)
-    timing = None if args.time else read_times(args.out)
-    if timing is None:
-        timing = measure_times(configs, args.out, args.rounds)
-    curves = read_curves(args.out)
+    timing = read_times(args.out)
+    left = {
+        (task, backbone): cfg
+        for (task, backbone), cfg in configs.items()
+        if args.time or set(args.backbones) - set(timing.get(task, {}).get('seconds', ()))
+    }
+    timing |= measure_times(left, args.out, args.rounds)
+    curves = read_curves(plan)
     if not curves:
         raise UserError(f'{args.out} has no finished training: run this without --time first')
     text = report(curves, params, timing)

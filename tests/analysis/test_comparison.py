@@ -184,7 +184,7 @@ def test_files_hold_the_numbers_of_the_logs(finished):
     assert values == pytest.approx(list(logged['mIoU'].values()), abs=0.006)
     results = json.loads((out / 'results.json').read_text())
     assert [curve['iterations'] for curve in results['curves']] == [[1, 2, 3, 4]] * 2
-    seconds = results['timing']['seconds']['segmentation']
+    seconds = results['timing']['segmentation']['seconds']
     assert 0.01 < seconds['gcvit'] < 60 and 0.01 < seconds['convnext'] < 60
     assert (out / 'comparison_segmentation.png').read_bytes().startswith(b'\x89PNG')
     assert (out / 'results.md').read_text().rstrip() in printed
@@ -207,7 +207,8 @@ def test_curves_of_logs(tmp_path):
             if ap is not None:
                 lines.append({'coco/bbox_mAP': ap, 'coco/segm_mAP': ap / 2, 'step': step})
         file.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-    box, mask = comparison.read_curves(tmp_path)
+    plan = Plan(tmp_path)
+    box, mask = comparison.read_curves(plan)
     assert (box.backbone, box.seeds, box.iterations) == ('gcvit', (0, 1), (5, 10))
     assert box.values == pytest.approx(np.array([[0, 20], [10, 40]]))
     assert mask.values == pytest.approx(np.array([[0, 10], [5, 20]]))
@@ -215,7 +216,7 @@ def test_curves_of_logs(tmp_path):
     config = Training(tmp_path, 'detection', 'gcvit', 1).config
     config.write_text('train_cfg = dict(max_iters=10, val_interval=10)')
     with pytest.raises(UserError, match='cannot be compared: delete one of these folders'):
-        comparison.read_curves(tmp_path)
+        comparison.read_curves(plan)
 
 
 def test_other_settings_in_the_same_folder_are_refused(finished, arguments, load_tool, monkeypatch):
@@ -317,7 +318,7 @@ def test_report_judges_the_lead_by_the_spread(spread, verdict):
         for name, mean in (('gcvit', 40.0), ('swin', 45.0))
         for noise in [spread / 2**0.5 * np.array([[1], [-1]])]
     ]
-    text = page.report(curves, {'gcvit': 3_000_000, 'swin': 3_010_000}, None)
+    text = page.report(curves, {'gcvit': 3_000_000, 'swin': 3_010_000}, {})
     lead = 'Swin has the highest mean after the last iteration, 5.0 above GC ViT'
     assert f'- box AP: {lead}: {verdict}.' in text
     assert (

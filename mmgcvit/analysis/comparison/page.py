@@ -12,6 +12,8 @@ from ...visualization.comparison import Band, plot_comparison
 from .plan import BACKBONES
 from .results import Curves
 
+Times = Mapping[str, Mapping[str, Any]]
+
 TITLES = {
     'detection': 'Mask R-CNN on drawn shapes',
     'segmentation': 'UPerNet on drawn shapes',
@@ -19,19 +21,19 @@ TITLES = {
 BEGIN, END = '<!-- results: made by tools/compare.py -->', '<!-- end of results -->'
 
 
-def draw(folder: Path, curves: Sequence[Curves], timing: Mapping[str, Any] | None) -> list[Path]:
+def draw(folder: Path, curves: Sequence[Curves], timing: Times) -> list[Path]:
     """Draw one figure per task and return their paths.
 
     Args:
         folder: Folder of the figures ``comparison_TASK.png``.
         curves: See :func:`.read_curves`.
-        timing: See :func:`.measure_times`, or None if not measured.
+        timing: See :func:`.measure_times`.
     """
     files = []
     for task, ones in groupby(curves, lambda one: one.task):
         panels: dict[str, dict[str, Band]] = {}
         for one in ones:
-            seconds = (timing or {}).get('seconds', {}).get(task, {}).get(one.backbone)
+            seconds = _seconds(timing, one)
             band = Band(one.iterations, one.mean(), one.spread(), seconds)
             panels.setdefault(one.metric.name, {})[BACKBONES[one.backbone]] = band
         note = f'mean and standard deviation over {_seeds([c for c in curves if c.task == task])}'
@@ -43,7 +45,7 @@ def draw(folder: Path, curves: Sequence[Curves], timing: Mapping[str, Any] | Non
 def report(
     curves: Sequence[Curves],
     params: Mapping[str, int],
-    timing: Mapping[str, Any] | None,
+    timing: Times,
     figures: str = '',
 ) -> str:
     """Return the results in Markdown: per task a figure, a table and a sentence per metric.
@@ -51,7 +53,7 @@ def report(
     Args:
         curves: See :func:`.read_curves`.
         params: Number of parameters of each backbone.
-        timing: See :func:`.measure_times`, or None if not measured.
+        timing: See :func:`.measure_times`.
         figures: Folder of the figures from the page, ending in ``/``, or '' for the same folder.
     """
     parts = []
@@ -62,14 +64,8 @@ def report(
         parts.append(_table(ones, params, timing))
         lines = [_comparison(list(same)) for _, same in groupby(ones, lambda one: one.metric)]
         parts.append('\n'.join(lines))
-    if timing:
-        versions = ', '.join(f'{name} {version}' for name, version in timing['versions'].items())
-        threads = timing['threads']
-        parts.append(
-            f'Times: medians of {timing["rounds"]} training steps per backbone, measured in turn '
-            f'on the same batches, {timing["date"]}; {timing["device"]}, {threads} '
-            f'thread{"s" * (threads > 1)}; {versions}.'
-        )
+        if task in timing:
+            parts.append(_measurement(timing[task]))
     return '\n\n'.join(parts)
 
 
@@ -87,15 +83,27 @@ def write_page(page: Path, text: str) -> Path:
     return write_atomically(page, text.encode())
 
 
+def _seconds(timing: Times, curves: Curves) -> float | None:
+    """Return the seconds per iteration, or None if not measured."""
+    return timing.get(curves.task, {}).get('seconds', {}).get(curves.backbone)
+
+
+def _measurement(timing: Mapping[str, Any]) -> str:
+    versions = ', '.join(f'{name} {version}' for name, version in timing['versions'].items())
+    return (
+        f'Times: medians of {timing["rounds"]} training steps per backbone, measured in turn on '
+        f'the same batches on {timing["date"]}; {timing["device"]}, {timing["threads"]} '
+        f'thread{"s" * (timing["threads"] > 1)}; {versions}.'
+    )
+
+
 def _seeds(curves: Sequence[Curves]) -> str:
     """Return the number of seeds, or the numbers where they differ."""
     numbers = sorted({len(one.seeds) for one in curves})
     return f'{" or ".join(map(str, numbers))} seed{"s" * (numbers != [1])}'
 
 
-def _table(
-    curves: Sequence[Curves], params: Mapping[str, int], timing: Mapping[str, Any] | None
-) -> str:
+def _table(curves: Sequence[Curves], params: Mapping[str, int], timing: Times) -> str:
     metrics = list(dict.fromkeys(one.metric.name for one in curves))
     header = ['backbone', 'parameters']
     header += [f'{name}, {when}' for name in metrics for when in ('last', 'best')]
@@ -109,7 +117,7 @@ def _table(
         row = [BACKBONES[backbone], f'{params[backbone] / 1e6:.2f} M']
         for one in ones:
             row += [f'{mean:.1f} ± {spread:.1f}' for mean, spread in (one.last(), one.best())]
-        seconds = (timing or {}).get('seconds', {}).get(ones[0].task, {}).get(backbone)
+        seconds = _seconds(timing, ones[0])
         if seconds:
             row += [f'{seconds:.3f}', f'{seconds * ones[0].iterations[-1] / 60:.1f}']
         else:

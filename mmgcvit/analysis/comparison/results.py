@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from mmengine.config import Config
 
 from ...errors import UserError
 from ...files import write_atomically
-from .plan import BACKBONES, METRICS, Metric, Training
+from .plan import BACKBONES, METRICS, Metric, Plan, Training
 from .trainings import is_finished, read_log
 
 
@@ -62,46 +63,43 @@ def _deviation(values: np.ndarray) -> np.ndarray:
     return values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])
 
 
-def read_curves(out: Path) -> list[Curves]:
-    """Read all finished trainings of a comparison, in the order of ``METRICS`` and ``BACKBONES``.
+def read_curves(plan: Plan) -> list[Curves]:
+    """Read the finished trainings of a plan, in the order of ``METRICS`` and ``BACKBONES``.
 
     Raises:
         UserError: If trainings of one task have different numbers of iterations.
     """
     found = []
     for task, metrics in METRICS.items():
-        trainings = _finished(out, task)
+        trainings = {
+            training: iterations
+            for training in plan.trainings()
+            if training.task == task and (iterations := _validations(training))
+        }
         _require_same_validations(trainings)
-        for metric in metrics:
-            for backbone in BACKBONES:
-                logs = {t.seed: read_log(t) for t in trainings if t.backbone == backbone}
-                if not logs:
-                    continue
-                iterations = next(iter(trainings.values()))
-                # mmdet logs no AP where nothing is detected
-                values = [
-                    [log.metrics.get(metric.key, {}).get(i, 0.0) for i in iterations]
-                    for log in logs.values()
-                ]
-                values = metric.scale * np.array(values)
-                found.append(Curves(task, metric, backbone, tuple(logs), iterations, values))
-    return found
-
-
-def _finished(out: Path, task: str) -> dict[Training, tuple[int, ...]]:
-    """Return the finished trainings of a task, with the iterations of their validations."""
-    found = {}
-    for backbone in BACKBONES:
-        folders = (out / task / backbone).glob('seed*')
-        for seed in sorted(int(folder.name.removeprefix('seed')) for folder in folders):
-            training = Training(out, task, backbone, seed)
-            if not training.config.is_file():
+        for metric, backbone in product(metrics, BACKBONES):
+            logs = {t.seed: read_log(t) for t in trainings if t.backbone == backbone}
+            if not logs:
                 continue
-            loop = Config.fromfile(training.config).train_cfg
-            if is_finished(training, loop.max_iters):
-                every = range(loop.val_interval, loop.max_iters, loop.val_interval)
-                found[training] = (*every, loop.max_iters)
+            iterations = next(iter(trainings.values()))
+            # mmdet logs no AP where nothing is detected
+            values = [
+                [log.metrics.get(metric.key, {}).get(i, 0.0) for i in iterations]
+                for log in logs.values()
+            ]
+            values = metric.scale * np.array(values)
+            found.append(Curves(task, metric, backbone, tuple(logs), iterations, values))
     return found
+
+
+def _validations(training: Training) -> tuple[int, ...]:
+    """Return the iterations of the validations, or () if the training is not finished."""
+    if not training.config.is_file():
+        return ()
+    loop = Config.fromfile(training.config).train_cfg
+    if not is_finished(training, loop.max_iters):
+        return ()
+    return (*range(loop.val_interval, loop.max_iters, loop.val_interval), loop.max_iters)
 
 
 def _require_same_validations(trainings: Mapping[Training, tuple[int, ...]]) -> None:
@@ -115,13 +113,13 @@ def _require_same_validations(trainings: Mapping[Training, tuple[int, ...]]) -> 
         )
 
 
-def write_curves(out: Path, curves: Sequence[Curves], timing: Mapping | None) -> list[Path]:
+def write_curves(out: Path, curves: Sequence[Curves], timing: Mapping) -> list[Path]:
     """Write all curves as ``curves.csv``, one line per validation, and all as ``results.json``.
 
     Args:
         out: Folder of the comparison.
         curves: See :func:`read_curves`.
-        timing: See :func:`.measure_times`, or None if not measured.
+        timing: See :func:`.measure_times`.
 
     Returns:
         The paths of the files.

@@ -32,8 +32,8 @@ FILE = 'timing.json'
 
 def measure_times(
     configs: Mapping[tuple[str, str], Config], out: Path, rounds: int
-) -> dict[str, Any]:
-    """Measure and write ``timing.json``.
+) -> dict[str, dict[str, Any]]:
+    """Measure the times of some tasks and add them to ``timing.json``.
 
     Each round loads a batch of training images, on which each backbone's network is trained for one
     step, with its losses and optimizer. A backbone's time per iteration is the median of its steps
@@ -45,36 +45,31 @@ def measure_times(
         rounds: Number of rounds that count, at least 2.
 
     Returns:
-        Dict with ``seconds``, which maps task → backbone → seconds per iteration, ``quartiles``,
-        the first and third of the steps, and a description of the machine and the software.
+        For each measured task, a dict with ``seconds``, which maps backbone → seconds per
+        iteration, ``quartiles``, the first and third of the steps, and a description of the machine
+        and the software.
     """
-    timing: dict[str, Any] = {
-        'seconds': {},
-        'quartiles': {},
-        'loading': {},
-        'rounds': rounds,
-        'date': datetime.date.today().isoformat(),
-        'device': _device(),
-        'threads': torch.get_num_threads(),
-        'versions': {'torch': torch.__version__, 'mmengine': mmengine.__version__},
-    }
+    timing = read_times(out)
     for task in dict.fromkeys(task for task, _ in configs):
         networks = {name: cfg for (of, name), cfg in configs.items() if of == task}
         loading, steps = _measure(task, networks, rounds)
-        timing['loading'][task] = median(loading)
-        timing['seconds'][task] = {
-            name: median(loading) + median(seconds) for name, seconds in steps.items()
+        timing[task] = {
+            'seconds': {name: median(loading) + median(times) for name, times in steps.items()},
+            'quartiles': {name: quantiles(times, n=4)[::2] for name, times in steps.items()},
+            'loading': median(loading),
+            'rounds': rounds,
+            'date': datetime.date.today().isoformat(),
+            'device': _device(),
+            'threads': torch.get_num_threads(),
+            'versions': {'torch': torch.__version__, 'mmengine': mmengine.__version__},
         }
-        timing['quartiles'][task] = {
-            name: quantiles(seconds, n=4)[::2] for name, seconds in steps.items()
-        }
-    write_atomically(out / FILE, json.dumps(timing, indent=1).encode())
+        write_atomically(out / FILE, json.dumps(timing, indent=1).encode())
     return timing
 
 
-def read_times(out: Path) -> dict[str, Any] | None:
-    """Return the measurement that :func:`measure_times` has written, or None."""
-    return json.loads((out / FILE).read_text()) if (out / FILE).is_file() else None
+def read_times(out: Path) -> dict[str, dict[str, Any]]:
+    """Return what :func:`measure_times` has measured so far."""
+    return json.loads((out / FILE).read_text()) if (out / FILE).is_file() else {}
 
 
 def _measure(
