@@ -126,6 +126,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             setattr(args, name, value)
     if args.rounds < 2:
         raise UserError(f'--rounds {args.rounds} is not allowed: use an integer of at least 2')
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f'--out {args.out} is a file: use a folder, which is created if needed')
+    if args.docs and not PAGE.is_file():
+        raise UserError(f'--docs: there is no {PAGE} here; run this in the root of the repository')
     return args
 
 

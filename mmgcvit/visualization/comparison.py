@@ -58,7 +58,8 @@ def comparison_figure(title: str, panels: Mapping[str, Mapping[str, Band]], note
                 axis.plot(x, band.mean, 'o-', color=color, markersize=4, label=label)
         labels = ('iteration', 'minutes of training')
         for axis, label in zip(row, labels, strict=False):
-            axis.set(xlabel=label, ylabel=metric, ylim=(0, None), xlim=(0, None))
+            top = 1.05 * axis.get_ylim()[1]
+            axis.set(xlabel=label, ylabel=metric, ylim=(0, top), xlim=(0, None))
             axis.grid(color='#e5e7eb', linewidth=0.8)
             axis.set_axisbelow(True)
             axis.spines[['top', 'right']].set_visible(False)

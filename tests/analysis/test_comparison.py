@@ -6,8 +6,11 @@ import io
 import itertools
 import json
 import re
+import signal
+import time
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 from mmengine.config import Config
@@ -219,6 +222,24 @@ def test_curves_of_logs(tmp_path):
         comparison.read_curves(plan)
 
 
+@pytest.mark.nightly
+def test_a_killed_comparison_is_continued(arguments, tmp_path):
+    arguments = [*arguments]
+    arguments[1] = str(tmp_path / 'out')
+    running = forks.Fork('tools/compare.py', *arguments, out=tmp_path / 'printed.txt')
+    deadline = time.monotonic() + 240
+    while 'Iter(train) [3/4]' not in running.out.read_text().partition('[2/2]')[2]:
+        assert running.poll() is None and time.monotonic() < deadline, running.out.read_text()
+        time.sleep(0.05)
+    running.signal(signal.SIGKILL)
+    assert running.wait(60) == -signal.SIGKILL
+    code, printed = forks.run('tools/compare.py', *arguments, out=tmp_path / 'printed.txt')
+    assert code == 0, printed
+    assert '1 of 2 trainings are finished already' in printed
+    assert 'Iter(train) [2/4]' not in printed and 'Iter(train) [4/4]' in printed
+    assert len((tmp_path / 'out/curves.csv').read_text().splitlines()) == 1 + 2 * 4
+
+
 def test_other_settings_in_the_same_folder_are_refused(finished, arguments, load_tool, monkeypatch):
     monkeypatch.chdir(ROOT)
     longer = ['5' if argument == '4' else argument for argument in arguments]
@@ -236,10 +257,12 @@ def test_other_settings_in_the_same_folder_are_refused(finished, arguments, load
         ),
         ('--seeds 0', r'--seeds 0 is not allowed: use an integer of at least 1'),
         ('--iterations 0', r'--iterations 0 is not allowed: use an integer of at least 1'),
+        ('--out README.md', r'--out README.md is a file: use a folder'),
         ('--rounds 1', r'--rounds 1 is not allowed: use an integer of at least 2'),
     ],
 )
-def test_options_that_are_not_allowed(load_tool, arguments, message):
+def test_options_that_are_not_allowed(load_tool, arguments, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=message):
         load_tool('compare').main(arguments.split())
 
