@@ -10,6 +10,7 @@ figures are written to the folder --out, after all trainings. See docs/compariso
 """
 
 import argparse
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,7 @@ QUICK = dict(seeds=1, iterations=60)
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    warnings.filterwarnings('ignore', module='mmseg')  # about defaults of its own configs
     plan = Plan(
         args.out, args.tasks, args.backbones, args.seeds, args.iterations, args.cfg_options or {}
     )

@@ -63,7 +63,9 @@ def comparison_figure(title: str, panels: Mapping[str, Mapping[str, Band]], note
             axis.grid(color='#e5e7eb', linewidth=0.8)
             axis.set_axisbelow(True)
             axis.spines[['top', 'right']].set_visible(False)
-        row[0].legend(title='after the last iteration', fontsize=9, frameon=False, loc='best')
+        row[0].legend(
+            title='after the last iteration', fontsize=9, frameon=False, loc='lower right'
+        )
     return figure
 
 

@@ -4,9 +4,11 @@ The trainings may run on a busy machine, one today and one tomorrow: their own t
 compared.
 """
 
+import contextlib
 import copy
 import datetime
 import functools
+import io
 import json
 import platform
 import time
@@ -86,7 +88,8 @@ def _measure(
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         steps[name] = functools.partial(model.train_step, optim_wrapper=wrapper)
     # the pipelines and the order of images are the same for all backbones
-    batches = iter(Runner.build_dataloader(copy.deepcopy(cfg.train_dataloader), seed=0))
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        batches = iter(Runner.build_dataloader(copy.deepcopy(cfg.train_dataloader), seed=0))
     wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
     loading, seconds = [], {name: [] for name in steps}
     begin = time.monotonic()
