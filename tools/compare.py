@@ -34,6 +34,7 @@ from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
 
 PAGE, PICTURES = Path('docs/comparison.md'), Path('docs/images')
+OUT = 'work_dirs/comparison'
 QUICK = dict(seeds=1, iterations=60)
 
 
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = require_equal_parameters(configs)
     if not args.time:
         train_all(plan, configs)
+    curves = read_curves(plan)
+    if not curves:
+        raise UserError(f'{args.out} has no finished training: run this without --time first')
     timing = read_times(args.out)
     left = {
         (task, backbone): cfg
@@ -54,9 +58,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.time or set(args.backbones) - set(timing.get(task, {}).get('seconds', ()))
     }
     timing |= measure_times(left, args.out, args.rounds)
-    curves = read_curves(plan)
-    if not curves:
-        raise UserError(f'{args.out} has no finished training: run this without --time first')
     text = report(curves, params, timing)
     print(f'\n{text}\n')
     files = write_curves(args.out, curves, timing)
@@ -75,8 +76,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--out',
         type=Path,
-        default=Path('work_dirs/comparison'),
-        help='folder of trainings and results (default: %(default)s)',
+        help=f'folder of trainings and results (default: {OUT}, with --quick {OUT}_quick)',
     )
     parser.add_argument(
         '--tasks',
@@ -123,6 +123,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     defaults = QUICK if args.quick else dict(seeds=Plan.seeds, iterations=None)
+    defaults = defaults | dict(out=Path(f'{OUT}_quick' if args.quick else OUT))
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

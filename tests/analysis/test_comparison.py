@@ -222,6 +222,13 @@ def test_curves_of_logs(tmp_path):
         comparison.read_curves(plan)
 
 
+def test_nothing_to_report_is_told(load_tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = ['--time', '--out', str(tmp_path), '--tasks', 'segmentation']
+    with pytest.raises(UserError, match='has no finished training: run this without --time first'):
+        load_tool('compare').main(arguments)
+
+
 @pytest.mark.nightly
 def test_a_killed_comparison_is_continued(arguments, tmp_path):
     arguments = [*arguments]
