@@ -90,3 +90,20 @@ def load_tool():
         return module
 
     return load
+
+
+@pytest.fixture(scope='session')
+def untrained_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('untrained')
+
+
+@pytest.fixture
+def models(untrained_folder, monkeypatch):
+    """The small models of tests/untrained.py, with data that their configs find."""
+    import untrained
+
+    monkeypatch.setenv('SHAPES', str(untrained_folder / 'shapes'))
+    monkeypatch.syspath_prepend(str(untrained.DATA / 'scripts'))
+    if not (untrained_folder / 'shapes').exists():
+        return untrained.draw(untrained_folder)
+    return untrained.Models(untrained_folder)

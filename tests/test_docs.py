@@ -13,84 +13,74 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 import mmgcvit
-from mmgcvit import GCViT
-from mmgcvit.engine import load_config
 from mmgcvit.errors import UserError
 from mmgcvit.models import ARCHS
 
 ROOT = Path(__file__).parents[1]
 MODELS = load(ROOT / 'metafile.yml')['Models']
-NETWORKS = [model for model in MODELS if 'Config' in model]
 PAGES = [
     path.relative_to(ROOT)
     for pattern in ('*.md', 'docs/*.md', 'tests/data/*/*.md')
     for path in sorted(ROOT.glob(pattern))
 ]
-BACKBONES = {model['Name']: model for model in MODELS if 'Config' not in model}
+# from <!-- NAME: made by TOOL --> to <!-- end of NAME -->
+GENERATED = re.compile(r'<!-- ([\w-]+): made by [\w/.]+ -->\n(.*?)<!-- end of \1 -->', re.DOTALL)
+# with a unit
+NUMBER = re.compile(r'[±~≈+−-]?\d[\d.,]*( ?([kMGµm]?[sBWh]?|%|×|images/s))?')
 
 
-@pytest.mark.parametrize('path', ['README.md', 'docs/model_zoo.md', 'docs/scaling.md'])
-def test_tables_match_the_metafile(load_tool, path):
-    generated = load_tool('make_docs').with_tables(path, MODELS)
-    assert (ROOT / path).read_text() == generated, 'run python tools/make_docs.py'
+@pytest.fixture(scope='module')
+def make_docs(load_tool):
+    return load_tool('make_docs')
 
 
-def test_page_without_markers_is_an_error(load_tool):
+def test_tables_match_the_metafile_and_the_data(make_docs):
+    for path in make_docs.TABLES:
+        generated = make_docs.with_tables(path, MODELS)
+        assert (ROOT / path).read_text() == generated, 'run python tools/make_docs.py'
+
+
+def test_all_data_are_in_a_table(make_docs):
+    generated = {name for tables in make_docs.TABLES.values() for name in tables}
+    assert {*make_docs.MEASURED, *make_docs.PUBLISHED} <= generated
+
+
+@pytest.mark.parametrize('page', [p for p in PAGES if 'tests' not in p.parts], ids=str)
+def test_tables_of_numbers_are_generated(page):
+    text = GENERATED.sub('', (ROOT / page).read_text())
+    for table in re.findall(r'(?:^\|.*\n)+', text, re.MULTILINE):
+        header, _, *rows = (cells(row) for row in table.splitlines())
+        # the first column is what the numbers are about, such as a layer or an image size
+        for heading, *column in list(zip(header, *rows, strict=True))[1:]:
+            numbers = [cell for cell in column if NUMBER.fullmatch(cell)]
+            assert len(numbers) <= len(column) / 2, (
+                f'{page}: move the column {heading!r} to docs/data/, and the table to '
+                'tools/make_docs.py'
+            )
+
+
+def cells(row):
+    # a vertical bar in code is escaped
+    return [cell.strip() for cell in re.split(r'(?<!\\)\|', row.strip())[1:-1]]
+
+
+def test_page_without_markers_is_an_error(make_docs):
     with pytest.raises(UserError, match=r'README.md must contain the lines'):
-        load_tool('make_docs').replace_table('no markers', 'sizes', 'a table', 'README.md')
+        make_docs.replace_table('no markers', 'sizes', 'a table', 'README.md')
 
 
-def test_openmmlab_reads_the_metafile():
-    from modelindex.load_model_index import load as load_model_index
-
-    index = load_model_index(str(ROOT / 'metafile.yml'))
-    errors = [error for model in index.models for error in model.check_errors]
-    assert not errors and len(index.models) == len(MODELS)
-
-
-def test_metafile_lists_every_size_and_every_config():
-    assert list(BACKBONES) == [f'gcvit_{name}' for name in ARCHS]
-    names = (
-        'detection/mask-rcnn_gcvit-{}_fpn_3x_coco',
-        'detection/cascade-mask-rcnn_gcvit-{}_fpn_3x_coco',
-        'segmentation/upernet_gcvit-{}_160k_ade20k-512x512',
-    )
-    sizes = ('xxt', 'xt', 't', 't2', 's', 's2', 'b', 'l')
-    expected = [f'configs/{name.format(size)}.py' for name in names for size in sizes]
-    assert [model['Config'] for model in NETWORKS] == expected
-    assert all(model['Name'] == Path(model['Config']).stem for model in NETWORKS)
-
-
-@pytest.mark.parametrize('name', BACKBONES)
-def test_parameters_of_backbones_match_the_metafile(name):
-    with torch.device('meta'):
-        model = GCViT(name.removeprefix('gcvit_'), window_size=(7, 7, 14, 7))
-    params = sum(p.numel() for p in model.parameters())
-    assert params == BACKBONES[name]['Metadata']['Parameters']
-
-
-@pytest.mark.parametrize('network', NETWORKS, ids=lambda network: network['Name'])
-def test_weights_and_results_in_configs_match_the_metafile(network):
-    cfg = load_config(ROOT / network['Config'])
-    backbone = network['Metadata']['Backbone']
-    assert f'gcvit_{cfg.model.backbone.arch}' == backbone
-    assert cfg.model.backbone.init_cfg.checkpoint == BACKBONES[backbone]['Weights']
-    header = (ROOT / network['Config']).read_text().split('_base_')[0]
-    result = next(line for line in header.splitlines() if line.startswith('# Result:'))
-    metrics = network['Results'][0]['Metrics'] if 'Results' in network else {}
-    reported = ', '.join(f'{name.removeprefix("paper ")} {v}' for name, v in metrics.items())
-    assert f'paper: {reported or "not reported"}; ours: not trained' in result
-
-
-def test_example_in_scaling_follows_from_the_formulas(load_tool):
-    tool = load_tool('make_docs')
+def test_example_in_scaling_follows_from_the_formulas(make_docs):
     name = 'cascade-mask-rcnn_gcvit-b_fpn_3x_coco'
-    (params,) = [m['Metadata']['Parameters'] for m in NETWORKS if m['Name'] == name]
-    assert tool.gradient_traffic(params, 8) == 1.75 * 4 * params
+    (params,) = [m['Metadata']['Parameters'] for m in MODELS if m['Name'] == name]
+    assert make_docs.gradient_traffic(params, 8) == 1.75 * 4 * params
     page = ' '.join((ROOT / 'docs/scaling.md').read_text().split())
     hidden = 0.6 * 0.9 * 500
     for gpus in (8, 32):
-        sent = 1e3 * tool.gradient_traffic(params, gpus) / (tool.LINKS['25 Gb/s Ethernet'] * 1e9)
+        sent = (
+            1e3
+            * make_docs.gradient_traffic(params, gpus)
+            / (make_docs.LINKS['25 Gb/s Ethernet'] * 1e9)
+        )
         exposed = sent - hidden
         assert f'{sent:.0f} − {hidden:.0f} = {exposed:.0f} ms' in page
         assert f'{500 / (500 + exposed):.0%}'.replace('%', ' %') in page
@@ -145,7 +135,7 @@ def test_drop_in_config_is_a_complete_recipe(tmp_path, page):
         (tmp_path / f'{name}.py').write_text(text)
         cfg = Config.fromfile(tmp_path / f'{name}.py')
         backbone = cfg.model.backbone
-        weights = BACKBONES[f'gcvit_{backbone.arch}']['Weights']
+        weights = next(m['Weights'] for m in MODELS if m['Metadata']['Backbone'] == backbone.arch)
         assert backbone.init_cfg == dict(type='Pretrained', checkpoint=weights)
         init_default_scope(cfg.default_scope)
         with torch.device('meta'):
@@ -188,7 +178,7 @@ def test_citation_matches_version_and_bibtex():
 def rows(path, header):
     """Return the cells of a table without its header, which starts with the given text."""
     table = (ROOT / path).read_text().split(header)[1].split('\n\n')[0]
-    return [[cell.strip() for cell in row.strip('|').split('|')] for row in table.splitlines()[2:]]
+    return [cells(row) for row in table.splitlines()[2:] if row.startswith('|')]
 
 
 def test_stem_rates_of_layer_decay_follow_from_the_formula():
@@ -200,7 +190,7 @@ def test_stem_rates_of_layer_decay_follow_from_the_formula():
 
 
 def test_ratios_of_performance_follow_from_its_table():
-    table = rows('docs/performance.md', '| | params | GMAC |')
+    table = rows('docs/performance.md', '|  | params | GMAC |')
     # the columns are forward time, training time and memory, each followed by its ratio
     measured = {name: [float(c.split()[0]) for c in cells[2::2]] for name, *cells in table}
     page = ' '.join((ROOT / 'docs/performance.md').read_text().split())
@@ -211,3 +201,13 @@ def test_ratios_of_performance_follow_from_its_table():
         a / b for a, b in zip(measured['reference'], measured['Swin-T'], strict=True)
     )
     assert f'takes {forward:.1f}× (forward) and {training:.1f}× (training) Swin-T' in page
+
+
+def test_savings_in_choosing_follow_from_the_measurements():
+    page = ' '.join((ROOT / 'docs/choosing.md').read_text().split())
+    table = {row[0]: row[3:] for row in rows('docs/performance.md', '| `recompute` | 512×512')}
+    (time, memory), (slower, smaller) = (
+        [float(cell.split()[0]) for cell in table[policy]] for policy in ('`cheap`', '`block`')
+    )
+    less, more = 1 - smaller / memory, slower / time - 1
+    assert f'needed {less:.0%} less memory and {more:.0%} more time'.replace('%', ' %') in page

@@ -1,14 +1,16 @@
-"""Draw the small shapes dataset in the layouts of COCO and ADE20K.
+"""Draw the small shapes dataset in the layouts of COCO and ADE20K, or one for classification.
 
     python tools/draw_shapes.py data/shapes
+    python tools/draw_shapes.py data/shape_classes --classes
 
-A complete dataset with the same settings is not drawn again. See mmgcvit/datasets/shapes.py.
+With --classes, each image shows one shape, and the folders are those of mmpretrain's CustomDataset.
+A complete dataset with the same settings is not drawn again. See mmgcvit/datasets/.
 """
 
 import argparse
 from collections.abc import Sequence
 
-from mmgcvit.datasets import Settings, draw_shapes
+from mmgcvit.datasets import Settings, draw_shape_classes, draw_shapes
 from mmgcvit.engine import run_tool
 from mmgcvit.errors import UserError
 
@@ -28,13 +30,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             help=f'{meaning} (default: %(default)s)',
         )
     parser.add_argument(
+        '--classes',
+        action='store_true',
+        help='draw one shape per image, in folders of classes for classification',
+    )
+    parser.add_argument(
         '--overwrite',
         action='store_true',
         help='replace an existing shapes dataset that is incomplete or has different settings',
     )
     args = parser.parse_args(argv)
     try:
-        draw_shapes(args.root, args.num_train, args.num_val, args.seed, args.overwrite)
+        draw = draw_shape_classes if args.classes else draw_shapes
+        draw(args.root, args.num_train, args.num_val, args.seed, args.overwrite)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from mmengine.fileio import load
 
-from mmgcvit.analysis import Complexity, complexity_of
+from mmgcvit.analysis import Complexity, complexity_of, counted_shape
 from mmgcvit.engine import config_parser, load_config, run_tool
 from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
-from mmgcvit.task import TASKS, require_task
+from mmgcvit.task import TASKS
 
 METAFILE = Path(__file__).parents[1] / 'metafile.yml'
 
@@ -31,13 +31,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs=2,
         type=int,
         metavar=('H', 'W'),
-        help=f'height and width of the image (default: {shapes})',
+        help=f'height and width of the image (default: {shapes}, or image_size)',
     )
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the numbers to FILE')
     args = parser.parse_args(argv)
     cfg = load_config(args.config, options=args.cfg_options)
-    task = require_task(cfg)
-    height, width = shape = tuple(args.shape or task.counted_shape)
+    default = counted_shape(cfg)
+    height, width = shape = tuple(args.shape or default)
     if min(shape) < 1:
         raise UserError(
             f'--shape {height} {width} is not allowed: use a height and width of at least 1'
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = complexity_of(cfg, shape)
     counted = f', {found.counted}' if found.counted else ''
     print(f'{Path(args.config).stem}, one image of {width}×{height}{counted}')
-    for name, value in rows(found, Path(args.config).stem, shape == task.counted_shape):
+    for name, value in rows(found, Path(args.config).stem, shape == default):
         print(f'{name:54}{value:>10}')
     if found.not_called:
         print(f'not called, so not counted: {", ".join(found.not_called)}')

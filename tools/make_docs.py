@@ -1,27 +1,44 @@
-"""Write the tables in README.md and docs/ from metafile.yml.
+"""Write the tables in README.md and docs/ from metafile.yml and docs/data/.
 
-python tools/make_docs.py            # after changing metafile.yml
+python tools/make_docs.py            # after changing metafile.yml or docs/data/
 python tools/make_docs.py --measure  # after changing a network: count all networks first
 """
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from mmengine.fileio import dump, load
 
-from mmgcvit.analysis import build_on_meta, count_complexity
+from mmgcvit import GCViT
+from mmgcvit.analysis import complexity_of, counted_shape
+from mmgcvit.analysis.doc_tables import (
+    NAIVE,
+    NAIVE_ALL,
+    SOURCES,
+    ablations,
+    comparison,
+    differences,
+    markdown,
+    measured,
+    networks,
+    size_overview,
+    sizes,
+    trainings,
+    zoo,
+)
+from mmgcvit.analysis.training_memory import memory_tables
 from mmgcvit.engine import load_config, run_tool
 from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
 from mmgcvit.models import ARCHS
-from mmgcvit.task import require_task
 
 ROOT = Path(__file__).parents[1]
 METAFILE = ROOT / 'metafile.yml'
-FLOPS = ('FLOPs, all products', 'FLOPs, linear, padded', 'FLOPs, all, padded')  # headings
-NAIVE, NAIVE_ALL = 'FLOPs (linear and convolution, padded)', 'FLOPs (all products, padded)'
+MEASURED = load(ROOT / 'docs/data/measured.yml')
+PUBLISHED = load(ROOT / 'docs/data/published.yml')
 # GB/s in one direction, according to the standards and vendors
 LINKS = {
     'NVLink 3': 300,
@@ -31,7 +48,6 @@ LINKS = {
     '25 Gb/s Ethernet': 3.125,
 }
 GPUS = 8
-SOURCES = ('paper', 'model card')  # of ImageNet-1K top-1 accuracies
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,19 +77,28 @@ def with_tables(path: str, models: Sequence[dict]) -> str:
 def measure() -> None:
     """Count parameters and FLOPs of the metafile's networks and write them into it."""
     metafile = load(METAFILE)
-    for model in networks(metafile['Models']):
+    for model in metafile['Models']:
         cfg = load_config(ROOT / model['Config'])
-        complexity = count_complexity(build_on_meta(cfg), require_task(cfg).counted_shape)
+        complexity = complexity_of(cfg, counted_shape(cfg))
         counts = {
             'Parameters': complexity.params,
             'FLOPs': complexity.macs,
             NAIVE: complexity.naive_linear_macs,
             NAIVE_ALL: complexity.naive_macs,
         }
+        if 'Backbone Parameters' in model['Metadata']:
+            counts['Backbone Parameters'] = backbone_parameters(model['Metadata']['Backbone'])
         model['Metadata'] |= counts
         print(model['Name'], *counts.values())
     text = dump(metafile, file_format='yml', sort_keys=False, allow_unicode=True, width=120)
     write_atomically(METAFILE, text.encode())
+
+
+def backbone_parameters(arch: str) -> int:
+    """Return the parameters of a backbone with its four output norms, as it is pretrained."""
+    with torch.device('meta'):
+        model = GCViT(arch, window_size=(7, 7, 14, 7))
+    return sum(p.numel() for p in model.parameters())
 
 
 def replace_table(text: str, name: str, table: str, path: str) -> str:
@@ -89,57 +114,10 @@ def replace_table(text: str, name: str, table: str, path: str) -> str:
     return re.sub(pattern, lambda _: f'{begin}\n{table}\n{end}', text, flags=re.DOTALL)
 
 
-def sizes(models: Sequence[dict]) -> str:
-    """Return the table of the backbone's sizes, with links to their weights."""
-    rows = []
-    for model in models:
-        if 'Config' in model:
-            continue
-        name = model['Name'].removeprefix('gcvit_')
-        metrics = model['Results'][0]['Metrics']
-        arch, params = ARCHS[name], model['Metadata']['Parameters']
-        channels, depths = (' '.join(map(str, v)) for v in (arch.dims, arch.depths))
-        top1 = [str(metrics.get(f'{source} Top 1 Accuracy', '–')) for source in SOURCES]
-        row = [f'`{name}`', channels, depths, f'{params / 1e6:.1f} M', *top1]
-        rows.append([*row, f'[file]({model["Weights"]})'])
-    header = ['`arch`', 'channels', 'depths', 'backbone parameters']
-    header += [f'ImageNet-1K top-1 ({source})' for source in SOURCES]
-    return markdown([*header, 'NVIDIA weights'], rows)
-
-
-def networks(models: Sequence[dict], folder: str = 'configs') -> list[dict]:
-    return [model for model in models if model.get('Config', '').startswith(folder)]
-
-
-def zoo(folder: str, metrics: Sequence[str]) -> Callable[[Sequence[dict]], str]:
-    """Return a function that generates the table of the networks in a folder of configs."""
-
-    def table(models: Sequence[dict]) -> str:
-        rows = []
-        for model in networks(models, folder):
-            data, config = model['Metadata'], model['Config']
-            results = model['Results'][0]['Metrics'] if 'Results' in model else {}
-            row = [
-                f'[{model["Name"]}](../{config})',
-                f'{data["Parameters"] / 1e6:.1f} M',
-                f'{data["Paper Parameters (M)"]} M' if 'Paper Parameters (M)' in data else '–',
-                *(f'{data[key] / 1e9:.0f} G' for key in ('FLOPs', NAIVE, NAIVE_ALL)),
-                f'{data["Paper FLOPs (G)"]} G' if 'Paper FLOPs (G)' in data else '–',
-                *(str(results.get(f'paper {metric}', '–')) for metric in metrics),
-                'no',
-            ]
-            rows.append(row)
-        header = ['config', 'params', 'params (paper)', *FLOPS, 'FLOPs (paper)']
-        header += [*(f'{metric} (paper)' for metric in metrics), 'trained by us']
-        return markdown(header, rows)
-
-    return table
-
-
 def traffic(models: Sequence[dict]) -> str:
     """Return the table of the gradients that each of 8 GPUs sends per iteration, with times."""
     rows = []
-    for model in networks(models):
+    for model in networks(models, 'detection') + networks(models, 'segmentation'):
         data = gradient_traffic(model['Metadata']['Parameters'], GPUS)
         times = [f'{1e3 * data / (bandwidth * 1e9):.0f} ms' for bandwidth in LINKS.values()]
         rows.append([model['Name'], f'{data / 1e6:.0f} MB', *times])
@@ -152,18 +130,42 @@ def gradient_traffic(params: int, gpus: int) -> float:
     return 2 * (gpus - 1) / gpus * 4 * params
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ['---'] * len(header), *rows]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+def decay_rates(_: Sequence[dict]) -> str:
+    """Return the table of the stem's learning rate with layer-wise decay."""
+    blocks = sum(ARCHS['tiny'].depths)
+    rows = [[str(rate), f'{rate ** (blocks + 1):.2g}'] for rate in (0.8, 0.9, 0.91, 0.92)]
+    return markdown(['rate', f'stem, relative to neck and heads, with {blocks} blocks'], rows)
 
 
+CLASSIFIERS = zoo('classification', [f'Top 1 Accuracy ({source})' for source in SOURCES])
+AP = ['box AP (paper)', 'mask AP (paper)']
+PERFORMANCE = ['cpu', 'cpu-versions', 'recompute', 'image-sizes', 'gpu', 'gpu-profile']
+PERFORMANCE += ['forward-parts', 'training-parts']
 TABLES = {
     'README.md': {'sizes': sizes},
     'docs/model_zoo.md': {
-        'detection': zoo('configs/detection', ['box AP', 'mask AP']),
-        'segmentation': zoo('configs/segmentation', ['mIoU']),
+        'classification': CLASSIFIERS,
+        'detection': zoo('detection', AP),
+        'segmentation': zoo('segmentation', ['mIoU (paper)']),
+        'differences': differences,
+        'trainings': trainings(load(METAFILE)['Collections']),
+        **{name: comparison(data) for name, data in PUBLISHED.items()},
     },
+    'docs/classification.md': {'classification': CLASSIFIERS},
+    'docs/performance.md': {name: measured(MEASURED[name]) for name in PERFORMANCE},
+    'docs/training.md': {
+        'saving-memory': measured(MEASURED['saving-memory']),
+        'decay-rates': decay_rates,
+    },
+    'docs/graph_modes.md': {'graph-padding': measured(MEASURED['graph-padding'])},
     'docs/scaling.md': {'traffic': traffic},
+    'docs/choosing.md': {
+        'size-overview': size_overview,
+        **memory_tables(MEASURED),
+        'memory-backbones': measured(MEASURED['memory-backbones']),
+        'memory-networks': measured(MEASURED['memory-networks']),
+    },
+    'docs/ablations.md': {'ablations': ablations},
 }
 
 if __name__ == '__main__':

@@ -1,3 +1,9 @@
-from .complexity import Complexity, build_on_meta, complexity_of, count_complexity
+from .complexity import (
+    Complexity,
+    build_on_meta,
+    complexity_of,
+    count_complexity,
+    counted_shape,
+)
 
-__all__ = ['Complexity', 'build_on_meta', 'complexity_of', 'count_complexity']
+__all__ = ['Complexity', 'build_on_meta', 'complexity_of', 'count_complexity', 'counted_shape']

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import UserError, describe
 from ..mmcv_ops import require_operators
 from ..models.gcvit import WindowAttention
-from ..task import inner_model
+from ..task import CLASSIFICATION, inner_model, require_task
 from .building import build_untrained
 from .samples import image_channels
 
@@ -59,6 +59,19 @@ class Complexity:
     has_windows: bool = False
     counted: str = ''
     not_called: tuple[str, ...] = ()
+
+
+def counted_shape(cfg: Config) -> tuple[int, int]:
+    """Return the H and W at which papers report the complexity of a config's model.
+
+    For classifiers with GC ViT's ``image_size``, these are the images of this size.
+
+    Raises:
+        UserError: If the model is not a detector, segmentor or classifier.
+    """
+    task = require_task(cfg)
+    size = (inner_model(cfg).get('backbone') or {}).get('image_size')
+    return (size, size) if task is CLASSIFICATION and size else task.counted_shape
 
 
 def complexity_of(cfg: Config, shape: tuple[int, int]) -> Complexity:
@@ -278,11 +291,17 @@ class _Counter:
     def _after(
         self, attention: WindowAttention, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
-        self.computed += (self.flops.get_total_flops() - self._start) // 2
+        computed = (self.flops.get_total_flops() - self._start) // 2
         x, windows, _ = inputs
         tokens = len(x) * windows.num_padded_tokens
-        self.linear += tokens * (attention.qkv.weight.numel() + attention.proj.weight.numel())
-        self.products += 2 * tokens * windows.window_size**2 * x.shape[-1]
+        products = 2 * tokens * windows.window_size**2 * x.shape[-1]
+        if type(attention) is WindowAttention:
+            linear = tokens * (attention.qkv.weight.numel() + attention.proj.weight.numel())
+        else:  # attention of variants, which computes padded windows
+            linear = computed - products
+        self.computed += computed
+        self.linear += linear
+        self.products += products
 
     def _after_deformable(self, conv: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         self.deformable += output.numel() * conv.weight[0].numel()

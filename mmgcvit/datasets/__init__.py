@@ -1,5 +1,7 @@
 """Synthetic datasets."""
 
-from .shapes import DatasetMismatchError, Settings, draw_shapes
+from .classes import draw_shape_classes
+from .folder import DatasetMismatchError, Settings
+from .shapes import draw_shapes
 
-__all__ = ['DatasetMismatchError', 'Settings', 'draw_shapes']
+__all__ = ['DatasetMismatchError', 'Settings', 'draw_shape_classes', 'draw_shapes']

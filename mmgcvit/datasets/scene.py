@@ -15,6 +15,10 @@ CLASSES = ('circle', 'rectangle', 'triangle')
 
 SIZE_RANGE = (200, 480)  # height and width of images in pixels, inclusive
 MAX_SHAPES = 4
+# radius of the circle around a shape, relative to the square root of the image's area, and range of
+# its center, relative to height and width: of several shapes, and of a single one
+RADII, CENTERS = (0.14, 0.28), (0.12, 0.88)
+LARGE_RADII, MIDDLE = (0.28, 0.42), (0.35, 0.65)
 MIN_VISIBLE_SIZE = 40  # height and width of the box around a shape's largest visible part
 MIN_VISIBLE_FRACTION = 0.65  # of a shape's area, including its area outside of the image
 MIN_PART_AREA = 48  # pixels; smaller visible parts are drawn but not annotated in COCO
@@ -74,13 +78,14 @@ class Scene:
     visible: list[np.ndarray]
 
 
-def draw_scene(seed: int, part: int, index: int) -> Scene:
+def draw_scene(seed: int, part: int, index: int, only: str | None = None) -> Scene:
     """Draw one image.
 
     Args:
         seed: Seed of the dataset.
-        part: 0 for the training split, 1 for the validation split.
+        part: Number of the split, which is part of the seed.
         index: Number of the image, counted from 1.
+        only: Class of a single large shape. By default, there are several shapes of any class.
 
     Returns:
         The image with its shapes and masks.
@@ -89,7 +94,7 @@ def draw_scene(seed: int, part: int, index: int) -> Scene:
     height = width = 0
     while height == width:
         height, width = rng.integers(SIZE_RANGE[0], SIZE_RANGE[1] + 1, 2).tolist()
-    shapes, visible = _place(rng, height, width)
+    shapes, visible = _place(rng, height, width, only)
 
     # The background is dull; shapes are vivid with less texture. This lets the smallest
     # detector learn to distinguish them within minutes. The hue does not depend on the class.
@@ -111,16 +116,16 @@ def draw_scene(seed: int, part: int, index: int) -> Scene:
 
 
 def _place(
-    rng: np.random.Generator, height: int, width: int
+    rng: np.random.Generator, height: int, width: int, only: str | None
 ) -> tuple[list[Shape], list[np.ndarray]]:
     """Place shapes. Return them from back to front with their masks. All are well visible."""
-    num_shapes = int(rng.integers(1, MAX_SHAPES + 1))
+    num_shapes = 1 if only else int(rng.integers(1, MAX_SHAPES + 1))
     shapes: list[Shape] = []
     visible: list[np.ndarray] = []
     attempts = 0
     while not shapes or (len(shapes) < num_shapes and attempts < 12 * num_shapes):
         attempts += 1
-        shape = _random_shape(rng, height, width, shapes)
+        shape = _random_shape(rng, height, width, shapes, only)
         inside = shape.depth(height, width) > 0
         left = [mask & ~inside for mask in visible]
         changed = [
@@ -134,10 +139,13 @@ def _place(
     return shapes, visible
 
 
-def _random_shape(rng: np.random.Generator, height: int, width: int, others: list[Shape]) -> Shape:
-    name = CLASSES[rng.integers(len(CLASSES))]
-    radius = math.sqrt(height * width) * math.exp(rng.uniform(math.log(0.14), math.log(0.28)))
-    center = rng.uniform(0.12, 0.88, 2) * (width, height)
+def _random_shape(
+    rng: np.random.Generator, height: int, width: int, others: list[Shape], only: str | None
+) -> Shape:
+    name = only or CLASSES[rng.integers(len(CLASSES))]
+    low, high = LARGE_RADII if only else RADII
+    radius = math.sqrt(height * width) * math.exp(rng.uniform(math.log(low), math.log(high)))
+    center = rng.uniform(*(MIDDLE if only else CENTERS), 2) * (width, height)
     if others and rng.random() < 0.5:  # close to another shape, so that many shapes overlap
         other = others[rng.integers(len(others))]
         direction = rng.uniform(0, 2 * math.pi)

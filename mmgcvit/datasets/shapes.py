@@ -16,61 +16,20 @@ covers [column, column + 1) x [row, row + 1).
 import json
 import os
 import shutil
-import sys
-import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from mmengine.utils import ProgressBar
 
+from .folder import VERSION, Layout, Settings, draw_dataset
 from .scene import CLASSES, Scene, draw_scene, without_small_parts
 
 ADE_BACKGROUND = 1
 ADE_LABELS = {'circle': 120, 'rectangle': 42, 'triangle': 115}
 """Label values of ADE20K: wall (1) for the background, ball (120), box (42) and tent (115). ADE20K
 ignores the value 0 (``reduce_zero_label=True``), which does not occur here."""
-
-STAMP = 'shapes.json'
-VERSION = 3  # increase it whenever the same seed gives different images
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings that determine every byte of a dataset, stored in ``ROOT/shapes.json``.
-
-    Attributes:
-        num_train: Number of training images, at least 1.
-        num_val: Number of validation images, at least 1.
-        seed: Seed, at least 0.
-        version: Version of the drawing code.
-    """
-
-    num_train: int = 600
-    num_val: int = 60
-    seed: int = 0
-    version: int = VERSION
-
-    def __post_init__(self) -> None:
-        for name, least in (('num_train', 1), ('num_val', 1), ('seed', 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f'{name} must be an integer of at least {least}, got {value!r}')
-
-
-class DatasetMismatchError(FileExistsError):
-    """A shapes dataset is incomplete or has different settings, and ``overwrite`` is False.
-
-    Args:
-        problem: Description without the remedy.
-    """
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(
-            f'{problem}; choose a different folder, or overwrite=True (--overwrite) to replace it'
-        )
-        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -115,16 +74,14 @@ def draw_shapes(
     ``ADE_LABELS``.
 
     Equal settings give equal bytes (with the same versions of NumPy and OpenCV). Image k of a split
-    does not depend on the number of images. ``root`` is created only when the dataset is complete;
-    a killed process leaves at most a hidden folder ``.NAME-drawing-*`` next to it.
+    does not depend on the number of images.
 
     Args:
         root: Folder of the dataset. Missing parent folders are created.
         num_train: Number of training images.
         num_val: Number of validation images.
         seed: Seed, at least 0.
-        overwrite: Whether to replace a dataset that is incomplete or has different settings. A
-            folder that this function did not create is never replaced.
+        overwrite: See :func:`~mmgcvit.datasets.folder.draw_dataset`.
         progress: Whether to print messages, and a progress bar on a terminal.
 
     Returns:
@@ -132,41 +89,11 @@ def draw_shapes(
 
     Raises:
         ValueError: If a number is out of range.
-        DatasetMismatchError: If the existing dataset is incomplete or has different settings, and
-            ``overwrite`` is False.
-        FileExistsError: If ``root`` exists and is not a shapes dataset.
+        FileExistsError: If ``root`` exists and must not be replaced, see
+            :func:`~mmgcvit.datasets.folder.draw_dataset`.
     """
     settings = Settings(num_train, num_val, seed)
-    root = Path(root).expanduser().resolve()
-    if _is_drawn(root, settings, overwrite):
-        if progress:
-            print(f'{root} already contains these images: nothing to draw')
-        return False
-
-    root.parent.mkdir(parents=True, exist_ok=True)
-    # in the same parent folder, since renames are atomic only within one file system
-    with tempfile.TemporaryDirectory(prefix=f'.{root.name}-drawing-', dir=root.parent) as scratch:
-        new, old = Path(scratch, 'new'), Path(scratch, 'old')
-        shown = progress and sys.stdout.isatty()
-        bar = ProgressBar(num_train + num_val) if shown else None
-        for part, (split, count) in enumerate(((TRAIN, num_train), (VAL, num_val))):
-            _draw_split(new, split, part, count, seed, bar)
-        (new / STAMP).write_text(json.dumps(asdict(settings), indent=2) + '\n')
-        if shown:
-            print()
-        if _is_drawn(root, settings, overwrite):  # another process may have drawn it meanwhile
-            return False
-        try:
-            if root.exists():
-                root.rename(old)
-            new.rename(root)
-        except BaseException:
-            if old.exists() and not root.exists():
-                old.rename(root)
-            raise
-    if progress:
-        print(f'drew {num_train} training and {num_val} validation images in {root}')
-    return True
+    return draw_dataset(SHAPES, root, settings, overwrite, progress)
 
 
 def label_map(scene: Scene) -> np.ndarray:
@@ -194,39 +121,25 @@ def coco_annotations(scene: Scene, image_id: int) -> list[dict]:
     return annotations
 
 
-def _is_drawn(root: Path, settings: Settings, overwrite: bool) -> bool:
-    """Whether ``root`` is a complete dataset with these settings.
-
-    Raises:
-        FileExistsError: If it is not, and must not be replaced; see :func:`draw_shapes`.
-    """
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
-    try:
-        existing = Settings(**json.loads((root / STAMP).read_text()))
-    except (OSError, ValueError, TypeError):
-        raise FileExistsError(
-            f'{root} exists and is not a shapes dataset (it does not contain a valid {STAMP}); '
-            'choose a different folder, or move this one away'
-        ) from None
+def _files(root: Path, settings: Settings) -> Iterator[Path]:
     splits = ((TRAIN, settings.num_train), (VAL, settings.num_val))
-    files = [split.annotations(root) for split, _ in splits]
+    for split, _ in splits:
+        yield split.annotations(root)
     for split, count in splits:
-        files += [path for index in range(count) for path in split.paths(root, index + 1)]
-    missing = next((path for path in files if not path.is_file()), None)
-    if existing == settings and missing is None:
-        return True
-    if overwrite:
-        return False
-    if existing == settings:
-        problem = f'lacks {missing}'
-    else:
-        problem = f'was drawn with {existing}, not {settings}'
-    raise DatasetMismatchError(f'the dataset in {root} {problem}')
+        for index in range(count):
+            yield from split.paths(root, index + 1)
+
+
+def _draw(root: Path, settings: Settings, update: Callable[[], None]) -> None:
+    for part, (split, count) in enumerate(((TRAIN, settings.num_train), (VAL, settings.num_val))):
+        _draw_split(root, split, part, count, settings.seed, update)
+
+
+SHAPES = Layout('shapes', 'shapes.json', _files, _draw)
 
 
 def _draw_split(
-    root: Path, split: Split, part: int, count: int, seed: int, bar: ProgressBar | None
+    root: Path, split: Split, part: int, count: int, seed: int, update: Callable[[], None]
 ) -> None:
     annotations_file = split.annotations(root)
     for path in (annotations_file, *split.paths(root, 1)):
@@ -236,7 +149,7 @@ def _draw_split(
         scene = draw_scene(seed, part, index)
         height, width = scene.image.shape[:2]
         coco_image, ade_image, ade_labels = split.paths(root, index)
-        coco_image.write_bytes(_encoded('.jpg', scene.image, [cv2.IMWRITE_JPEG_QUALITY, 95]))
+        coco_image.write_bytes(jpeg(scene.image))
         ade_labels.write_bytes(_encoded('.png', label_map(scene), []))
         try:
             os.link(coco_image, ade_image)
@@ -245,13 +158,17 @@ def _draw_split(
         image = dict(id=index, file_name=coco_image.name, width=width, height=height, license=1)
         images.append(image)
         annotations += coco_annotations(scene, index)
-        if bar is not None:
-            bar.update()
+        update()
     info = dict(description=f'mmgcvit shapes, seed {seed}, {split.coco}', version=str(VERSION))
     apache = dict(id=1, name='Apache-2.0', url='https://www.apache.org/licenses/LICENSE-2.0')
     categories = [dict(id=i, name=name, supercategory='shape') for i, name in enumerate(CLASSES, 1)]
     dataset = dict(info=info, licenses=[apache], categories=categories)
     annotations_file.write_text(json.dumps(dict(dataset, images=images, annotations=annotations)))
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    """Encode a BGR image, uint8, (H, W, 3)."""
+    return _encoded('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 95])
 
 
 def _encoded(suffix: str, image: np.ndarray, options: list[int]) -> bytes:

@@ -56,3 +56,19 @@ def gpu_failure() -> str | None:
             'select another GPU with CUDA_VISIBLE_DEVICES, or set CUDA_VISIBLE_DEVICES=-1 to use '
             'the CPU'
         ) from error
+
+
+def require_device(device: str) -> str:
+    """Return the device of ``--device``, such as 'cpu' or 'cuda:1'.
+
+    Raises:
+        UserError: If it does not work, or mmcv is missing or broken.
+    """
+    require_operators()
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter if torch is built without CUDA
+        raise UserError(
+            f'--device {device} does not work ({one_line(error)}): pass cpu, cuda or cuda:N'
+        ) from error
+    return device

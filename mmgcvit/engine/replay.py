@@ -33,7 +33,7 @@ from ..weights import read_checkpoint
 from ..weights.checkpoint import tensors_of
 from .adaptations import adapt_cpu, adapt_precision
 from .config import check_checkpoint
-from .device import Machine, choose_device
+from .device import Machine, choose_device, require_device
 from .failed_step import (
     FailedStep,
     RandomState,
@@ -80,8 +80,7 @@ def replay(
         UserError: If the file cannot be read, or its model cannot be built.
     """
     content = read_failed_step(path)
-    device = device or choose_device()
-    _check_device(device)
+    device = require_device(device) if device else choose_device()
     batch = _rebuilt(content, path)
     _print_head(content)
     cfg = _config(content['config'], path, allow_imports)
@@ -320,15 +319,6 @@ def _load_scaler(wrapper: OptimWrapper, content: FailedStep, path: str | Path) -
             scaler.load_state_dict(content['loss_scaler'])
         except Exception as error:  # missing entries and wrong values raise several types
             raise damaged(path, f'loss_scaler: {describe(error)}') from error
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter if torch is built without CUDA
-        raise UserError(
-            f'--device {device} does not work ({one_line(error)}): pass cpu, cuda or cuda:N'
-        ) from error
 
 
 def _run(

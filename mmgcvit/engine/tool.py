@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import torch.distributed
@@ -121,10 +121,18 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def config_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a tool that reads a config, with the common arguments."""
+def config_parser(
+    description: str | None, before: Sequence[tuple[str, str]] = ()
+) -> argparse.ArgumentParser:
+    """Return the parser of a tool that reads a config, with the common arguments.
+
+    Args:
+        description: Text of ``--help``.
+        before: Name and help of each positional argument before the config.
+    """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='path of a config file')
+    for name, text in (*before, ('config', 'path of a config file')):
+        parser.add_argument(name, help=text)
     parser.add_argument(
         '--cfg-options',
         nargs='+',

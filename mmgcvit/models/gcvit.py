@@ -472,7 +472,7 @@ class GCViT(BaseModule):
         )
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(arch.dims[i]))
-        self.apply(_init_linear)
+        self.apply(init_linear)
         ops.prepare_parameters(self)
         self._register_load_state_dict_pre_hook(_resize_bias_tables_on_load, with_module=True)
         self._freeze()
@@ -630,7 +630,7 @@ def _drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
-def _init_linear(module: nn.Module) -> None:
+def init_linear(module: nn.Module) -> None:
     """Initialize linear layers as in the published code; other layers keep PyTorch's default."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -11,10 +11,11 @@ from .position_bias import resize_bias_table, resize_bias_tables
 from .recomputation import POLICIES as RECOMPUTE_POLICIES
 from .recomputation import recompute
 from .resize import resize_bicubic
-from .windows import Region, Windows, project_padding, window_layout
+from .windows import PaddedWindows, Region, Windows, project_padding, window_layout
 
 __all__ = [
     'RECOMPUTE_POLICIES',
+    'PaddedWindows',
     'Region',
     'Windows',
     'attention_probabilities',

@@ -212,8 +212,8 @@ def _require_backbone(checkpoint: Checkpoint, target: _Target) -> None:
 def _require_network(checkpoint: Checkpoint, target: _Target, missing: list[str]) -> None:
     """Reject a file that has no tensor of the network around the backbone."""
     absent = set(missing)
-    rest = {name for name in target.needed if not name.startswith(BACKBONE)}
-    if target.is_backbone or not absent or not rest <= absent:
+    rest = [name for name in target.needed if not name.startswith(BACKBONE)]
+    if target.is_backbone or not absent or not absent.issuperset(rest):
         return
     amount = 'the backbone but not the rest'
     if len(absent) == len(target.needed):
@@ -223,8 +223,8 @@ def _require_network(checkpoint: Checkpoint, target: _Target, missing: list[str]
     raise UserError(
         f'{checkpoint.source} contains {amount} of the model; it has names like '
         f'{sample(checkpoint.names)}, and the model has names like '
-        f'{sample(target.names.values())}: use a checkpoint of this config; for backbone weights '
-        'use model.backbone.init_cfg'
+        f'{sample(target.names[name] for name in rest)}: use a checkpoint of this config; for '
+        'backbone weights use model.backbone.init_cfg'
     )
 
 
@@ -235,6 +235,7 @@ def _require_same(
     sizes = _sizes(checkpoint, target)
     if other:
         name = other[0]
+        is_wider = name == STEM and not _differ_in_channels(values[name], target.shapes[name])
         number = f'{len(other)} tensors have mismatched shapes'
         if len(other) == 1:
             number = '1 tensor has a mismatched shape'
@@ -242,7 +243,8 @@ def _require_same(
             f'{number}: {target.names[name]} has shape {tuple(values[name].shape)}, '
             f'expected {target.shapes[name]}'
         )
-        raise _misfit(checkpoint, target, f'{reason}; {sizes}' if sizes else reason, name)
+        reason = f'{reason}; {sizes}' if sizes else reason
+        raise _misfit(checkpoint, target, reason, '' if is_wider else name)
     if missing:
         names = sample(target.names[name] for name in missing)
         number = f'{len(missing)} of {len(target.needed)} tensors'
@@ -368,10 +370,15 @@ def load_pretrained(
     return load_checkpoint(model, open_checkpoint(checkpoint, prefix, ema, sha256), adapt_input)
 
 
-def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, adapt_input: bool = False) -> Fit:
-    """Copy a checkpoint's tensors into a backbone or network, see :func:`load_pretrained`."""
+def load_checkpoint(
+    model: nn.Module, checkpoint: Checkpoint, adapt_input: bool = False, resize: bool = True
+) -> Fit:
+    """Copy a checkpoint's tensors into a backbone or network, see :func:`load_pretrained`.
+
+    Without ``resize``, position bias tables must have the window sizes of the model.
+    """
     targets = model.state_dict()
-    fitted = fit(checkpoint, shapes_of(targets), adapt_input=adapt_input)
+    fitted = fit(checkpoint, shapes_of(targets), adapt_input=adapt_input, resize=resize)
     values = {}
     for name, tensor in fitted.tensors.items():
         values[name] = tensor.to(targets[name].dtype)

@@ -99,7 +99,7 @@ class Layout:
     """Tensor names of one release, for a backbone and a classifier's head.
 
     Attributes:
-        key_tensor: Name of a tensor that identifies a GC ViT in this layout.
+        key_tensors: Names of tensors, of which each GC ViT in this layout has exactly one.
         own_name: Function that returns this package's name of a tensor.
         their_name: Inverse of ``own_name``. Returns None if the layout has no such tensor. The
             second argument is whether the backbone has only the norm of its last output, which is
@@ -111,7 +111,7 @@ class Layout:
         license: License of the weights published in this layout, according to their publisher.
     """
 
-    key_tensor: str
+    key_tensors: tuple[str, ...]
     own_name: Callable[[str], str]
     their_name: Callable[[str, bool], str | None]
     gates_are_convolutions: bool = False
@@ -145,14 +145,14 @@ class Layout:
 
 LAYOUTS = {
     'nvidia': Layout(
-        'patch_embed.conv_down.reduction.weight',
+        ('patch_embed.conv_down.reduction.weight',),
         _from_nvidia,
         _to_nvidia,
         license="NVIDIA's published GC ViT weights and models fine-tuned from them are under "
         'CC BY-NC-SA 4.0',
     ),
     'timm': Layout(
-        'stem.down.reduction.weight',
+        ('stem.down.reduction.weight',),
         _from_timm,
         _to_timm,
         gates_are_convolutions=True,
@@ -160,7 +160,8 @@ LAYOUTS = {
         license="see the model's page on https://huggingface.co/timm",
     ),
     'mmgcvit': Layout(
-        'stem.downsample.reduction.weight',
+        # the second one is of variants with Swin's stem
+        ('stem.downsample.reduction.weight', 'stem.patch_norm.weight'),
         lambda name: name,
         lambda name, _: name,
         classifier_prefix='backbone.',  # as in mmpretrain
@@ -179,10 +180,11 @@ def find_backbones(
 ) -> list[tuple[str, str]]:
     """Return the prefix and layout of each GC ViT backbone in the names of a network."""
     return [
-        (name.removesuffix(layout.key_tensor), key)
+        (name.removesuffix(tensor), key)
         for name in names
         for key, layout in layouts.items()
-        if f'.{name}'.endswith(f'.{layout.key_tensor}')
+        for tensor in layout.key_tensors
+        if f'.{name}'.endswith(f'.{tensor}')
     ]
 
 

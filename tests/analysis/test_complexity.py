@@ -100,7 +100,10 @@ def test_published_networks_have_the_papers_size_and_the_metafiles_counts(name):
     assert nearest / 1e9 == pytest.approx(data['Paper FLOPs (G)'], rel=0.05)
 
 
-@pytest.mark.parametrize('name', [name for name in MODELS if name not in PUBLISHED])
+# Swin computes values when it is built; test_variants.py counts it
+@pytest.mark.parametrize(
+    'name', [name for name in MODELS if name not in PUBLISHED and 'swin' not in name]
+)
 def test_parameters_of_the_other_networks_are_the_metafiles(name):
     model = build_on_meta(load_config(ROOT / MODELS[name]['Config']))
     params = sum(p.numel() for p in model.parameters())

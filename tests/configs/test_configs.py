@@ -14,16 +14,15 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
-from mmgcvit import GCViT
 from mmgcvit.engine import load_config
 from mmgcvit.models.arch import ARCHS
-from mmgcvit.task import SEGMENTATION, require_task
+from mmgcvit.task import CLASSIFICATION, DETECTION, SEGMENTATION, require_task
 
 ROOT = Path(__file__).parents[2]
 FILES = [
     path.relative_to(ROOT)
     for path in sorted(ROOT.glob('configs/*/*.py'))
-    if path.parent.name != '_base_'
+    if path.parent.name not in ('_base_', 'comparison')  # tests/analysis/test_comparison.py
 ]
 # a size in the names of configs → arch, from small to large
 SIZES = {
@@ -48,8 +47,17 @@ def is_alias(path):
 
 ALIASES = [path for path in FILES if is_alias(path)]
 CONFIGS = [path for path in FILES if not is_alias(path)]
-# a config that does not mention the model has the network of its base
-NETWORKS = [path for path in CONFIGS if 'model' in assigned(path)]
+
+# A config that does not mention the model has the network of its base. Classifiers of all sizes
+# have the same pooling and head, so the smallest one is enough.
+NETWORKS = [
+    path
+    for path in CONFIGS
+    if 'model' in assigned(path)
+    and (path.parent.name != 'classification' or path.stem in ('gcvit_xxt', 'gcvit_shapes'))
+    # test_variants.py trains small networks of these
+    and path.parent.name != 'ablations'
+]
 
 
 @functools.cache
@@ -59,8 +67,13 @@ def published(path):
 
 
 def method_and_size(path):
-    """Return ('mask-rcnn', 's') for mask-rcnn_gcvit-s_fpn_3x_coco.py; a name may have no size."""
-    match = re.fullmatch(rf'(.+)_gcvit-({"|".join(SIZES)})_.+', path.stem)
+    """Return ('mask-rcnn', 's') for mask-rcnn_gcvit-s_fpn_3x_coco.py; a name may have no size.
+
+    The method of classifiers is 'gcvit'.
+    """
+    sizes = '|'.join(SIZES)
+    match = re.fullmatch(rf'(.+)_gcvit-({sizes})_.+', path.stem)
+    match = match or re.fullmatch(rf'(gcvit)_({sizes})(?:_.+)?', path.stem)
     return match.groups() if match else (path.stem, None)
 
 
@@ -74,9 +87,8 @@ def is_quick(path):
 @functools.cache
 def backbone_of(path):
     """The backbone of a config, without values."""
-    settings = {k: v for k, v in published(path).model.backbone.items() if k != 'type'}
     with torch.device('meta'):
-        return GCViT(**settings)
+        return MODELS.build(dict(published(path).model.backbone))
 
 
 @pytest.fixture(
@@ -92,7 +104,8 @@ def built(request):
     init_default_scope(cfg.default_scope)
     # pretrained weights are tested elsewhere
     weights, cfg.model.backbone.init_cfg = cfg.model.backbone.get('init_cfg'), None
-    if not isinstance(cfg.model.backbone.arch, dict) and cfg.model.backbone.arch != 'xxtiny':
+    arch = cfg.model.backbone.arch
+    if not isinstance(arch, dict) and arch != 'xxtiny':
         # windows of 24 would be mostly padding here, and take ten times as long
         cfg.model.backbone.window_size = 7
     few_proposals(cfg.model)
@@ -120,6 +133,7 @@ def test_there_is_a_config_of_every_size():
             f'mask-rcnn_gcvit-{size}_fpn_3x_coco',
             f'cascade-mask-rcnn_gcvit-{size}_fpn_3x_coco',
             f'upernet_gcvit-{size}_160k_ade20k-512x512',
+            f'gcvit_{size}',
         } < names
 
 
@@ -135,26 +149,29 @@ def test_config_begins_with_launch_hardware_source_and_result(path):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=str)
 def test_arch_weights_and_drop_path_are_of_the_size_in_the_name(path):
-    _, size = method_and_size(path)
+    method, size = method_and_size(path)
     if size is None:
         assert 'gcvit-' not in path.stem
         return
     arch, backbone = SIZES[size], published(path).model.backbone
     assert backbone.arch == arch
+    assert f'GC ViT-{size.upper()} ' in (ROOT / path).read_text().splitlines()[0]
+    if method == 'gcvit':  # classifiers, see test_classification_configs.py
+        return
     assert backbone.init_cfg.checkpoint.rpartition('/')[2] == f'gcvit_1k_{arch}.pth.tar'
     assert backbone.window_size == 24
     assert 'drop_path_rate' not in backbone
     rates = [b.drop_path.drop_rate for stage in backbone_of(path).stages for b in stage.blocks]
     step = ARCHS[arch].drop_path_rate / (sum(ARCHS[arch].depths) - 1)
     assert rates == pytest.approx([i * step for i in range(len(rates))])
-    assert f'GC ViT-{size.upper()} ' in (ROOT / path).read_text().splitlines()[0]
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=str)
+# Swin has no out_channels
+@pytest.mark.parametrize('path', [path for path in CONFIGS if 'gcvit' in path.stem], ids=str)
 def test_whatever_takes_the_feature_maps_has_their_channels(path):
     model, channels = published(path).model, backbone_of(path).out_channels
     parts = [v for v in model.values() if isinstance(v, dict) and 'in_channels' in v]
-    parts = [model.neck] if 'neck' in model else parts
+    parts = [model.neck] if 'in_channels' in model.get('neck', {}) else parts
     assert parts
     for part in parts:
         if isinstance(part.in_channels, int):
@@ -216,9 +233,9 @@ def test_a_users_config_on_an_old_name_loads_with_a_warning(tmp_path):
 
 def test_model_runs_forward_and_backward(built):
     cfg, model = built
-    run = run_segmentor if require_task(cfg) is SEGMENTATION else run_detector
-    losses = run(model)
-    assert len(losses) >= 2
+    runs = {DETECTION: run_detector, SEGMENTATION: run_segmentor, CLASSIFICATION: run_classifier}
+    losses = runs[require_task(cfg)](model)
+    assert len(losses) >= (1 if require_task(cfg) is CLASSIFICATION else 2)
     total = sum(sum(value) if isinstance(value, list) else value for value in losses.values())
     assert torch.isfinite(total) and total > 0
     total.backward()
@@ -297,6 +314,19 @@ def run_segmentor(model):
     return {k: v for k, v in model.loss(images, samples).items() if 'loss' in k}
 
 
+def run_classifier(model):
+    """Classify an image and return the loss of two."""
+    from mmpretrain.structures import DataSample
+
+    images = torch.rand(2, 3, 64, 96)
+    model.eval()
+    with torch.no_grad():
+        (found,) = model.predict(images[:1])
+    assert found.pred_score.shape == (model.head.num_classes,)
+    model.train()
+    return model.loss(images, [DataSample().set_gt_label(label) for label in (0, 2)])
+
+
 def test_norms_and_bias_tables_are_not_decayed(built):
     cfg, model = built
     settings = dict(cfg.optim_wrapper, type='OptimWrapper')
@@ -305,7 +335,9 @@ def test_norms_and_bias_tables_are_not_decayed(built):
     decay = {}
     for group in build_optim_wrapper(model, settings).optimizer.param_groups:
         decay |= {id(p): group['weight_decay'] for p in group['params']}
-    found = {name: decay[id(p)] for name, p in model.backbone.named_parameters()}
-    for name, value in found.items():
+    without_biases = cfg.optim_wrapper.paramwise_cfg.get('bias_decay_mult') == 0
+    for name, parameter in model.backbone.named_parameters():
         plain = 'norm' in name or name.endswith('relative_position_bias_table')
-        assert (value == 0) == plain, name
+        # in mmpretrain's recipe for Swin, biases and layer scale are not decayed either
+        plain = plain or (without_biases and parameter.dim() == 1)
+        assert (decay[id(parameter)] == 0) == plain, name

@@ -1,7 +1,8 @@
 """Checks of a config's data, before hours are spent on it.
 
 A check is a generator of problems and notes. ``coco`` checks COCO annotations, with ``masks``,
-``label_maps`` segmentation datasets, and ``config`` whether datasets, heads and evaluators agree.
+``label_maps`` segmentation datasets, ``image_folders`` classification datasets, and ``config`` and
+``classifiers`` whether datasets, heads and evaluators agree.
 ``split`` builds a dataset and opens its images with its own classes, ``checking`` runs the checks.
 """
 

@@ -12,8 +12,10 @@ from ...errors import UserError, describe
 from ...mmcv_ops import require_operators
 from ...registry import set_default_scope
 from ..wrappers import dataset_configs
+from .classifiers import CLASSIFIERS, folder_labels
 from .coco import COCO
-from .config import CONFIG, Setup
+from .config import CONFIG, Setup, class_counts
+from .image_folders import IMAGE_FOLDERS
 from .label_maps import LABEL_MAPS
 from .masks import SPLITS
 from .report import Note, Problem, Report, Unchecked
@@ -27,8 +29,14 @@ def name_of(check: Check) -> str:
     return check.__name__.replace('_', '-')
 
 
+# datasets whose folders differ also have different classes
+OF_CONFIG = {**CLASSIFIERS, **CONFIG, class_counts: (folder_labels,)}
 NAMES = tuple(
-    dict.fromkeys(name_of(check) for checks in (COCO, LABEL_MAPS, CONFIG) for check in checks)
+    dict.fromkeys(
+        name_of(check)
+        for checks in (COCO, LABEL_MAPS, IMAGE_FOLDERS, OF_CONFIG)
+        for check in checks
+    )
 )
 
 
@@ -44,7 +52,7 @@ def check_data(
     The config's key ``skip_checks`` is a list of names of checks that are not run.
 
     Args:
-        cfg: Config of a detector or segmentor.
+        cfg: Config of a detector, segmentor or classifier.
         samples: Number of items of each dataset to open, None for all.
         fast: Whether large annotation files are not read completely, and only some of many files
             are looked up, so that the check takes a second or two with datasets of any size.
@@ -60,11 +68,16 @@ def check_data(
     report = Report()
     datasets = _find_splits(cfg, samples, fast, splits, show)
     for split in datasets:
-        checks = COCO if 'CocoDataset' in split.bases else LABEL_MAPS
-        report.add(run_checks(checks, split, split.names, skip, show))
+        report.add(run_checks(_checks_of(split), split, split.names, skip, show))
         report.datasets.append((', '.join(split.names), split.counts))
-    report.add(run_checks(CONFIG, Setup(cfg, tuple(splits), datasets), (), skip, show))
+    report.add(run_checks(OF_CONFIG, Setup(cfg, tuple(splits), datasets), (), skip, show))
     return report
+
+
+def _checks_of(split: Split) -> Mapping[Check, Sequence[Check]]:
+    if 'CocoDataset' in split.bases:
+        return COCO
+    return IMAGE_FOLDERS if 'CustomDataset' in split.bases else LABEL_MAPS
 
 
 def _read_skipped(cfg: Config) -> set[str]:

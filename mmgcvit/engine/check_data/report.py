@@ -1,7 +1,10 @@
 """The results of a check."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+MANY = 200  # classes; of more, only the rarest are listed
+RAREST = 20
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,16 @@ class Report:
         counted = [(name, counts.classes) for name, counts in self.datasets if counts.classes]
         if counted:
             lines += ['', f'{"class":<24}' + ''.join(f'{name:>14}' for name, _ in counted)]
-            for label in dict.fromkeys(label for _, classes in counted for label in classes):
+            labels = list(dict.fromkeys(label for _, classes in counted for label in classes))
+            shown = labels if len(labels) <= MANY else _rarest(labels, counted[0][1])
+            for label in shown:
+                name = label if len(label) < 24 else f'{label[:22]}…'
                 cells = ''.join(f'{classes.get(label, "-"):>14}' for _, classes in counted)
-                lines.append(f'{label:<24}{cells}')
+                lines.append(f'{name:<24}{cells}')
+            if len(shown) < len(labels):
+                lines.append(f'… and {len(labels) - len(shown)} more classes')
         return '\n'.join(lines)
+
+
+def _rarest(labels: list[str], counts: Mapping[str, int]) -> list[str]:
+    return sorted(labels, key=lambda label: counts.get(label, 0))[:RAREST]

@@ -342,7 +342,8 @@ def dataset(split: Split) -> Iterator[Problem]:
         )
         return
     name = getattr(split.cls, '__name__', split.cls)
-    if not split.bases & {'CocoDataset', 'BaseSegDataset'} or 'CocoPanopticDataset' in split.bases:
+    known = {'CocoDataset', 'BaseSegDataset', 'CustomDataset'}
+    if not split.bases & known or 'CocoPanopticDataset' in split.bases:
         raise Unchecked(f'{name} is neither a COCO dataset nor a segmentation dataset of folders')
     root = split.leaf.get('data_root')
     if root and not split.is_remote and not os.path.isdir(root):
@@ -367,7 +368,8 @@ def dataset(split: Split) -> Iterator[Problem]:
             f'the transforms that load files cannot be built ({_reason(error)}): correct '
             f'{split.option}.pipeline'
         )
-    if split.classes is None:
+    # mmpretrain's datasets can have the classes of their folders, which are not yet read
+    if 'CustomDataset' not in split.bases and split.classes is None:
         yield Problem(
             f'metainfo.classes is not a tuple of names: set {split.option}.metainfo.classes to the '
             'names of the classes; a single class needs a comma: ("cat",)'

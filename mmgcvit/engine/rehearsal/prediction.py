@@ -78,7 +78,7 @@ def predict_time(
         )
         seconds += validations * images * measured.per_image
         text += f' + {validations} validations × {images} images × {measured.per_image:.2f} s'
-    return f'{_duration(seconds)} = {text}'
+    return f'{duration(seconds)} = {text}'
 
 
 def predict_memory(cfg: Config, machine: Machine, peak: int) -> tuple[str, str | None]:
@@ -120,8 +120,11 @@ def proposals(cfg: Config, machine: Machine) -> str:
             'so does the learning rate)'
         )
     backbone = inner_model(cfg).get('backbone') or {}
-    if class_of(backbone, MODELS, cfg.get('default_scope')) is GCViT and not (
-        backbone.get('recompute') == 'block' or backbone.get('with_cp')
+    cls = class_of(backbone, MODELS, cfg.get('default_scope'))
+    if (
+        isinstance(cls, type)
+        and issubclass(cls, GCViT)
+        and not (backbone.get('recompute') == 'block' or backbone.get('with_cp'))
     ):
         texts.append('model.backbone.recompute=block')
     wrapper = (cfg.get('optim_wrapper') or {}).get('type', 'OptimWrapper')
@@ -180,7 +183,8 @@ def predict_disk(
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a duration in the unit that suits it, for example ``'1.5 min'``."""
     if seconds < 100:
         return f'{seconds:.0f} s'
     if seconds < 5400:

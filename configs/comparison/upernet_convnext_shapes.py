@@ -1,0 +1,14 @@
+# UPerNet with a small ConvNeXt on drawn shapes, for docs/comparison.md.
+#
+# Launch:   python tools/compare.py, or only this training:
+#           python tools/train.py configs/comparison/upernet_convnext_shapes.py
+# Hardware: one CPU core, about 5 minutes
+# Source:   ours, see _base_/recipe.py
+# Result:   docs/comparison.md
+_base_ = './_base_/upernet_shapes.py'
+
+model = dict(
+    backbone=dict(_base_.convnext.backbone, _delete_=True),
+    decode_head=dict(in_channels=_base_.convnext.channels),
+    auxiliary_head=dict(in_channels=_base_.convnext.channels[2]),
+)
