@@ -222,6 +222,18 @@ def test_curves_of_logs(tmp_path):
         comparison.read_curves(plan)
 
 
+def test_times_are_measured_again_alone(finished, arguments, load_tool, monkeypatch, capfd):
+    out, _, _ = finished
+    before = json.loads((out / 'timing.json').read_text())
+    monkeypatch.chdir(ROOT)
+    load_tool('compare').main(['--time', *arguments])
+    printed = capfd.readouterr().out
+    assert 'Iter(train)' not in printed
+    after = json.loads((out / 'timing.json').read_text())['segmentation']
+    assert after['seconds'] != before['segmentation']['seconds']
+    assert f'| {after["seconds"]["gcvit"]:.3f} |' in (out / 'results.md').read_text()
+
+
 def test_nothing_to_report_is_told(load_tool, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = ['--time', '--out', str(tmp_path), '--tasks', 'segmentation']

@@ -10,6 +10,7 @@ import datetime
 import functools
 import io
 import json
+import logging
 import platform
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from typing import Any
 import mmengine
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
@@ -78,6 +80,8 @@ def _measure(
     task: str, configs: Mapping[str, Config], rounds: int
 ) -> tuple[list[float], dict[str, list[float]]]:
     """Return the seconds of loading and of each backbone's training steps, by round."""
+    # building logs several lines per parameter
+    MMLogger.get_current_instance().setLevel(logging.WARNING)
     device = choose_device()
     steps = {}
     for name, cfg in configs.items():
