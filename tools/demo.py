@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument(
         '--score-thr',
         type=float,
-        help='detectors: draw instances with a higher score (default: 0.3); the JSON has all',
+        help='detectors: draw only instances with a higher score (default: 0.3)',
     )
     parser.add_argument('--device', help='cpu, cuda or cuda:N (default: the GPU if there is one)')
     args = parser.parse_args()

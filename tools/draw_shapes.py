@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--overwrite',
         action='store_true',
-        help='replace an existing shapes dataset that is incomplete or has different settings',
+        help='replace an existing drawn dataset that is incomplete or has different settings',
     )
     args = parser.parse_args(argv)
     try:

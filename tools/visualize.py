@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         'from 0 in the order of the scores (default: the best detection, the class with most '
         'pixels, or the most probable class)',
     )
-    parser.add_argument('--no-cam', action='store_true', help='no Grad-CAM')
+    parser.add_argument('--no-cam', action='store_true', help='do not compute Grad-CAM')
     parser.add_argument(
         '--score-thr',
         type=float,

@@ -1,8 +1,8 @@
 """Inferencers of mmdet, mmseg and mmpretrain for a trained model.
 
-Their own loading executes code in checkpoints, loads unfitting ones in part, and reads images in
-another way than the config. These get a finished :class:`TrainedModel` instead, and use its
-pipeline.
+The libraries' own inferencers execute code in checkpoints, load mismatched checkpoints partially,
+and do not always read images as the config does. The inferencers here receive a finished
+:class:`TrainedModel` and use its pipeline.
 
 H, W: height and width of an image in pixels.
 """

@@ -85,9 +85,9 @@ class Placement:
         if not (rows.start <= y < rows.stop and columns.start <= x < columns.stop):
             height, width = self.image_size
             raise UserError(
-                f'--token {x} {y} is outside of what the network sees of this image of '
-                f'{width}×{height} pixels: give X from {columns.start} to {columns.stop - 1} and '
-                f'Y from {rows.start} to {rows.stop - 1}'
+                f'--token {x} {y} is outside of the part of this {width}×{height} image that the '
+                f'network sees: use X from {columns.start} to {columns.stop - 1} and Y from '
+                f'{rows.start} to {rows.stop - 1}'
             )
         at_y, at_x = self._pixel_centers()
         return int(at_y[y] // stride), int(at_x[x] // stride)

@@ -283,7 +283,7 @@ def test_cells_and_pixels_correspond(name):
                 seen[1].start <= column < seen[1].stop
             )
             if not inside:
-                with pytest.raises(UserError, match='is outside of what the network sees'):
+                with pytest.raises(UserError, match='is outside of the part of this'):
                     placement.cell(column, row, 4)
                 continue
             i, j = placement.cell(column, row, 4)
