@@ -5,7 +5,6 @@ python tools/make_docs.py --measure  # after changing a network: count all netwo
 """
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from mmgcvit.analysis.doc_tables import (
     markdown,
     measured,
     networks,
+    replace_between,
     size_overview,
     sizes,
     trainings,
@@ -31,7 +31,6 @@ from mmgcvit.analysis.doc_tables import (
 )
 from mmgcvit.analysis.training_memory import memory_tables
 from mmgcvit.engine import load_config, run_tool
-from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
 from mmgcvit.models import ARCHS
 
@@ -102,16 +101,9 @@ def backbone_parameters(arch: str) -> int:
 
 
 def replace_table(text: str, name: str, table: str, path: str) -> str:
-    """Replace the text between the markers of a table.
-
-    Raises:
-        UserError: If one of the two markers is missing or occurs more than once.
-    """
+    """Replace the text between the markers of a table."""
     begin, end = f'<!-- {name}: made by tools/make_docs.py -->', f'<!-- end of {name} -->'
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise UserError(f'{path} must contain the lines {begin!r} and {end!r} exactly once')
-    pattern = f'{re.escape(begin)}.*{re.escape(end)}'
-    return re.sub(pattern, lambda _: f'{begin}\n{table}\n{end}', text, flags=re.DOTALL)
+    return replace_between(text, begin, end, table, path)
 
 
 def traffic(models: Sequence[dict]) -> str:

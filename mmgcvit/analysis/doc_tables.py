@@ -3,9 +3,12 @@
 Each table is a function that takes the models and returns Markdown.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..models import ARCHS
 
 Table = Callable[[Sequence[dict]], str]
@@ -227,6 +230,18 @@ def measured(data: Mapping[str, Any]) -> Table:
         return f'{text}\n\n*{"; ".join(made)}*' if made else text
 
     return table
+
+
+def replace_between(text: str, begin: str, end: str, content: str, path: str | Path) -> str:
+    """Replace the text between two lines of a page.
+
+    Raises:
+        UserError: If one of the two lines is missing or occurs more than once.
+    """
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise UserError(f'{path} must contain the lines {begin!r} and {end!r} exactly once')
+    pattern = f'{re.escape(begin)}.*{re.escape(end)}'
+    return re.sub(pattern, lambda _: f'{begin}\n{content}\n{end}', text, flags=re.DOTALL)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,8 @@ def test_a_class_that_validation_lacks_would_shift_its_labels(published, root, f
     )
     # with names in the config, mmpretrain would end in an assertion
     (text, *_) = texts(check(config(published, root), fast))
-    assert 'val: ' in text and "has 2 folders, without ('circle',), but there are 3 classes" in text
+    message = "has 2 folders, but there are 3 classes; missing: ('circle',): make one folder"
+    assert 'val: ' in text and message in text
     (root / 'val/circle').mkdir()  # the remedy
     report = check(config(published, root), fast)
     assert report.problems == []
@@ -168,11 +170,11 @@ def test_broken_images_are_named(published, root):
         (['circle/0.png 0', 'triangle/1.png 2'], None),
         (
             ['circle/0.png 0', 'circle/1.png 1', 'triangle/1.png 3'],
-            '1 of 3 images of train have labels of no class, such as 3: the 3 classes are 0 to 2',
+            '1 of 3 images of train have labels out of range, such as 3: the 3 classes are 0 to 2',
         ),
         (
             ['circle/0.png 0', 'triangle/1.png 2', 'circle/0.png -1'],
-            '1 of 3 images of train have labels of no class, such as -1',
+            '1 of 3 images of train have labels out of range, such as -1',
         ),
         ([], 'there are no images (.bmp, .jpeg, .jpg, .pgm, .png, .ppm, .tif) in the list'),
         (['0'], 'line 1 of '),
@@ -223,6 +225,7 @@ def test_heads_preprocessors_and_metrics_have_the_same_number_of_classes(publish
         (dict(image_size=None, window_size=[24, 24, 24, 24]), True),
         (dict(image_size=None, window_size=(7, 7, 14, 7)), False),
         (dict(image_size=96), False),
+        (dict(type='mmgcvit.GCViTVariant', variant='global_kv', image_size=None), True),
     ],
 )
 def test_a_classifier_with_the_windows_of_a_detector_is_a_warning(
@@ -237,6 +240,14 @@ def test_a_classifier_with_the_windows_of_a_detector_is_a_warning(
         assert 'model.backbone.image_size=224, or the height and width' in problem.text
         apply_remedy(cfg, problem.text)
         assert check(cfg).problems == []
+
+
+def test_folders_that_the_fast_check_does_not_search_are_not_called_empty(
+    published, root, monkeypatch
+):
+    monkeypatch.setattr(sys.modules['mmgcvit.engine.check_data.image_folders'], 'FEW', 2)
+    report = check(config(published, root), fast=True)
+    assert report.problems == [] and report.notes == []
 
 
 def test_of_many_classes_the_rarest_are_listed():

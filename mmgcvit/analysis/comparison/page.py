@@ -1,14 +1,13 @@
 """Figures of a comparison, and its part of ``docs/comparison.md``."""
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
 from ...files import write_atomically
 from ...visualization.comparison import Band, plot_comparison
+from ..doc_tables import markdown, replace_between
 from .plan import BACKBONES
 from .results import Curves
 
@@ -76,11 +75,7 @@ def write_page(page: Path, text: str) -> Path:
         UserError: If the page does not contain the two markers once.
     """
     before = page.read_text(encoding='utf-8')
-    if before.count(BEGIN) != 1 or before.count(END) != 1:
-        raise UserError(f'{page} must contain the lines {BEGIN!r} and {END!r} exactly once')
-    pattern = f'{re.escape(BEGIN)}.*{re.escape(END)}'
-    text = re.sub(pattern, lambda _: f'{BEGIN}\n{text}\n{END}', before, flags=re.DOTALL)
-    return write_atomically(page, text.encode())
+    return write_atomically(page, replace_between(before, BEGIN, END, text, page).encode())
 
 
 def _seconds(timing: Times, curves: Curves) -> float | None:
@@ -108,7 +103,7 @@ def _table(curves: Sequence[Curves], params: Mapping[str, int], timing: Times) -
     header = ['backbone', 'parameters']
     header += [f'{name}, {when}' for name in metrics for when in ('last', 'best')]
     header += ['seconds per iteration', 'minutes of training']
-    rows = [header, ['---'] * len(header)]
+    rows = []
     for backbone, ones in groupby(
         sorted(curves, key=lambda one: list(BACKBONES).index(one.backbone)),
         lambda one: one.backbone,
@@ -123,7 +118,7 @@ def _table(curves: Sequence[Curves], params: Mapping[str, int], timing: Times) -
         else:
             row += ['not measured'] * 2
         rows.append(row)
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+    return markdown(header, rows)
 
 
 def _comparison(curves: Sequence[Curves]) -> str:

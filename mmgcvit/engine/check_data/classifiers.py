@@ -52,8 +52,8 @@ def labels(setup: Setup) -> Iterator[Problem]:
         beyond = [label for label in given if not 0 <= label < total]
         if beyond:
             yield Problem(
-                f'{len(beyond)} of {len(given)} images of {", ".join(split.names)} have labels of '
-                f'no class, such as {beyond[0]}: the {total} classes are 0 to {total - 1}. Correct '
+                f'{len(beyond)} of {len(given)} images of {", ".join(split.names)} have labels out '
+                f'of range, such as {beyond[0]}: the {total} classes are 0 to {total - 1}. Correct '
                 f'{split.option}.ann_file, {split.option}.metainfo.classes, or num_classes of the '
                 'head and of data_preprocessor'
             )
@@ -91,7 +91,8 @@ def windows(setup: Setup) -> Iterator[Problem]:
     """Classifiers with the windows of detectors."""
     backbone = inner_model(setup.cfg).get('backbone') or {}
     cls = class_of(backbone, MODELS, setup.cfg.get('default_scope'))
-    if task_of(setup.cfg) is not CLASSIFICATION or cls is not GCViT or backbone.get('image_size'):
+    is_gcvit = isinstance(cls, type) and issubclass(cls, GCViT)
+    if task_of(setup.cfg) is not CLASSIFICATION or not is_gcvit or backbone.get('image_size'):
         return
     given = backbone.get('window_size')
     detectors = DENSE_PREDICTION.window_size

@@ -78,10 +78,10 @@ def class_folders(split: Split) -> Iterator[Problem]:
         lacking = [name for name in names if name not in folders]
         others = [name for name in folders if name not in names]
         # ImageNet's folders have other names than its classes
-        details = f', without {listed(lacking)}' if len(lacking) < len(names) else ''
-        details += f', and others {listed(others)}' if 0 < len(others) < len(folders) else ''
+        details = f'; missing: {listed(lacking)}' if 0 < len(lacking) < len(names) else ''
+        details += f'; unexpected: {listed(others)}' if 0 < len(others) < len(folders) else ''
         yield Problem(
-            f'{root} has {len(folders)} folders{details}, but there are {len(names)} classes: make '
+            f'{root} has {len(folders)} folders, but there are {len(names)} classes{details}: make '
             f'one folder per class, which may be empty, or correct {split.option}.metainfo.classes'
         )
     elif set(names) & set(folders) and list(names) != folders:
@@ -149,7 +149,8 @@ def empty_class(split: Split) -> Iterator[Problem | Note]:
     if not split.in_part:
         split.counts.annotated = len(labels)
         split.counts.classes = {name: number[label] for label, name in enumerate(names)}
-    empty = [name for label, name in enumerate(names) if not number[label]]
+    searched = names[:FEW] if split.in_part else names
+    empty = [name for label, name in enumerate(searched) if not number[label]]
     if len(names) == 1:
         yield Problem(
             f'there is only one class, {names[0]!r}, so nothing is learned: add a folder of other '
