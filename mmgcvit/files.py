@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -34,6 +36,25 @@ def write_atomically(path: Path, content: bytes) -> Path:
         partial.unlink(missing_ok=True)
     _sync_folder(path.parent)
     return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path with the same name, which replaces ``path`` at the end of the block.
+
+    The block writes a file or a folder there, or nothing. If it raises, ``path`` stays as it was. A
+    killed process leaves at most a hidden folder ``.NAME.partial-*`` next to ``path``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # in the same folder, so that the rename is atomic
+    with tempfile.TemporaryDirectory(prefix=f'.{path.name}.partial-', dir=path.parent) as folder:
+        partial = Path(folder, path.name)
+        yield partial
+        if not partial.exists():
+            return
+        if path.is_dir():  # cannot be replaced in one step
+            path.rename(Path(folder, 'old'))
+        os.replace(partial, path)
 
 
 def remove_partial_files(folder: Path, suffix: str) -> None:

@@ -33,6 +33,7 @@ from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
 from mmgcvit.mmcv_ops import enable
 from mmgcvit.models import ARCHS
+from mmgcvit.progress import duration, time_left
 from mmgcvit.visualization.cost_per_pixel import plot_cost_per_pixel
 
 Results = dict[tuple[tuple[int, int], str], list[Measurement]]
@@ -181,8 +182,7 @@ def measure_all(plan: Plan) -> Results:
     for number, (shape, name) in enumerate(jobs, 1):
         left = ''
         if pixels_done:
-            seconds = (time.monotonic() - start) * (pixels - pixels_done) / pixels_done
-            left = f', about {int(seconds) // 60}:{int(seconds) % 60:02d} left'
+            left = f', about {duration(time_left(start, pixels_done, pixels))} left'
         text = f'{number} of {len(jobs)}: {name}, {shape[0]}x{shape[1]}{left}'
         print(text, file=sys.stderr, flush=True)
         found = results[shape, name]

@@ -123,8 +123,11 @@ metrics      {WORK_DIR / 'metrics.json'}
 curves       {WORK_DIR / 'curves.png'}
 predictions  {WORK_DIR / 'predictions.png'}  (ground truth left, prediction right)
 
-Next: open the two images; see {CONFIG}, the complete config;
-then read "Use it in your own project" in README.md."""
+Next: open the two images, and draw the attention of the network and its predictions:
+  source {Path(sys.prefix) / 'bin/activate'}
+  python tools/visualize.py {DATA}/coco/val2017/000000000043.jpg {CONFIG} {checkpoint}
+  python tools/demo.py {DATA}/coco/val2017 {CONFIG} {checkpoint}
+Then read "Use it in your own project" in README.md."""
     )
 
 

@@ -1,5 +1,6 @@
 """Predictions for images, folders and videos, drawn and as JSON."""
 
+import contextlib
 import json
 import os
 import tempfile
@@ -12,13 +13,13 @@ import cv2
 import numpy as np
 
 from ..engine import known_error
-from ..engine.rehearsal.prediction import duration
 from ..errors import UserError, describe, place, printable
-from ..files import write_atomically
+from ..files import replacing, write_atomically
+from ..progress import duration, time_left
 from .inferencers import Inferencer, Result, build_inferencer
 from .inputs import Input, find_inputs
 from .model import load_trained
-from .video import VideoFile, VideoFrames
+from .video import VideoFrames, VideoWriter
 
 SECONDS = 10  # between two lines of progress within a video
 
@@ -71,7 +72,7 @@ def run_demo(
                 raise  # OSError: a full disk, for example
             skipped += 1
             summary = f'skipped: {text or f"{describe(error)} ({place(error)})"}'
-        left = (time.monotonic() - began) / number * (len(inputs) - number)
+        left = time_left(began, number, len(inputs))
         count = f'{number}/{len(inputs)} ' if len(inputs) > 1 else ''
         _say(f'{count}{each.name}: {summary}{f" ({duration(left)} left)" if left else ""}')
     if skipped:
@@ -118,25 +119,20 @@ def _process(inferencer: Inferencer, each: Input, out: Path) -> str:
 
 def _process_video(inferencer: Inferencer, each: Input, out: Path) -> str:
     frames = VideoFrames(each.path)
-    records = each.output(out, '.jsonl')
-    partial = records.with_name(f'.{records.name}.partial')
-    labels = each.output(out, '.labels')
-    with VideoFile(each.output(out, '.mp4'), frames.rate) as video:
-        try:
-            records.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, 'w') as lines:
-                number = 0
-                for number, result in enumerate(_results(inferencer, each, frames), 1):
-                    video.write(result.picture)
-                    record = dict(frame=number, time=(number - 1) / frames.rate, **result.record)
-                    if result.label_map is not None:
-                        file = labels / f'{number:08d}.png'
-                        write_atomically(file, _png(result.label_map))
-                        record['label_map'] = f'{labels.name}/{file.name}'
-                    lines.write(json.dumps(record) + '\n')
-            os.replace(partial, records)
-        finally:
-            partial.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(replacing(each.output(out, s))) for s in _suffixes(each)]
+        video, records, labels = files
+        writer = stack.enter_context(VideoWriter(video, frames.rate))
+        lines = stack.enter_context(open(records, 'w'))
+        number = 0
+        for number, result in enumerate(_results(inferencer, each, frames), 1):
+            writer.write(result.picture)
+            record = dict(frame=number, time=(number - 1) / frames.rate, **result.record)
+            if result.label_map is not None:
+                file = labels / f'{number:08d}.png'
+                write_atomically(file, _png(result.label_map))
+                record['label_map'] = f'{labels.name}/{file.name}'
+            lines.write(json.dumps(record) + '\n')
     return f'{number} frames'
 
 
@@ -152,7 +148,7 @@ def _results(inferencer: Inferencer, each: Input, frames: VideoFrames) -> Iterat
             now = time.monotonic()
             if now - said > SECONDS:
                 said = now
-                left = (now - began) / number * (frames.number - number)
+                left = time_left(began, number, frames.number)
                 total = f'/{frames.number} ({duration(left)} left)' if left > 0 else ''
                 _say(f'{each.name}: frame {number}{total}')
 

@@ -54,34 +54,26 @@ class VideoFrames:
             )
 
 
-class VideoFile:
-    """An MP4 file that has its name only when it is complete.
-
-    As a context manager, it is renamed at the end of the block, and removed if the block raises.
+class VideoWriter:
+    """An MP4 file that is written frame by frame. Use it as a context manager, which closes it.
 
     Args:
-        path: File to write. An existing file is replaced at the end.
+        path: File to write.
         rate: Frames per second.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
         self.path = path
         self.rate = rate
-        # hidden; a killed process leaves it, and the next run overwrites it
-        self._partial = path.with_name(f'.{path.stem}.partial{path.suffix}')
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
 
-    def __enter__(self) -> 'VideoFile':
+    def __enter__(self) -> 'VideoWriter':
         return self
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._writer is not None:
             self._writer.release()
-        if kind is None and self._writer is not None:
-            os.replace(self._partial, self.path)
-        else:
-            self._partial.unlink(missing_ok=True)
 
     def write(self, picture: np.ndarray) -> None:
         """Append a frame.
@@ -95,15 +87,14 @@ class VideoFile:
         """
         height, width = (max(2, length // 2 * 2) for length in picture.shape[:2])
         if self._writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._size = (width, height)
             code = cv2.VideoWriter_fourcc(*CODEC)
-            self._writer = cv2.VideoWriter(str(self._partial), code, self.rate, self._size)
+            self._writer = cv2.VideoWriter(str(self.path), code, self.rate, self._size)
             if not self._writer.isOpened():
                 raise UserError(
-                    f'{self.path} cannot be written: this OpenCV {cv2.__version__} has no encoder '
-                    f'{CODEC} for MP4 (cv2.getBuildInformation()), or the folder is not writable; '
-                    'install opencv-python-headless from PyPI, or process the frames as images'
+                    f'{self.path.name} cannot be written: this OpenCV {cv2.__version__} has no '
+                    f'encoder {CODEC} for MP4 (cv2.getBuildInformation()); install '
+                    'opencv-python-headless from PyPI, or process the frames as images'
                 )
         frame = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)[:height, :width]
         if frame.shape[1::-1] != self._size:  # the encoder would drop it

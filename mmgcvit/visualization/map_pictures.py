@@ -161,7 +161,7 @@ def draw_sheet(image: np.ndarray, rows: Sequence[Sequence[Panel | None]], title:
             alpha=OPACITY,
             ticks=[0, 1],
         )
-        colors.ax.set_xticklabels(['0', 'highest value, above the map'], fontsize=7.5)
+        colors.ax.set_xticklabels(['0', 'maximum of the map'], fontsize=7.5)
         colors.ax.get_xticklabels()[1].set_horizontalalignment('right')
     return _png(figure)
 

@@ -170,8 +170,9 @@ def _cam(maps: Maps, stage: int) -> Panel:
     stride = 4 * 2**stage
     values = maps.placement.to_image(maps.cams[stage], (stride, stride), smooth=True)
     highest = float(np.nanmax(values))
+    empty = '' if highest > 0 else '0 everywhere, '
     return Panel(
-        f'Grad-CAM,\n{"output" if highest > 0 else "0 everywhere, output"} of stage {stage}',
+        f'{maps.cam_method},\n{empty}output of stage {stage}',
         values / highest if highest > 0 else values,
         'Grad-CAM / its maximum',
         rectangle=_box(maps),

@@ -139,7 +139,7 @@ def test_table_json_and_plot(tool, tmp_path, capsys):
     )
     assert rows['reference'].split()[4:7] == ['8000', 'ms', '2.00']
     assert rows['swin'].endswith('skipped: cannot be imported: no such package')
-    assert '9 of 9: swin, 64x64, about 0:' in printed.err
+    assert '9 of 9: swin, 64x64, about 0 s left' in printed.err
     numbers = json.loads(files[0].read_text())
     assert [len(result['rounds']) for result in numbers['results']] == [3, 3, 1]
     assert numbers['settings']['dtype'] == 'float32' and numbers['torch'] == torch.__version__

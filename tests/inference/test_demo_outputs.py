@@ -184,10 +184,12 @@ def test_a_video_that_is_interrupted_leaves_the_earlier_file(run, tmp_path, erro
     out.mkdir()
     for name in ('v.avi.mp4', 'v.avi.jsonl'):
         (out / name).write_text('earlier')
+    (out / 'v.avi.labels').mkdir()
+    (out / 'v.avi.labels/00000009.png').write_text('earlier')
 
     def fails(call):
         if call == 5:
-            assert len(list(out.glob('.*partial*'))) == 2, 'hidden while they are incomplete'
+            assert len(list(out.glob('.*partial*'))) == 3, 'hidden while they are incomplete'
             raise error
 
     with pytest.raises(type(error)):
@@ -196,6 +198,18 @@ def test_a_video_that_is_interrupted_leaves_the_earlier_file(run, tmp_path, erro
         *('v.avi.jsonl', 'v.avi.labels', 'v.avi.mp4')
     ]
     assert (out / 'v.avi.mp4').read_text() == (out / 'v.avi.jsonl').read_text() == 'earlier'
+    assert [path.name for path in (out / 'v.avi.labels').iterdir()] == ['00000009.png']
+
+
+def test_label_maps_of_an_earlier_video_are_replaced(run, tmp_path):
+    record(tmp_path / 'v.avi')
+    earlier = tmp_path / 'out/v.avi.labels/00000099.png'
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text('earlier')
+    run(tmp_path / 'v.avi')
+    names = sorted(path.name for path in earlier.parent.iterdir())
+    assert names == [f'{number:08d}.png' for number in range(1, 9)]
+    assert not list((tmp_path / 'out').glob('.*'))
 
 
 def test_a_missing_encoder_is_named(run, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from mmengine.runner import Runner
 
 from ...engine.device import choose_device
 from ...files import write_atomically
+from ...progress import duration, time_left
 from ..building import build_untrained
 
 WARM_UP = 3  # rounds that are not counted
@@ -109,11 +110,11 @@ def _measure(
             wait()
             seconds[name].append(time.perf_counter() - start)
         done = number + WARM_UP + 1
-        left = (time.monotonic() - begin) / done * (rounds - number - 1)
+        left = time_left(begin, done, WARM_UP + rounds)
         if done % 5 == 0 or number == rounds - 1:
             print(
                 f'seconds per iteration, {task}: round {done} of {WARM_UP + rounds}, '
-                f'about {datetime.timedelta(seconds=round(left))} left',
+                f'about {duration(left)} left',
                 flush=True,
             )
     return loading[WARM_UP:], {name: values[WARM_UP:] for name, values in seconds.items()}

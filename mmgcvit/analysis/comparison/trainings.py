@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import datetime
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from mmengine.runner import Runner
 from ...engine import build_runner, find_checkpoint, record_failed_step, require_data
 from ...errors import UserError
 from ...files import write_atomically
+from ...progress import duration
 from ...visualization import TrainingLog, read_training_log
 from .plan import METRICS, Plan, Training, require_same_config
 
@@ -128,7 +128,7 @@ class RemainingTime:
         seconds = self.seconds()
         if seconds is None:
             return 'remaining time not known yet'
-        return f'about {datetime.timedelta(seconds=round(seconds))} left'
+        return f'about {duration(seconds)} left'
 
 
 class _ShowRemainingTime(Hook):

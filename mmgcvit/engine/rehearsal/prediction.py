@@ -15,6 +15,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ...models.gcvit import GCViT
+from ...progress import duration
 from ...registry import class_of
 from ...task import inner_model
 from ..device import Machine
@@ -181,12 +182,3 @@ def predict_disk(
         f'{text}: the disk of {folder} will be full. Set default_hooks.checkpoint.max_keep_ckpts=2 '
         'or a larger default_hooks.checkpoint.interval, or --work-dir on another disk'
     )
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in the unit that suits it, for example ``'1.5 min'``."""
-    if seconds < 100:
-        return f'{seconds:.0f} s'
-    if seconds < 5400:
-        return f'{seconds / 60:.1f} min'
-    return f'{seconds / 3600:.1f} h' if seconds < 172800 else f'{seconds / 86400:.1f} days'
