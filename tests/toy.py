@@ -38,8 +38,9 @@ class ToyModel(BaseModel):
 
 @DATASETS.register_module(force=True)
 class ToyDataset(Dataset):
-    def __init__(self, length, bad):
+    def __init__(self, length, bad, classes=None):
         self.length, self.bad = length, set(bad)
+        self.metainfo = dict(classes=classes) if classes else {}
 
     def __len__(self):
         return self.length

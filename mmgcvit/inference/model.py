@@ -183,10 +183,8 @@ def _class_names(
     Names are used only if their number is that of the model's classes.
     """
     number = _num_classes(model, task)
-    meta = checkpoint.meta
-    saved = meta.get('dataset_meta')
-    saved = saved.get('classes') if isinstance(saved, Mapping) else meta.get('CLASSES')
-    found = {'checkpoint': _names(saved), 'config': _names(dataset.metainfo.get('classes'))}
+    configured = tuple(dataset.metainfo.get('classes') or ())
+    found = {'checkpoint': checkpoint.classes, 'config': configured}
     fitting = {
         source: names for source, names in found.items() if names and number in (None, len(names))
     }
@@ -214,11 +212,6 @@ def _class_names(
             logging.WARNING,
         )
     return next(iter(fitting.values()))
-
-
-def _names(classes: Any) -> tuple[str, ...]:
-    known = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
-    return tuple(classes) if known else ()
 
 
 def _num_classes(model: nn.Module, task: Task) -> int | None:

@@ -145,6 +145,14 @@ class Checkpoint:
     is_ema: bool = False
     path: Path | None = None
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that the network was trained with, if the metadata has them."""
+        saved = self.meta.get('dataset_meta')
+        names = saved.get('classes') if isinstance(saved, Mapping) else self.meta.get('CLASSES')
+        known = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+        return tuple(names) if known else ()
+
     @classmethod
     def from_state(
         cls, state: Mapping[str, Any], source: str, prefix: str | None = None

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from mmengine.registry import MODELS
-from toy import ToyModel, toy_runner
+from toy import ToyModel, toy_config, toy_runner
 
+from mmgcvit.engine import build_runner
 from mmgcvit.errors import UserError
 
 
@@ -72,6 +73,48 @@ def test_resuming_needs_the_complete_training_state(tmp_path, part):
     begun = toy_runner(tmp_path, iterations=1, **{**settings, 'resume': False})
     begun.train()
     assert begun.iter == 1
+
+
+def with_classes(folder, names, testing=False, **settings):
+    """A runner whose dataset has these class names, which its checkpoints contain."""
+    cfg = toy_config(folder, **settings)
+    cfg.train_dataloader.dataset.classes = names
+    if testing:
+        cfg.test_dataloader, cfg.test_cfg = cfg.train_dataloader, {}
+        cfg.test_evaluator = dict(type='DumpResults', out_file_path=str(folder / 'o.pkl'))
+    return build_runner(cfg)
+
+
+@pytest.mark.parametrize(
+    ('names', 'moved'),
+    [
+        (('b', 'a'), "'b' is class 1 there and class 0 here"),
+        (('c', 'a'), "'a' is class 0 there and class 1 here"),
+    ],
+)
+@pytest.mark.parametrize('resume', [True, False])
+def test_classes_in_another_order_are_refused(tmp_path, names, moved, resume):
+    with_classes(tmp_path / 'first', ('a', 'b'), iterations=2).train()
+    path = str(tmp_path / 'first/iter_2.pth')
+    runner = with_classes(tmp_path / 'second', names, not resume, load_from=path, resume=resume)
+    with pytest.raises(UserError, match=rf'{moved}\. Set metainfo'):
+        runner.train() if resume else runner.test()
+
+
+@pytest.mark.parametrize(('names', 'differ'), [(('a', 'b'), False), (('a', 'B'), True)])
+def test_renamed_classes_are_reported(tmp_path, log, names, differ):
+    with_classes(tmp_path / 'first', ('a', 'b'), iterations=2).train()
+    path = str(tmp_path / 'first/iter_2.pth')
+    log.clear()
+    with_classes(tmp_path / 'second', names, testing=True, load_from=path).test()
+    lines = [line for line in log if "class 1 is 'b' there and 'B' here" in line]
+    assert len(lines) == differ
+
+
+def test_training_from_a_checkpoint_may_have_other_classes(tmp_path):
+    with_classes(tmp_path / 'first', ('a', 'b'), iterations=2).train()
+    path = str(tmp_path / 'first/iter_2.pth')
+    with_classes(tmp_path / 'second', ('b', 'a'), iterations=1, load_from=path).train()
 
 
 def test_testing_needs_a_checkpoint_of_the_same_size(checkpoint, tmp_path):
