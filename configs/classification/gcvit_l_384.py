@@ -2,7 +2,7 @@
 #
 # Launch:   NNODES=4 NODE_RANK=0 MASTER_ADDR=… bash tools/dist_train.sh \
 #               configs/classification/gcvit_l_384.py 8    (on each of 4 nodes, with its NODE_RANK)
-# Hardware: 32 GPUs, 16 images each; for fewer GPUs add --auto-scale-lr
+# Hardware: 32 GPUs, 16 images each; for fewer see docs/classification.md
 # Source:   windows, weights and drop path 0.1 published; recipe ours
 # Result:   paper: not reported; model card: top-1 87.4; ours: not trained
 # License:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them

@@ -2,7 +2,7 @@
 #
 # Launch:   NNODES=4 NODE_RANK=0 MASTER_ADDR=… bash tools/dist_train.sh \
 #               configs/classification/gcvit_s.py 8    (on each of 4 nodes, with its NODE_RANK)
-# Hardware: published: 32 A100 GPUs, 32 images each; for fewer GPUs add --auto-scale-lr
+# Hardware: published: 32 A100 GPUs, 32 images each; for fewer see docs/classification.md
 # Source:   recipe of the paper, with the batch size of this size
 # Result:   paper: top-1 83.9; model card: top-1 84.3; ours: not trained
 _base_ = './gcvit_t.py'

@@ -347,6 +347,15 @@ def test_figure_without_times_has_no_time_axis():
     assert len(comparison_figure('title', {'mIoU': bands, 'box AP': bands}, 'note').axes) == 2
 
 
+def test_report_declares_no_winner_of_equal_means():
+    curves = [
+        Curves('detection', BOX_AP, name, (0,), (5,), np.zeros((1, 1)))
+        for name in ('gcvit', 'swin')
+    ]
+    text = page.report(curves, {'gcvit': 3_000_000, 'swin': 3_010_000}, {})
+    assert '- box AP: GC ViT and Swin have the same, highest mean after' in text
+
+
 @pytest.mark.parametrize(
     ('spread', 'verdict'),
     [

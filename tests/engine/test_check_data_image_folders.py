@@ -115,6 +115,19 @@ def test_folders_of_classes_in_another_order_than_their_names(published, root):
     )
 
 
+def test_a_folder_with_another_name_than_its_class_has_to_be_renamed(published, root):
+    (root / 'val/triangle').rename(root / 'val/Triangle')  # sorted before all others
+    (text,) = texts(check(config(published, root)))
+    assert "has folders ('Triangle',) instead of ('triangle',)" in text
+    assert 'rename them as the classes' in text and 'set ' not in text
+
+
+def test_a_folder_that_is_not_a_class(published, root):
+    (root / 'train/__MACOSX').mkdir()
+    (text,) = texts(check(config(published, root)))
+    assert "has 4 folders, but there are 3 classes; unexpected: ('__MACOSX',): make" in text
+
+
 def test_hidden_folders_count_as_classes(published, root):
     (root / 'train/.ipynb_checkpoints').mkdir()
     text = texts(check(of_folders(published, root)))[0]
@@ -223,8 +236,11 @@ def test_heads_preprocessors_and_metrics_have_the_same_number_of_classes(publish
         (dict(image_size=None), True),
         (dict(image_size=None, window_size=24), True),
         (dict(image_size=None, window_size=[24, 24, 24, 24]), True),
-        (dict(image_size=None, window_size=(7, 7, 14, 7)), False),
+        # the published windows with the detector's query generators
+        (dict(image_size=None, window_size=(7, 7, 14, 7)), True),
+        (dict(image_size=None, window_size=(7, 7, 14, 7), query_downsamples=(3, 2, 0, 0)), False),
         (dict(image_size=96), False),
+        (dict(image_size=96, window_size=24), True),
         (dict(type='mmgcvit.GCViTVariant', variant='global_kv', image_size=None), True),
     ],
 )
@@ -237,7 +253,8 @@ def test_a_classifier_with_the_windows_of_a_detector_is_a_warning(
     assert len(problems) == warned
     for problem in problems:
         assert problem.name == 'windows' and not problem.stops
-        assert 'model.backbone.image_size=224, or the height and width' in problem.text
+        size = 'model.backbone.image_size=224, or the height and width'
+        assert (size in problem.text) == (settings['image_size'] is None)
         apply_remedy(cfg, problem.text)
         assert check(cfg).problems == []
 

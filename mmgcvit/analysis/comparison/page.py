@@ -130,6 +130,9 @@ def _comparison(curves: Sequence[Curves]) -> str:
     second = others[0]
     difference = first.last()[0] - second.last()[0]
     spread = max(first.last()[1], second.last()[1])
+    if f'{difference:.1f}' == '0.0':
+        names = f'{BACKBONES[first.backbone]} and {BACKBONES[second.backbone]}'
+        return f'- {name}: {names} have the same, highest mean after the last iteration.'
     if min(len(first.seeds), len(second.seeds)) < 2:
         verdict = 'one seed does not show how much of it is chance'
     elif difference > 2 * spread:

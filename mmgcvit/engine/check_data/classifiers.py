@@ -13,6 +13,8 @@ from .config import Setup
 from .report import Problem
 from .split import find_evaluators, listed
 
+PER_STAGE = ('window_size', 'query_downsamples')
+
 
 def folder_labels(setup: Setup) -> Iterator[Problem]:
     """Datasets whose folders give the same label to different classes."""
@@ -88,24 +90,35 @@ def num_classes(setup: Setup) -> Iterator[Problem]:
 
 
 def windows(setup: Setup) -> Iterator[Problem]:
-    """Classifiers with the windows of detectors."""
+    """Classifiers with the windows or query generators of detectors."""
     backbone = inner_model(setup.cfg).get('backbone') or {}
     cls = class_of(backbone, MODELS, setup.cfg.get('default_scope'))
     is_gcvit = isinstance(cls, type) and issubclass(cls, GCViT)
-    if task_of(setup.cfg) is not CLASSIFICATION or not is_gcvit or backbone.get('image_size'):
+    if task_of(setup.cfg) is not CLASSIFICATION or not is_gcvit:
         return
-    given = backbone.get('window_size')
-    detectors = DENSE_PREDICTION.window_size
-    if given in (None, detectors[0], detectors, list(detectors)):
-        unset = [name for name in ('window_size', 'query_downsamples') if backbone.get(name)]
-        options = ' '.join(f'model.backbone.{name}=None' for name in unset)
+    differing = [
+        f'{name}={getattr(DENSE_PREDICTION, name)}'
+        for name in PER_STAGE
+        if _has(backbone, name, getattr(DENSE_PREDICTION, name))
+    ]
+    if differing:
+        given = [name for name in PER_STAGE if backbone.get(name) is not None]
+        options = [f'model.backbone.{name}=None' for name in given]
+        if backbone.get('image_size') is None:
+            options.append('model.backbone.image_size=224, or the height and width of your images')
         yield Problem(
-            f'the windows of the classifier have {detectors[0]} tokens, as in detectors, so it is '
-            'another network than the published classifiers: set --cfg-options '
-            f'{options}{" " * bool(options)}model.backbone.image_size=224, or the height and width '
-            'of your images',
+            f'the classifier has {" and ".join(differing)}, as in detectors, so it is another '
+            f'network than the published classifiers: set --cfg-options {" ".join(options)}',
             stops=False,
         )
+
+
+def _has(backbone: Mapping[str, Any], name: str, values: tuple[int, ...]) -> bool:
+    """Return whether an argument of GCViT is given as, or by default has, one value per stage."""
+    given = backbone.get(name)
+    if given is None:
+        return backbone.get('image_size') is None
+    return given == values[0] if isinstance(given, int) else tuple(given) == values
 
 
 def _heads(setup: Setup) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -74,9 +74,9 @@ def class_folders(split: Split) -> Iterator[Problem]:
     names = split.dataset.metainfo.get('classes')  # of the config: the folders are not yet read
     if names is None or not folders:
         return
+    lacking = [name for name in names if name not in folders]
+    others = [name for name in folders if name not in names]
     if len(names) != len(folders):
-        lacking = [name for name in names if name not in folders]
-        others = [name for name in folders if name not in names]
         # ImageNet's folders have other names than its classes
         details = f'; missing: {listed(lacking)}' if 0 < len(lacking) < len(names) else ''
         details += f'; unexpected: {listed(others)}' if 0 < len(others) < len(folders) else ''
@@ -84,7 +84,13 @@ def class_folders(split: Split) -> Iterator[Problem]:
             f'{root} has {len(folders)} folders, but there are {len(names)} classes{details}: make '
             f'one folder per class, which may be empty, or correct {split.option}.metainfo.classes'
         )
-    elif set(names) & set(folders) and list(names) != folders:
+    elif 0 < len(lacking) < len(names):
+        yield Problem(
+            f'{root} has folders {listed(others)} instead of {listed(lacking)}, and a label is the '
+            'position of a folder in alphabetical order: rename them as the classes, in '
+            f'{split.option}.metainfo.classes'
+        )
+    elif not lacking and list(names) != folders:
         yield Problem(
             f'the classes are {listed(list(names))}, but the folders of {root} in alphabetical '
             f'order, which are the labels, are {listed(folders)}: set '
