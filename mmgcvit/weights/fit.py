@@ -272,7 +272,10 @@ def _misfit(checkpoint: Checkpoint, target: _Target, reason: str, name: str = ''
             f'checkpoint={checkpoint.source!r}, adapt_input=True)'
         )
     elif '.attn.qkv.' in name and target.has_gcvit:
-        remedy = 'set attention_types to those that the file was trained with (GCViTVariant: variant)'
+        remedy = (
+            'set attention_types to those that the file was trained with, or for GCViTVariant, its '
+            'variant'
+        )
     return UserError(f'{checkpoint.source} does not match the model: {reason}: {remedy}')
 
 
