@@ -29,7 +29,8 @@ PICTURES = {
     '--stage 2 --type global --token 330 120': {
         'attention_stage2_block3_global_x330_y120.png': 'token.png'
     },
-    '--stage 1 --cam rectangle': {'cam_stage1_detection1_rectangle.png': 'cam.png'},
+    # the number of a detection depends on the training
+    '--stage 1 --cam rectangle': {'cam_stage1_detection*_rectangle.png': 'cam.png'},
 }
 BITS = 5  # per color channel, which keeps the files below 150 kB
 
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if subprocess.run(command, cwd=ROOT).returncode:
                 raise UserError(f'{" ".join(command)} failed, see the output above')
             for name, picture in pictures.items():
-                content = with_few_colors((out / name).read_bytes())
+                (made,) = out.glob(name)
+                content = with_few_colors(made.read_bytes())
                 print(write_atomically(FOLDER / picture, content).relative_to(ROOT), flush=True)
 
 

@@ -133,6 +133,8 @@ def _process_video(inferencer: Inferencer, each: Input, out: Path) -> str:
                 write_atomically(file, _png(result.label_map))
                 record['label_map'] = f'{labels.name}/{file.name}'
             lines.write(json.dumps(record) + '\n')
+    if number < frames.number:  # not an error: some containers state a wrong number
+        return f'{number} frames; the file states {frames.number}, so it may be truncated'
     return f'{number} frames'
 
 

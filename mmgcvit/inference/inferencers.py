@@ -161,6 +161,8 @@ def _segmentor(trained: TrainedModel) -> Inferencer:
             sample = self.predict(path)
             (picture,) = self.visualize([image], [sample], return_vis=True, opacity=OPACITY)
             labels = self.postprocess([sample], None)['predictions']
+            # mmseg thresholds the probability of two classes, which gives floats
+            labels = labels.astype(np.int64)
             values, pixels = np.unique(labels, return_counts=True)
             segments = [
                 dict(label=int(value), name=_name(trained.classes, value), pixels=int(count))

@@ -37,7 +37,8 @@ def find_inputs(path: str | os.PathLike, out: Path) -> list[Input]:
     """Return the images and videos of a path: the file, or all files of a folder and subfolders.
 
     A single file is taken for an image if its suffix is not that of a video. In a folder, files
-    with other suffixes and hidden files are left out, and so are those below ``out``.
+    with other suffixes and hidden files are left out, and so are those below ``out``. Symlinks are
+    followed.
 
     Args:
         path: File or folder.
@@ -61,11 +62,14 @@ def find_inputs(path: str | os.PathLike, out: Path) -> list[Input]:
             'run: pass another folder'
         )
     found, others = [], Counter()
-    for folder, subfolders, names in os.walk(path):
+    for folder, subfolders, names in os.walk(path, followlinks=True):
+        # a symlink to one of these would be followed without end
+        open_folders = {path.resolve(), Path(folder).resolve(), *Path(folder).resolve().parents}
         subfolders[:] = sorted(
             name
             for name in subfolders
-            if not name.startswith('.') and Path(folder, name).resolve() != out.resolve()
+            if not name.startswith('.')
+            and Path(folder, name).resolve() not in open_folders | {out.resolve()}
         )
         for name in sorted(names):
             file = Path(folder, name)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, pseudo_collate
@@ -62,8 +63,8 @@ class TrainedModel:
             return load_image(self.dataset, _info(path))
         except Exception as error:  # the transforms can raise anything
             raise UserError(
-                f'{path} cannot be loaded by the test pipeline ({describe(error)}): pass an image '
-                'in the format of the test set'
+                f'{path} cannot be loaded by the test pipeline ({_reason(path, error)}): pass an '
+                'undamaged image in the format of the test set'
             ) from error
 
     def load_sample(self, path: str | os.PathLike) -> dict[str, Any]:
@@ -125,6 +126,14 @@ def load_trained(
 def _require_file(path: str | os.PathLike) -> None:
     if not os.path.isfile(path):
         raise UserError(f'{path} is not a file: pass the path of an image')
+
+
+def _reason(path: str | os.PathLike, error: Exception) -> str:
+    if not os.path.getsize(path):
+        return 'the file is empty'
+    if isinstance(error, cv2.error | AssertionError):  # of mmcv, without an explanation
+        return 'it is damaged or not an image'
+    return describe(error)
 
 
 def _info(path: str | os.PathLike) -> dict[str, Any]:

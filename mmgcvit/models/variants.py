@@ -147,8 +147,8 @@ class GlobalKeyValueAttention(WindowAttention):
         """Raise UserError: weights of global tokens are not weights of places in the image."""
         raise UserError(
             f'the attention of {type(self).__name__} cannot be shown on an image, because it uses '
-            'keys or values of global tokens: choose a block with local attention, such as the '
-            'first one of a stage'
+            'keys or values of global tokens: choose the blocks with local attention '
+            '(--type local)'
         )
 
 

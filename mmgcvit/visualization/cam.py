@@ -85,10 +85,10 @@ def find_targets(
         return _detections(classes, prediction.pred_instances.cpu(), score_thr)
     labels = prediction.pred_sem_seg.data[0].cpu().long().numpy()
     pixels = np.bincount(labels.ravel(), minlength=len(classes))
+    # a head with one class and a threshold also predicts the label 1
+    names = [*classes, *(f'label {i}' for i in range(len(classes), len(pixels)))]
     return [
-        Target(
-            classes[i], i, f'{classes[i]} {pixels[i] / labels.size:.0%} of pixels', mask=labels == i
-        )
+        Target(names[i], i, f'{names[i]} {pixels[i] / labels.size:.0%} of pixels', mask=labels == i)
         for i in np.argsort(-pixels, kind='stable').tolist()
         if pixels[i]
     ]

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..models import GCViT
+from ..models.variants import GlobalKeyValueAttention
 from .attention import AttentionMap, Recording, choose_blocks, find_backbone, record
 from .cam import Target, averages_gradients, choose_target, find_targets, grad_cam, some_of
 from .placement import Placement
@@ -116,12 +117,14 @@ def compute_maps(
     backbone = find_backbone(trained.model)
     chosen = choose_blocks(backbone, options.stage, options.block, options.kind)
     _check_head(backbone, chosen, options.head)
+    if not 0 <= options.score_thr <= 1:
+        raise UserError(f'--score-thr {options.score_thr} is not allowed: use a number from 0 to 1')
     image = trained.load_image(image_path)
     batch = trained.load_batch(image_path)
     placement = _placement(batch)
     token = options.token and placement.cell(*options.token, stride=1)
     _process_whole_images(trained.model)
-    blocks = sorted({*chosen, *choose_blocks(backbone)})
+    blocks = blocks_to_record(backbone, chosen)
     with torch.no_grad(), record(backbone, blocks, token) as recording:
         (prediction,) = trained.model.test_step(batch)
     if not recording.outputs:
@@ -172,13 +175,23 @@ def _target(
     return target
 
 
+def blocks_to_record(backbone: GCViT, chosen: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the chosen blocks and those of the sheet, except those with keys of global tokens."""
+    of_sheet = [
+        (i, j)
+        for i, j in choose_blocks(backbone)
+        if not isinstance(backbone.stages[i].blocks[j].attn, GlobalKeyValueAttention)
+    ]
+    return sorted({*chosen, *of_sheet})
+
+
 def _check_head(backbone: GCViT, chosen: list[tuple[int, int]], head: int | None) -> None:
     for stage, block in chosen if head is not None else ():
         table = backbone.stages[stage].blocks[block].attn.relative_position_bias_table
         if not 0 <= head < table.shape[1]:
             raise UserError(
-                f'--head {head} is not in stage {stage}, which has {table.shape[1]} attention '
-                f'heads: choose from 0 to {table.shape[1] - 1}, or another --stage'
+                f'--head {head} is not in stage {stage}: choose from '
+                f'{", ".join(map(str, range(table.shape[1])))}, or another --stage'
             )
 
 

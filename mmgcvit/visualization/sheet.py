@@ -3,6 +3,7 @@
 H, W: height and width of an image in pixels.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from ..errors import UserError
 from ..files import write_atomically
@@ -78,7 +80,8 @@ def _sheet(maps: Maps) -> bytes:
     rows = []
     for i in range(len(maps.backbone.stages)):
         keys = [*choose_blocks(maps.backbone, i), *(key for key in maps.chosen if key[0] == i)]
-        of_kind = {each.kind: each for each in map(maps.attention.get, keys)}
+        recorded = (maps.attention[key] for key in keys if key in maps.attention)
+        of_kind = {each.kind: each for each in recorded}
         row = [_windows(maps, i), _query(maps, i)]
         for kind in (LOCAL, GLOBAL):
             each = of_kind.get(kind)
@@ -131,13 +134,11 @@ def _query(maps: Maps, i: int) -> Panel | None:
 
 def _attention(maps: Maps, each: AttentionMap) -> Panel:
     """Return the panel of a block's attention, relative to uniform attention."""
-    weights, padding, heads = each.weights, each.padding, f'mean of {len(each.weights)} heads'
+    weights, heads = each.weights, f'mean of {len(each.weights)} heads'
     # a head of the chosen stage may not exist in the other stages of the sheet
     if maps.options.head is not None and maps.options.head < len(weights):
         heads = f'head {maps.options.head}'
-        weights, padding = (
-            x[maps.options.head : maps.options.head + 1] for x in (weights, padding)
-        )
+        weights = weights[maps.options.head : maps.options.head + 1]
     elif len(weights) == 1:
         heads = '1 head'
     values = weights.mean(0).cpu().numpy() * each.window_size**2
@@ -151,12 +152,26 @@ def _attention(maps: Maps, each: AttentionMap) -> Panel:
     query = 'mean over queries' if each.token is None else 'query of the marked token'
     return Panel(
         f'{each.kind} attention, stage {each.stage}, block {each.block}, {heads}\n'
-        f'{query}; {float(padding.mean()):.1%} to padding',
+        f'{query}; {_padding_share(maps, each, weights):.1%} to padding',
         maps.placement.to_image(values, (each.stride, each.stride)),
         'attention / uniform attention',
         maps.options.token,
         rectangle,
     )
+
+
+def _padding_share(maps: Maps, each: AttentionMap, weights: Tensor) -> float:
+    """Return the share of attention weights (h, H, W) that no pixel of the picture shows.
+
+    It goes to padded tokens of windows, and to cells where the test pipeline has padded the image.
+    """
+    rows, columns = (math.ceil(size / each.stride) for size in maps.placement.seen_size)
+    shown = float(weights[:, :rows, :columns].sum((1, 2)).mean())
+    if each.token is not None:
+        return 1 - shown
+    # the weights of each window and its padding add up to 1
+    windows = [math.ceil(size / each.window_size) for size in weights.shape[1:]]
+    return 1 - shown / math.prod(windows)
 
 
 def _small_attention(maps: Maps, each: AttentionMap) -> Panel:

@@ -212,6 +212,26 @@ def test_label_maps_of_an_earlier_video_are_replaced(run, tmp_path):
     assert not list((tmp_path / 'out').glob('.*'))
 
 
+def test_a_truncated_video_is_reported(run, tmp_path, capsys):
+    record(tmp_path / 'v.avi')
+    content = (tmp_path / 'v.avi').read_bytes()
+    last_frame = content.rindex(b'00dc', 0, content.index(b'idx1'))
+    (tmp_path / 'v.avi').write_bytes(content[:last_frame])
+    run(tmp_path / 'v.avi')
+    assert 'frames; the file states 8, so it may be truncated' in capsys.readouterr().out
+
+
+def test_folders_behind_symlinks_are_searched(tmp_path):
+    draw(tmp_path / 'elsewhere/a.png')
+    (tmp_path / 'in').mkdir()
+    for name in ('linked', 'again'):
+        (tmp_path / 'in' / name).symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'elsewhere/loop').symlink_to(tmp_path / 'in')
+    (tmp_path / 'in/loop').symlink_to('..')
+    found = find_inputs(tmp_path / 'in', tmp_path / 'out')
+    assert [each.name for each in found] == ['again/a.png', 'linked/a.png']
+
+
 def test_a_missing_encoder_is_named(run, tmp_path, monkeypatch):
     record(tmp_path / 'v.avi')
     closed = SimpleNamespace(isOpened=lambda: False, release=lambda: None)

@@ -107,6 +107,19 @@ def test_a_segmentor_has_a_label_map(models, monkeypatch, gray):
         assert np.abs(result.picture[row, column] - expected).max() <= 2
 
 
+def test_a_segmentor_with_one_probability_for_two_classes(models, monkeypatch, gray):
+    labels = torch.zeros(1, 80, 120)  # floats: mmseg compares the probability with its threshold
+    labels[:, 20:60] = 1
+    sample = SegDataSample(pred_sem_seg=PixelData(data=labels))
+    trained = predicting(models, monkeypatch, 'segmentation', sample)
+    result = build_inferencer(trained).infer(gray[0])
+    assert result.record['segments'] == [
+        dict(label=0, name='wall', pixels=4800),
+        dict(label=1, name='building', pixels=4800),
+    ]
+    assert result.label_map.dtype == np.uint8 and np.array_equal(result.label_map, labels[0])
+
+
 def test_a_classifier_has_scores(models, monkeypatch, gray):
     sample = DataSample().set_pred_score(torch.tensor([0.25, 0.75])).set_pred_label(1)
     trained = predicting(models, monkeypatch, 'classification', sample)

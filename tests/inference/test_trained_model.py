@@ -103,7 +103,7 @@ def test_no_code_in_a_checkpoint_is_executed(models, tmp_path):
 @pytest.mark.parametrize(
     ('path', 'message'),
     [
-        ('text.jpg', r'text\.jpg.* cannot .*(failed to load|LoadImage)'),
+        ('text.jpg', r'text\.jpg.* cannot .*(damaged or not an image|LoadImage)'),
         ('nothing.jpg', 'is not a file'),
         ('', 'is not a file'),
     ],

@@ -324,3 +324,21 @@ def test_a_rectangle_of_cells_on_the_image():
 def test_a_pipeline_that_cannot_be_undone(metainfo, message):
     with pytest.raises(UserError, match=message):
         Placement.of_sample(metainfo)
+
+
+def test_blocks_without_places_are_left_out_of_the_sheet():
+    from mmgcvit.models.variants import GCViTVariant
+    from mmgcvit.visualization.maps import blocks_to_record
+
+    arch = dict(
+        embed_dims=8,
+        depths=(1, 2, 1, 1),
+        num_heads=(1, 1, 1, 1),
+        mlp_ratio=2,
+        layer_scale_init_value=None,
+    )
+    settings = dict(window_size=4, out_indices=(1,))
+    backbone = GCViTVariant(arch, 'global_kv', **settings)
+    assert blocks_to_record(backbone, [(1, 0)]) == [(0, 0), (1, 0)]
+    # a chosen one is refused by its module
+    assert blocks_to_record(backbone, [(1, 1)]) == [(0, 0), (1, 0), (1, 1)]

@@ -118,6 +118,15 @@ def test_segment_is_explained_by_its_pixels(segmentor):
     assert wanted.max() > 0
 
 
+def test_segments_of_a_threshold_with_one_class_have_names():
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    labels = torch.tensor([[[0.0, 1.0, 1.0]]])
+    targets = find_targets(SEGMENTATION, 'a', SegDataSample(pred_sem_seg=PixelData(data=labels)))
+    assert [(target.name, target.index) for target in targets] == [('label 1', 1), ('a', 0)]
+
+
 DETECTORS = {
     'mask_rcnn_gcvit_shapes': {},
     'retinanet_gcvit-t_fpn_1x_coco': {

@@ -1,5 +1,7 @@
 """tools/visualize.py: its files, its numbers, and what it reports of bad input."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -101,6 +103,25 @@ def test_pictures_show_attention_relative_to_uniform_attention(shapes, drawn):
     assert '1 head' in sheet._attention(maps, maps.attention[0, 1]).title
 
 
+@pytest.mark.parametrize('token', [None, (20, 30)])
+def test_titles_count_both_kinds_of_padding(shapes, drawn, token):
+    trained = load_trained(shapes.config, shapes.checkpoint, 'cpu')
+    maps = compute_maps(trained, drawn, MapOptions(with_cam=False, token=token))
+    each = maps.attention[0, 1]
+    share = sheet._padding_share(maps, each, each.weights)
+    if token is None:
+        # 13×16 tokens: the last row of windows has one row of tokens, the others have no padding
+        last = float(each.padding[:, 12].mean())
+        assert share == pytest.approx(last / 4, abs=1e-6) and last > 0
+    else:
+        assert share == pytest.approx(float(each.padding.mean()), abs=1e-6)
+    # as if the pipeline had padded an image of 24×64 pixels
+    maps = replace(maps, placement=replace(maps.placement, seen_size=(24, 64)))
+    below = float(each.weights[:, 6:].sum((1, 2)).mean()) / (16 if token is None else 1)
+    padded = sheet._padding_share(maps, each, each.weights)
+    assert padded == pytest.approx(share + below, abs=1e-6) and below > 0.05
+
+
 def test_the_classifier_gives_the_attention(shapes, drawn):
     """The recorded weights are those of the tool's own forward pass of the complete model."""
     trained = load_trained(shapes.config, shapes.checkpoint, 'cpu')
@@ -121,7 +142,9 @@ def test_the_classifier_gives_the_attention(shapes, drawn):
         (('--block', 0), '--block 0 needs --stage'),
         (('--stage', 0, '--block', 2), '--block 2 is not in stage 0: choose from 0, 1'),
         (('--stage', 0, '--block', 0, '--type', 'global'), 'the global blocks are 1'),
-        (('--head', 1), '--head 1 is not in stage 0, which has 1 attention heads'),
+        (('--head', 1), '--head 1 is not in stage 0: choose from 0, or another'),
+        (('--score-thr', 7), '--score-thr 7.0 is not allowed'),
+        (('--score-thr', 'nan'), '--score-thr nan is not allowed'),
         (('--token', 64, 3), '--token 64 3 is outside .* X from 0 to 63 and Y from 0 to 49'),
         (('--token', 3, -1), '--token 3 -1 is outside'),
         (('--cam', 'star'), '--cam star is not a class of this model'),
@@ -135,7 +158,12 @@ def test_options_that_do_not_fit(visualize, tmp_path, args, message):
 
 def test_an_image_that_cannot_be_opened(visualize, tmp_path):
     (tmp_path / 'text.png').write_text('no image')
-    for name, message in (('text.png', 'cannot be loaded'), ('none.png', 'is not a file')):
+    (tmp_path / 'empty.png').write_text('')
+    for name, message in (
+        ('text.png', r'cannot be loaded .*\(it is damaged or not an image\)'),
+        ('empty.png', r'cannot be loaded .*\(the file is empty\)'),
+        ('none.png', 'is not a file'),
+    ):
         with pytest.raises(UserError, match=f'{name} {message}'):
             visualize('--out', tmp_path / 'out', image=str(tmp_path / name))
     assert not (tmp_path / 'out').exists()
