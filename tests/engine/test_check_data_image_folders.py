@@ -128,6 +128,12 @@ def test_a_folder_that_is_not_a_class(published, root):
     assert "has 4 folders, but there are 3 classes; unexpected: ('__MACOSX',): make" in text
 
 
+def test_a_symlink_to_itself(published, root):
+    (root / 'train/circle/loop').symlink_to('loop')
+    (text,) = texts(check(config(published, root)))
+    assert 'the dataset cannot be read' in text and 'circle/loop' in text
+
+
 def test_hidden_folders_count_as_classes(published, root):
     (root / 'train/.ipynb_checkpoints').mkdir()
     text = texts(check(of_folders(published, root)))[0]

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
+from ...errors import describe
 from .report import Note, Problem, Unchecked
 from .split import FEW, Split, channels, dataset, images, listed, read_items
 
@@ -110,6 +111,12 @@ def reading(split: Split) -> Iterator[Problem]:
         except RuntimeError as error:
             if 'Found 0 files' not in str(error):
                 raise
+        except OSError as error:  # as in the training
+            yield Problem(
+                f'the dataset cannot be read ({describe(error)}): correct or remove this file or '
+                f'folder, or correct {split.option}'
+            )
+            return
     if not split.items:
         place = f'in the list {built.ann_file}' if built.ann_file else f'below {built.img_prefix}'
         yield Problem(
