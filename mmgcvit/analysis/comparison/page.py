@@ -128,7 +128,8 @@ def _comparison(curves: Sequence[Curves]) -> str:
     if not others:
         return f'- {name}: only {BACKBONES[first.backbone]} was trained.'
     second = others[0]
-    difference = first.last()[0] - second.last()[0]
+    # of the rounded means, which readers will subtract
+    difference = round(first.last()[0], 1) - round(second.last()[0], 1)
     spread = max(first.last()[1], second.last()[1])
     if f'{difference:.1f}' == '0.0':
         names = f'{BACKBONES[first.backbone]} and {BACKBONES[second.backbone]}'
