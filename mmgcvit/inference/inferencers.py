@@ -24,10 +24,10 @@ from torch import nn
 from ..errors import UserError
 from ..registry import class_of
 from ..task import CLASSIFICATION, DETECTION, SEGMENTATION
+from ..visualization.cam import SCORE_THR, require_score
 from ..visualization.painting import VISUALIZER_TYPES
 from .model import TrainedModel
 
-SCORE_THR = 0.3  # of mmdet's DetInferencer
 OPACITY = 0.5  # of the colors of segments, through which the image is visible
 TOP = 5  # classes that are drawn on an image
 LEGIBLE = 224  # shortest edge of an image in pixels on which names of classes are drawn
@@ -80,8 +80,7 @@ def build_inferencer(trained: TrainedModel, score_thr: float | None = None) -> I
             f'--score-thr selects the instances of detectors, and {trained.cfg.filename} is a '
             f'config for {trained.task.name}: leave it out'
         )
-    elif not 0 <= score_thr <= 1:
-        raise UserError(f'--score-thr {score_thr} is not allowed: use a number from 0 to 1')
+    require_score(score_thr)
     if trained.task is SEGMENTATION:
         return _segmentor(trained)
     return _classifier(trained) if trained.task is CLASSIFICATION else _detector(trained, score_thr)

@@ -114,7 +114,7 @@ def choose_blocks(
     stages = range(len(backbone.stages))
     if stage is not None and stage not in stages:
         raise UserError(
-            f'--stage {stage} is not in this network: choose from {_choices(stages)}, counted '
+            f'--stage {stage} is not in this network: choose from {choices(stages)}, counted '
             'from 0 as in out_indices'
         )
     if block is None:
@@ -127,15 +127,15 @@ def choose_blocks(
             raise UserError(f'{where} has no {kind} attention: leave out --type')
         return chosen
     if stage is None:
-        raise UserError(f'--block {block} needs --stage: choose from {_choices(stages)}')
+        raise UserError(f'--block {block} needs --stage: choose from {choices(stages)}')
     blocks = backbone.stages[stage].blocks
     if block not in range(len(blocks)):
         raise UserError(
-            f'--block {block} is not in stage {stage}: choose from {_choices(range(len(blocks)))}'
+            f'--block {block} is not in stage {stage}: choose from {choices(range(len(blocks)))}'
         )
     if kind not in (None, _kind(blocks[block])):
         same = [j for j, each in enumerate(blocks) if _kind(each) == kind]
-        has = f'the {kind} blocks are {_choices(same)}' if same else f'it has no {kind} block'
+        has = f'the {kind} blocks are {choices(same)}' if same else f'it has no {kind} block'
         raise UserError(
             f'--type {kind} is not allowed: block {block} of stage {stage} is '
             f'{_kind(blocks[block])}, {has}'
@@ -251,5 +251,6 @@ def _kind(block: nn.Module) -> str:
     return GLOBAL if block.attn.is_global else LOCAL
 
 
-def _choices(numbers: Iterable[int]) -> str:
+def choices(numbers: Iterable[int]) -> str:
+    """Return the allowed values for an error message."""
     return ', '.join(map(str, numbers))

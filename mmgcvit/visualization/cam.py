@@ -29,6 +29,7 @@ from ..errors import UserError, did_you_mean
 from ..models import GCViT
 from ..task import CLASSIFICATION, DETECTION, Task
 
+SCORE_THR = 0.3  # minimum score of detections; the default of mmdet's DetInferencer
 SHOWN = 12  # maximum number of allowed values in an error message
 
 
@@ -55,13 +56,19 @@ class Target:
     mask: np.ndarray | None = None
 
 
+def require_score(score_thr: float) -> None:
+    """Raise a UserError if the minimum score of detections is not a number from 0 to 1."""
+    if not 0 <= score_thr <= 1:
+        raise UserError(f'--score-thr {score_thr} is not allowed: use a number from 0 to 1')
+
+
 def averages_gradients(task: Task) -> bool:
     """Whether the gradients are averaged, as in Grad-CAM, or not, as in HiResCAM."""
     return task is CLASSIFICATION
 
 
 def find_targets(
-    task: Task, classes: Sequence[str], prediction: BaseDataElement, score_thr: float = 0.3
+    task: Task, classes: Sequence[str], prediction: BaseDataElement, score_thr: float = SCORE_THR
 ) -> list[Target]:
     """Return what was predicted, the best first.
 

@@ -1,6 +1,5 @@
 """Figure of metrics against iterations and time, with mean and spread of several backbones."""
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ..files import write_atomically
 from .curves import COLORS
+from .png import figure_png
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,5 @@ def plot_comparison(
 
     An existing file is replaced atomically.
     """
-    png = io.BytesIO()
-    comparison_figure(title, panels, note).savefig(png, format='png', dpi=120)
-    return write_atomically(Path(out_file), png.getvalue())
+    content = figure_png(comparison_figure(title, panels, note), dpi=120)
+    return write_atomically(Path(out_file), content)

@@ -1,6 +1,5 @@
 """Plot of the time per pixel over the image size, with one line per backbone."""
 
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ..files import write_atomically
 from .curves import COLORS
+from .png import figure_png
 
 Shape = tuple[int, int]
 
@@ -66,9 +66,7 @@ def plot_cost_per_pixel(
         axes.grid(alpha=0.3)
         if lines:
             axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=150)
-    write_atomically(out_file, buffer.getvalue())
+    write_atomically(out_file, figure_png(figure, dpi=150))
     return out_file
 
 

@@ -1,6 +1,5 @@
 """Plot of training losses and validation metrics."""
 
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..files import write_atomically
+from .png import figure_png
 from .training_log import TrainingLog, read_training_log
 
 FRACTIONS = ('coco/segm_mAP', 'coco/segm_mAP_50', 'coco/bbox_mAP', 'coco/bbox_mAP_50')
@@ -65,9 +65,7 @@ def plot_training_curves(
         _plot_metrics(axis, runs, names)
     if len(runs) == 1:
         figure.suptitle(runs[0].name, fontsize=11)
-    png = io.BytesIO()
-    figure.savefig(png, format='png', dpi=150)
-    return write_atomically(out_file, png.getvalue())
+    return write_atomically(out_file, figure_png(figure, dpi=150))
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -3,7 +3,6 @@
 H, W: height and width of an image in pixels.
 """
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
+from .png import figure_png
 
 COLORS = 'turbo'  # hue shows the value, so that it is not confused with the image's brightness
 OPACITY = 0.6
@@ -113,7 +114,7 @@ def draw_panel(image: np.ndarray, panel: Panel) -> bytes:
         )
         colors.ax.tick_params(labelsize=8)
         colors.set_label(panel.unit, fontsize=9)
-    return _png(figure)
+    return figure_png(figure, DPI)
 
 
 def draw_sheet(image: np.ndarray, rows: Sequence[Sequence[Panel | None]], title: str) -> bytes:
@@ -163,7 +164,7 @@ def draw_sheet(image: np.ndarray, rows: Sequence[Sequence[Panel | None]], title:
         )
         colors.ax.set_xticklabels(['0', 'maximum of the map'], fontsize=7.5)
         colors.ax.get_xticklabels()[1].set_horizontalalignment('right')
-    return _png(figure)
+    return figure_png(figure, DPI)
 
 
 def _draw(axis: Axes, image: np.ndarray, panel: Panel) -> None:
@@ -209,9 +210,3 @@ def _draw(axis: Axes, image: np.ndarray, panel: Panel) -> None:
     axis.set_xlim(0, width)
     axis.set_ylim(height, 0)
     axis.set_axis_off()
-
-
-def _png(figure: Figure) -> bytes:
-    png = io.BytesIO()
-    figure.savefig(png, format='png', dpi=DPI)
-    return png.getvalue()

@@ -15,8 +15,17 @@ from torch import nn
 from ..errors import UserError
 from ..models import GCViT
 from ..models.variants import GlobalKeyValueAttention
-from .attention import AttentionMap, Recording, choose_blocks, find_backbone, record
-from .cam import Target, averages_gradients, choose_target, find_targets, grad_cam, some_of
+from .attention import AttentionMap, Recording, choices, choose_blocks, find_backbone, record
+from .cam import (
+    SCORE_THR,
+    Target,
+    averages_gradients,
+    choose_target,
+    find_targets,
+    grad_cam,
+    require_score,
+    some_of,
+)
 from .placement import Placement
 
 if TYPE_CHECKING:
@@ -47,7 +56,7 @@ class MapOptions:
     token: tuple[int, int] | None = None
     with_cam: bool = True
     cam: str | None = None
-    score_thr: float = 0.3
+    score_thr: float = SCORE_THR
     numbers: bool = False
 
 
@@ -117,8 +126,7 @@ def compute_maps(
     backbone = find_backbone(trained.model)
     chosen = choose_blocks(backbone, options.stage, options.block, options.kind)
     _check_head(backbone, chosen, options.head)
-    if not 0 <= options.score_thr <= 1:
-        raise UserError(f'--score-thr {options.score_thr} is not allowed: use a number from 0 to 1')
+    require_score(options.score_thr)
     image = trained.load_image(image_path)
     batch = trained.load_batch(image_path)
     placement = _placement(batch)
@@ -191,7 +199,7 @@ def _check_head(backbone: GCViT, chosen: list[tuple[int, int]], head: int | None
         if not 0 <= head < table.shape[1]:
             raise UserError(
                 f'--head {head} is not in stage {stage}: choose from '
-                f'{", ".join(map(str, range(table.shape[1])))}, or another --stage'
+                f'{choices(range(table.shape[1]))}, or another --stage'
             )
 
 
