@@ -153,7 +153,7 @@ def finished(arguments, load_tool):
 
 
 def test_what_is_finished_is_not_repeated_and_the_rest_is_continued(finished):
-    out, printed, _ = finished
+    _, printed, _ = finished
     lines = printed.splitlines()
     assert '1 of 2 trainings are finished already' in lines
     assert (
@@ -164,9 +164,6 @@ def test_what_is_finished_is_not_repeated_and_the_rest_is_continued(finished):
         line for line in lines if re.match(r'Iter\(train\) \[[34]/4\]', line)
     ]
     assert re.search(r'all trainings: about \d+ s left', printed)
-    starts = {name: list((out / f'segmentation/{name}/seed0').glob('*/vis_data'))
-              for name in ('gcvit', 'convnext')}  # fmt: skip
-    assert {name: len(folders) for name, folders in starts.items()} == {'gcvit': 1, 'convnext': 2}
 
 
 def test_backbones_see_the_same_images_in_the_same_order(finished):
