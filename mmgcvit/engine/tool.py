@@ -119,7 +119,7 @@ class _Parser(argparse.ArgumentParser):
         """Exit with code 2. The first process prints the usage and the error."""
         if process_rank():
             sys.exit(2)
-        super().error(message)
+        super().error(as_commands(message))
 
 
 def config_parser(
