@@ -43,6 +43,8 @@ def run_tool(main: Callable[[], None]) -> None:
     if gives_way(signal.getsignal(signal.SIGINT)):  # of tools/_signals.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
     enable()
+    # mmengine imports it, several times per config; check_env.py reports setuptools without it
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
     if process_rank() and not sys.warnoptions:
         warnings.simplefilter('ignore')  # the first process shows the same warnings
     try:
