@@ -339,7 +339,7 @@ def _type(error: BaseException) -> str | None:
     registry = next((v['registry'] for v in variables if 'registry' in v), None)
     found = isinstance(error, KeyError) and NO_TYPE.search(str(error.args[0]))
     # mmengine's constructor of optimizers
-    optimizer = next(
+    optimizer: Mapping[str, Any] = next(
         (v['optimizer_cfg'] for v in variables if v.get('optimizer_cls', 0) is None), {}
     )
     name = found[1] if found else optimizer.get('type')
