@@ -112,11 +112,15 @@ def coco_annotations(scene: Scene, image_id: int) -> list[dict]:
         polygons = _polygons(mask)
         points = np.concatenate(polygons)
         low, high = points.min(0), points.max(0)
-        annotation = dict(id=image_id * 100 + number, image_id=image_id, iscrowd=0)
-        annotation['category_id'] = CLASSES.index(shape.name) + 1
-        annotation['segmentation'] = [polygon.ravel().tolist() for polygon in polygons]
-        annotation['area'] = float(mask.sum())
-        annotation['bbox'] = [*low.tolist(), *(high - low).tolist()]
+        annotation = dict(
+            id=image_id * 100 + number,
+            image_id=image_id,
+            iscrowd=0,
+            category_id=CLASSES.index(shape.name) + 1,
+            segmentation=[polygon.ravel().tolist() for polygon in polygons],
+            area=float(mask.sum()),
+            bbox=[*low.tolist(), *(high - low).tolist()],
+        )
         annotations.append(annotation)
     return annotations
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.infer import BaseInferencer
 from mmengine.registry import VISUALIZERS
 from torch import nn
 
@@ -86,7 +87,7 @@ def build_inferencer(trained: TrainedModel, score_thr: float | None = None) -> I
     return _classifier(trained) if trained.task is CLASSIFICATION else _detector(trained, score_thr)
 
 
-class _OfTrainedModel:
+class _OfTrainedModel(BaseInferencer):
     """Base class, for mmengine's inferencers, that uses a finished model and its pipeline."""
 
     def __init__(self, trained: TrainedModel) -> None:
@@ -167,10 +168,10 @@ def _segmentor(trained: TrainedModel) -> Inferencer:
                 dict(label=int(value), name=_name(trained.classes, value), pixels=int(count))
                 for value, count in zip(values, pixels, strict=True)
             ]
-            largest = sorted(segments, key=lambda segment: -segment['pixels'])[:TOP]
+            largest = np.argsort(-pixels, kind='stable')[:TOP]
             summary = ', '.join(
-                f'{segment["name"].strip()} {segment["pixels"] / labels.size:.0%}'
-                for segment in largest
+                f'{_name(trained.classes, values[i]).strip()} {pixels[i] / labels.size:.0%}'
+                for i in largest
             )
             dtype = np.uint8 if len(trained.classes) < 256 else np.uint16
             record = dict(_size(image), segments=segments)

@@ -61,7 +61,8 @@ def find_inputs(path: str | os.PathLike, out: Path) -> list[Input]:
             f'--out {out} is the folder of the inputs, whose pictures would be inputs of the next '
             'run: pass another folder'
         )
-    found, others = [], Counter()
+    found: list[Input] = []
+    others: Counter[str] = Counter()
     for folder, subfolders, names in os.walk(path, followlinks=True):
         # a symlink to one of these would be followed without end
         open_folders = {path.resolve(), Path(folder).resolve(), *Path(folder).resolve().parents}
