@@ -1,4 +1,4 @@
-"""Atomic file writes: a crash, a kill or a full disk never leaves a partial file."""
+"""Atomic file writes, and the files that come with the package."""
 
 import contextlib
 import os
@@ -77,3 +77,13 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def resources() -> Path:
+    """Return the folder that contains ``configs``, ``tools`` and ``metafile.yml``.
+
+    It is the folder ``.mim`` of an installed wheel, or the checkout.
+    """
+    package = Path(__file__).resolve().parent
+    installed = package / '.mim'
+    return installed if installed.is_dir() else package.parent
