@@ -15,10 +15,10 @@ from urllib.request import Request, urlopen
 
 import torch
 from filelock import FileLock
-from mmengine.logging import print_log
 
 from ..errors import UserError
 from ..files import write_atomically
+from ..optional_mmengine import print_log
 
 TIMEOUT = 10  # seconds to wait for data from a server
 # folder in torch hub's cache; the names of downloaded files do not begin with a dot
