@@ -1,4 +1,5 @@
 from .metrics import DumpLabelMaps, adapt_dump
+from .panoptic import PanopticMetric
 from .tta import adapt_tta
 
-__all__ = ['DumpLabelMaps', 'adapt_dump', 'adapt_tta']
+__all__ = ['DumpLabelMaps', 'PanopticMetric', 'adapt_dump', 'adapt_tta']
