@@ -157,6 +157,7 @@ def _metadata(trained: TrainedModel, graph: nn.Module) -> dict[str, str]:
         classes=json.dumps(list(trained.classes)),
         mmgcvit=__version__,
         input='RGB, height x width x 3, uint8',
+        resizes=json.dumps(graph.image.resize is not None),
     )
     if 'masks' in graph.outputs:
         metadata['mask_threshold'] = str(trained.model.roi_head.test_cfg.mask_thr_binary)

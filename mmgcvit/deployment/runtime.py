@@ -3,6 +3,7 @@
 H, W: height and width of an image in pixels.
 """
 
+import json
 import os
 from types import ModuleType
 
@@ -33,10 +34,13 @@ class OnnxModel:
     """An exported model on the CPU, with as many threads as PyTorch uses.
 
     Args:
-        path: File of the model.
+        path: File that :func:`.export_onnx` wrote.
 
     Attributes:
-        metadata: Texts in the file, such as ``classes``.
+        outputs: Names of the outputs.
+        classes: Name of each class.
+        resizes: Whether the graph resizes images as the test pipeline does.
+        mask_thr: Least probability of a pixel of a mask.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -47,8 +51,11 @@ class OnnxModel:
         self.session = onnxruntime.InferenceSession(
             os.fspath(path), options, providers=['CPUExecutionProvider']
         )
-        self.metadata = dict(self.session.get_modelmeta().custom_metadata_map)
         self.outputs = [output.name for output in self.session.get_outputs()]
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.classes = json.loads(metadata['classes'])
+        self.resizes = json.loads(metadata['resizes'])
+        self.mask_thr = float(metadata.get('mask_threshold', 0.5))
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Run the model on an image.
