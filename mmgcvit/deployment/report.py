@@ -148,8 +148,8 @@ class _TestSet:
         except Exception as error:  # a dataset can raise anything
             raise UserError(
                 f'the test set of {cfg.filename} cannot be loaded ({describe(error)}): correct '
-                'test_dataloader.dataset, pass other images with --images FOLDER, or leave the report '
-                'out with --no-report'
+                'test_dataloader.dataset, pass other images with --images FOLDER, or leave the '
+                'report out with --no-report'
             ) from error
         if not self.length:
             raise UserError(
