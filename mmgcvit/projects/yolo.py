@@ -186,29 +186,29 @@ class _Reader:
 
     def _fault(self, values: Sequence[str]) -> str | None:
         if not all(map(_is_number, values)):
-            return 'have values that are not numbers: write CLASS X Y WIDTH HEIGHT'
+            return 'values that are not numbers: write CLASS X Y WIDTH HEIGHT'
         label, *coordinates = map(float, values)
         count = len(coordinates)
         if count < 4 or (count > 4 and (count < 6 or count % 2) and not self.keypoints):
             return (
-                f'have {count + 1} columns, but a box has 5 (CLASS X Y WIDTH HEIGHT), and a '
+                f'{count + 1} columns, but a box has 5 (CLASS X Y WIDTH HEIGHT), and a '
                 'polygon has 7, 9, 11 or more: remove other columns, such as confidences'
             )
         if label < 0 or label != int(label):
-            return 'have a class that is not a whole number of at least 0: correct it'
+            return 'the class is not a whole number of at least 0: correct it'
         if self.names and label >= len(self.names):
             return (
-                f'have class {int(label)}, but there are {len(self.names)} names, for classes 0 to '
+                f'class {int(label)}, but there are {len(self.names)} names, for classes 0 to '
                 f'{len(self.names) - 1}: correct the class, or add its name'
             )
         used = coordinates[:4] if self.keypoints else coordinates
         if not all(-TOLERANCE <= value <= 1 + TOLERANCE for value in used):
             return (
-                'have coordinates outside of 0 to 1: divide x and width by the width of the image, '
+                'coordinates outside of 0 to 1: divide x and width by the width of the image, '
                 'and y and height by its height'
             )
         if count == 4 and 0 in coordinates[2:]:
-            return 'have a box without width or height: remove it'
+            return 'a box without width or height: remove it'
         return None
 
     def require_valid(self) -> list[str]:
@@ -218,12 +218,7 @@ class _Reader:
             UserError: If there were faults, with a line for each.
         """
         if self.faults:
-            lines = []
-            for fault, places in self.faults.items():
-                shown = ', '.join(places[:SHOWN])
-                number = f'{len(places)} lines of label files' if len(places) > 1 else 'one line'
-                lines.append(f'{number} ({shown}{", …" if len(places) > SHOWN else ""}) {fault}')
-            raise UserError('\n'.join(lines).replace('one line', 'a line of the label files'))
+            raise UserError('\n'.join(map(_line, self.faults.items())))
         if self.names:
             return self.names
         self.folder.notes.append(
@@ -231,6 +226,13 @@ class _Reader:
             'rename them in config.py and in the categories of the annotations'
         )
         return [f'class_{number}' for number in range(self.largest + 1)]
+
+
+def _line(fault: tuple[str, Sequence[str]]) -> str:
+    """Return a line about a fault and its first places."""
+    text, places = fault
+    more = f' and {len(places) - SHOWN} more lines' if len(places) > SHOWN else ''
+    return f'{", ".join(places[:SHOWN])}{more}: {text}'
 
 
 def _points(coordinates: Sequence[float], size: tuple[int, int]) -> list[float]:
