@@ -80,6 +80,12 @@ class Report:
         self.problems += [each for each in found if isinstance(each, Problem)]
         self.notes += [each.text for each in found if isinstance(each, Note)]
 
+    def text(self) -> str:
+        """Return the table of counts, then notes and problems, each on a line."""
+        lines = [self.table(), *(f'note: {note}' for note in self.notes)]
+        lines += [f'{number}. {each.text}' for number, each in enumerate(self.problems, 1)]
+        return '\n'.join(lines if self.problems else [*lines, 'no problems found'])
+
     def table(self) -> str:
         """Format the counts: one line per dataset, then one line per class."""
         lines = [f'{"split":<16}{"images":>10}{"annotated":>12}{"all classes":>16}']
