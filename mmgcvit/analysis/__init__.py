@@ -1,3 +1,5 @@
+"""Parameters, FLOPs, memory and speed of models."""
+
 from .complexity import (
     Complexity,
     build_on_meta,
