@@ -1,24 +1,18 @@
-import re
-from pathlib import Path
+"""Files that pyproject.toml cannot declare: beside the package, and of the checkout within it."""
 
-from setuptools import Distribution, find_packages, setup
+from pathlib import Path, PurePosixPath
+
+from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 
-HERE = Path(__file__).resolve().parent
-
-
-def read_version() -> str:
-    text = (HERE / 'mmgcvit' / 'version.py').read_text(encoding='utf-8')
-    return re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)[1]
-
-
-def read_description() -> str:
-    readme = HERE / 'README.md'
-    return readme.read_text(encoding='utf-8') if readme.exists() else ''
+# tools that work only in a checkout
+CHECKOUT_ONLY = {'compare', 'make_docs', 'make_pictures', 'quickstart', 'run_tests', 'setup_env'}
+# an import hook for mmcv's operators, see mmgcvit/mmcv_ops
+HOOK = ('', [f'mmgcvit/mmcv_ops/site/_mmgcvit_mmcv_ops.{end}' for end in ('py', 'pth')])
 
 
 class InstallInSitePackages(Distribution().get_command_class('install_data')):
-    """Install data files at the top level of site-packages, where Python reads .pth files."""
+    """Install data files in site-packages. Python reads .pth files at its top level."""
 
     def finalize_options(self) -> None:
         self.set_undefined_options('install', ('install_lib', 'install_dir'))
@@ -26,71 +20,31 @@ class InstallInSitePackages(Distribution().get_command_class('install_data')):
 
 
 class BuildPackages(build_py):
-    """Also install the data files in editable installations, in which setuptools skips them."""
+    """Install the import hook in editable installations too, in which setuptools skips it."""
 
     def run(self) -> None:
         super().run()
         if self.editable_mode:
+            # without the resources: a folder mmgcvit in site-packages would hide the checkout
+            self.distribution.data_files = [HOOK]
             self.run_command('install_data')
 
 
-# Both stacks install the same modules, so neither can be a hard dependency: pip would overwrite one
-# with the other. mmseg imports ftfy and regex without declaring them, and mmengine and mmcv import
-# pkg_resources, which newer versions of setuptools lack.
-OPENMMLAB = [
-    'mmengine>=0.10.4,<1',
-    'mmdet>=3.3,<4',
-    'mmsegmentation>=1.2.2,<2',
-    'mmpretrain>=1.2,<2',
-    'torchvision>=0.16',
-    'ftfy',
-    'regex',
-    'setuptools<81',
-]
-EXTRAS = {
-    # for hf:// and timm:// URLs and safetensors files
-    'hub': ['huggingface_hub', 'safetensors'],
-    'openmmlab': [*OPENMMLAB, 'mmcv-lite>=2.1,<2.2'],
-    # for an existing compiled mmcv, since mmcv-lite would overwrite its files
-    'openmmlab-compiled': [*OPENMMLAB, 'mmcv>=2.0.0rc4,<2.2'],
-    'onedl': [
-        'onedl-mmengine>=0.10.12,<1',
-        'onedl-mmcv>=2.3.6,<3',
-        'onedl-mmdetection>=3.5.1,<4',
-        'onedl-mmsegmentation>=1.4.2,<2',
-        'onedl-mmpretrain>=1.3.6,<2',
-        'torchvision>=0.16',
-    ],
-}
+def resources() -> list[tuple[str, list[str]]]:
+    """Return the folders in ``mmgcvit/.mim`` with their files; see ``mmgcvit.files.resources``.
+
+    The wheels of OpenMMLab have this layout, which mim and mmengine read.
+    """
+    files = [Path('metafile.yml'), Path('model-index.yml')]
+    files += sorted(path for folder in ('configs', 'tools') for path in Path(folder).rglob('*.*'))
+    return [
+        (str(PurePosixPath('mmgcvit/.mim', path.parent)), [path.as_posix()])
+        for path in files
+        if path.suffix in ('.py', '.sh', '.yml') and path.stem not in CHECKOUT_ONLY
+    ]
+
 
 setup(
-    name='mmgcvit',
-    version=read_version(),
-    description='The GC ViT backbone for OpenMMLab detection, segmentation and classification',
-    long_description=read_description(),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    license_files=['LICENSE', 'NOTICE'],
-    keywords='computer vision, object detection, semantic segmentation, vision transformer',
-    classifiers=[
-        'Development Status :: 3 - Alpha',
-        'Intended Audience :: Developers',
-        'Intended Audience :: Science/Research',
-        'Operating System :: OS Independent',
-        'Programming Language :: Python :: 3',
-        'Programming Language :: Python :: 3.10',
-        'Programming Language :: Python :: 3.11',
-        'Programming Language :: Python :: 3.12',
-        'Programming Language :: Python :: 3.13',
-        'Topic :: Scientific/Engineering :: Artificial Intelligence',
-        'Topic :: Scientific/Engineering :: Image Recognition',
-    ],
-    packages=find_packages(include=['mmgcvit', 'mmgcvit.*']),
-    # an import hook for mmcv's operators, see mmgcvit/mmcv_ops
-    data_files=[('', [f'mmgcvit/mmcv_ops/site/_mmgcvit_mmcv_ops.{end}' for end in ('py', 'pth')])],
+    data_files=[HOOK, *resources()],
     cmdclass={'install_data': InstallInSitePackages, 'build_py': BuildPackages},
-    python_requires='>=3.10',
-    install_requires=['torch>=2.1', 'filelock'],
-    extras_require=EXTRAS,
-    zip_safe=False,
 )

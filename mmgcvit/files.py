@@ -1,10 +1,12 @@
-"""Atomic file writes: a crash, a kill or a full disk never leaves a partial file."""
+"""Atomic file writes, and the files that come with the package."""
 
 import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from .errors import UserError, did_you_mean
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
@@ -77,3 +79,41 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def resources() -> Path:
+    """Return the folder that contains ``configs``, ``tools`` and ``metafile.yml``.
+
+    It is the folder ``.mim`` of an installed wheel, or the checkout.
+    """
+    package = Path(__file__).resolve().parent
+    installed = package / '.mim'
+    return installed if installed.is_dir() else package.parent
+
+
+def config_path(name: str) -> str:
+    """Return the path of a config that comes with the package.
+
+    A config that inherits from it, for any tool of mmdet, mmseg or mmpretrain::
+
+        _base_ = __import__('mmgcvit').config_path('detection/cascade_gcvit_s.py')
+
+    Args:
+        name: Path in ``configs``, such as ``'detection/cascade_gcvit_s.py'``.
+
+    Raises:
+        UserError: If there is no such config.
+    """
+    names = config_names()
+    if name not in names:
+        raise UserError(
+            f'mmgcvit has no config {name}{did_you_mean(name, names)}: use the name of a file in '
+            f'{resources() / "configs"}'
+        )
+    return str(resources() / 'configs' / name)
+
+
+def config_names() -> list[str]:
+    """Return the names of the configs that come with the package."""
+    configs = resources() / 'configs'
+    return sorted(path.relative_to(configs).as_posix() for path in configs.rglob('*.py'))

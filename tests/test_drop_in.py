@@ -1,13 +1,12 @@
 """The package in somebody else's project: its wheel, their folder, mmdet's own training tool."""
 
 import os
-import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import mmdet
+import packed
 import pytest
 import torch
 from mmengine.config import Config
@@ -23,7 +22,7 @@ _base_ = [
     'mmdet::_base_/datasets/coco_instance.py',
     'mmdet::_base_/schedules/schedule_1x.py',
     'mmdet::_base_/default_runtime.py',
-    'source/configs/_base_/adamw.py',
+    __import__('mmgcvit').config_path('_base_/adamw.py'),
 ]
 model = dict(
     backbone=dict(_delete_=True, type='mmgcvit.GCViT', arch='xxtiny', window_size=8),
@@ -64,16 +63,7 @@ def test_wheel_trains_in_a_fresh_folder_by_mmdets_own_tool(tmp_path):
             timeout=400,
         )
 
-    # a copy, for setuptools builds in the folder and would pack what an earlier build left there
-    source = tmp_path / 'source'
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns('.*', 'build', 'data', 'work_dirs'))
-    pip = ('-m', 'pip', '--disable-pip-version-check')
-    built = python(*pip, 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', '.', source)
-    assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob('mmgcvit-*.whl')
-    site = tmp_path / 'site'
-    with zipfile.ZipFile(wheel) as archive:  # as pip does with pure Python, in less time
-        archive.extractall(site)
+    site = packed.install(tmp_path / 'site')
     draw_shapes(tmp_path / 'shapes', num_train=6, num_val=1, progress=False)
     (tmp_path / 'config.py').write_text(CONFIG)
 

@@ -2,15 +2,17 @@
 
 import ast
 import os
-import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
+import packed
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import load
 from tiers import only_quick
 
 import mmgcvit
@@ -116,20 +118,10 @@ def test_a_segmentor_runs_on_it():
         assert model(torch.zeros(1, 3, 64, 96)).shape == (1, 5, 16, 24)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('build', ['build_wheel', 'build_editable'])
-def test_pip_installs_and_removes_the_finder_of_mmcvs_operators(tmp_path, build):
+@pytest.mark.parametrize('kind', ['wheel', 'editable'])
+def test_pip_installs_and_removes_the_finder_of_mmcvs_operators(kind):
     """Both files are in the wheel's record, beside the package and not in it."""
-    for name in ('mmgcvit', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'NOTICE'):
-        source = ROOT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, tmp_path / name)
-    code = f'from setuptools import build_meta; print(build_meta.{build}("dist"))'
-    built = subprocess.run(
-        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert built.returncode == 0, built.stderr
-    with zipfile.ZipFile(tmp_path / 'dist' / built.stdout.split()[-1]) as wheel:
+    with zipfile.ZipFile(packed.build()[kind]) as wheel:
         names = wheel.namelist()
         record = wheel.read(next(n for n in names if n.endswith('/RECORD'))).decode()
         start = wheel.read('_mmgcvit_mmcv_ops.pth').decode()
@@ -138,6 +130,41 @@ def test_pip_installs_and_removes_the_finder_of_mmcvs_operators(tmp_path, build)
     assert start == 'import _mmgcvit_mmcv_ops; _mmgcvit_mmcv_ops.enable()\n'
     assert not any(name.startswith('mmcv/') for name in names)
     assert {'LICENSE', 'NOTICE'} <= {Path(name).name for name in names}
+    # of an editable installation, it would hide the package in the checkout
+    assert kind == 'wheel' or not any(name.startswith('mmgcvit/') for name in names)
+
+
+def test_wheel_holds_the_configs_and_the_tools():
+    """It was built from the sdist, which therefore holds them too, and no tests."""
+    with zipfile.ZipFile(packed.build()['wheel']) as wheel:
+        names = {name for name in wheel.namelist() if name.startswith('mmgcvit/.mim/')}
+    files = [*ROOT.glob('configs/**/*.py'), *ROOT.glob('tools/*.py'), *ROOT.glob('tools/*.sh')]
+    wanted = {f'mmgcvit/.mim/{file.relative_to(ROOT).as_posix()}' for file in files}
+    wanted |= {'mmgcvit/.mim/metafile.yml', 'mmgcvit/.mim/model-index.yml'}
+    only_in_checkouts = {'compare.py', 'make_docs.py', 'make_pictures.py', 'quickstart.py'}
+    only_in_checkouts |= {'quickstart.sh', 'run_tests.sh', 'setup_env.sh'}
+    assert wanted - names == {f'mmgcvit/.mim/tools/{name}' for name in only_in_checkouts}
+    assert names <= wanted
+    with tarfile.open(packed.build()['sdist']) as sdist:
+        tops = {Path(name).parts[1] for name in sdist.getnames() if '/' in name}
+    assert 'pyproject.toml' in tops and 'tests' not in tops
+    for model in load(ROOT / 'metafile.yml')['Models']:
+        assert f'mmgcvit/.mim/{model["Config"]}' in names
+
+
+def test_installed_wheel_lists_its_commands_without_torch(tmp_path):
+    site = packed.install(tmp_path / 'site')
+    code = 'from mmgcvit.cli import main; import sys; main(); assert "torch" not in sys.modules'
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(site)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert '\n  flops                Print the parameters and multiply-accumulates' in done.stdout
+    assert done.stdout.endswith(f'{site}/mmgcvit/.mim/configs\n')
 
 
 def test_extras_name_one_mmcv_each():

@@ -42,7 +42,8 @@ def fake_python(path, before='pass', making_venv='true'):
 @pytest.fixture
 def checkout(tmp_path):
     """A copy of all files that determine the environment."""
-    for name in ('requirements', 'tools/setup_env.sh', 'setup.py', 'mmgcvit/mmcv_ops/site'):
+    metadata = ('setup.py', 'pyproject.toml', 'mmgcvit/version.py', 'mmgcvit/mmcv_ops/site')
+    for name in ('requirements', 'tools/setup_env.sh', *metadata):
         copy = tmp_path / 'a 100% checkout' / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if (REPO / name).is_dir() else shutil.copy)(REPO / name, copy)
@@ -74,8 +75,10 @@ def made(tmp_path, checkout, set_up):
     """An environment that looks finished. Its Python only records its arguments."""
     venv = tmp_path / 'env'
     record = {'dir_info': {'editable': True}, 'url': checkout.as_uri()}
+    release = re.search("'(.*)'", (checkout / 'mmgcvit/version.py').read_text())[1]
     write(
-        venv / 'lib/python3/site-packages/mmgcvit-0.dist-info/direct_url.json', json.dumps(record)
+        venv / f'lib/python3/site-packages/mmgcvit-{release}.dist-info/direct_url.json',
+        json.dumps(record),
     )
     write(venv / 'bin/python', f'#!{BASH}\necho "$*" >>"{tmp_path}/calls"')
     write(venv / 'pyvenv.cfg', f'home = /\nversion = {VERSION}\n')
@@ -147,9 +150,15 @@ def test_nothing_to_do_takes_no_time_and_no_python(tmp_path, set_up, made, comma
     assert not (tmp_path / 'calls').exists()
 
 
-def test_another_checkout_of_the_same_content_is_pointed_at(tmp_path, set_up, made, checkout):
+@pytest.mark.parametrize('other', ['checkout', 'version'])
+def test_another_checkout_of_the_same_content_is_pointed_at(
+    tmp_path, set_up, made, checkout, other
+):
     record = next(made.glob('lib/*/*/*/direct_url.json'))
-    record.write_text(record.read_text().replace('a%20100%25', 'another'))
+    if other == 'checkout':
+        record.write_text(record.read_text().replace('a%20100%25', 'another'))
+    else:
+        (checkout / 'mmgcvit/version.py').write_text("__version__ = '99.0'\n")
     process = set_up()
     assert '[1/1] pointing mmgcvit' in process.text and 'is ready after 0:' in process.text
     install = f'-I -m pip install --no-deps --no-build-isolation --editable {checkout}\n'
@@ -179,7 +188,7 @@ FILES += ['mmgcvit/mmcv_ops/site/_mmgcvit_mmcv_ops.pth']
 
 
 @pytest.mark.parametrize(
-    'change', [*FILES, 'unfinished', 'moved', 'broken', 'python', 'version 0.1']
+    'change', [*FILES, 'dependency', 'unfinished', 'moved', 'broken', 'python', 'version 0.1']
 )
 def test_what_makes_it_start_over(tmp_path, set_up, made, checkout, change):
     (checkout / 'requirements/onedl.txt').write_text('')
@@ -188,6 +197,9 @@ def test_what_makes_it_start_over(tmp_path, set_up, made, checkout, change):
     if change in FILES:
         with (checkout / change).open('a') as file:
             file.write('# changed\n')
+    elif change == 'dependency':
+        file = checkout / 'pyproject.toml'
+        file.write_text(file.read_text().replace('"torch>=2.1"', '"torch>=2.2"'))
     elif change == 'unfinished':
         (made / '.mmgcvit/stamp').unlink()
     elif change == 'moved':

@@ -33,14 +33,20 @@ need_file() { # kind, path
     [[ -f $2 ]] || fail "the $1 $2 does not exist (current folder: $PWD)"
 }
 
+need_config() { # path, or name of a config of mmgcvit, which the tool finds
+    [[ $1 == mmgcvit::* || -f $root/configs/${1#configs/} ]] || need_file config "$1"
+}
+
 need_checkpoint() { # path or URL
     [[ $1 == *://* ]] || need_file checkpoint "$1"
 }
 
-# Sets $python to the Python of MMGCVIT_VENV, of .venv in the checkout or of the active environment,
-# in this order.
+# Sets $python to the Python of the command mmgcvit, of MMGCVIT_VENV, of .venv in the checkout or of
+# the active environment, in this order.
 find_python() {
-    if [[ -n ${MMGCVIT_VENV:-} ]]; then
+    if [[ -n ${MMGCVIT_PYTHON:-} ]]; then # see mmgcvit/cli.py
+        python=$MMGCVIT_PYTHON
+    elif [[ -n ${MMGCVIT_VENV:-} ]]; then
         python=$MMGCVIT_VENV/bin/python
         [[ -x $python ]] || fail "MMGCVIT_VENV is $MMGCVIT_VENV, which has no bin/python"
     elif [[ -x $root/.venv/bin/python ]]; then
@@ -50,7 +56,7 @@ find_python() {
         [[ -n $python ]] || fail 'no Python found: run tools/setup_env.sh, or activate a venv'
     fi
     # mmgcvit may not be installed in environments that tools/setup_env.sh has not created
-    export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+    [[ ! -d $root/mmgcvit ]] || export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 }
 
 # Runs a tool in several processes on this node, as one of NNODES nodes.

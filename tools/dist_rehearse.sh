@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rehearses a training in several processes on this node, one per GPU, or on the CPU without CUDA.
+# Rehearse a training in several processes on this node, one per GPU, or on the CPU without CUDA.
 #
 #   bash tools/dist_rehearse.sh CONFIG GPUS [arguments of tools/train.py]
 #
@@ -8,13 +8,14 @@
 #   PORT          a free port (default: any)
 #   TMPDIR        folder for the checkpoints of the rehearsal (default: /tmp)
 #
-# Python environment: MMGCVIT_VENV, or .venv in the checkout, or the active environment.
+# Python environment of this script (not of the command mmgcvit): MMGCVIT_VENV, or .venv in the
+# checkout, or the active environment.
 set -euo pipefail
 
 # shellcheck source=tools/_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
 need_arguments 2 "$@"
-need_file config "$1"
+need_config "$1"
 need_count GPUS "$2"
 if ((${NNODES:-1} > 1)); then
     fail "NNODES is $NNODES: a rehearsal runs on one node, in its temporary folder; unset NNODES"

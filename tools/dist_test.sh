@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluates a checkpoint in several processes, one per GPU, or on the CPU without CUDA.
+# Evaluate a checkpoint in several processes, one per GPU, or on the CPU without CUDA.
 #
 #   bash tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of tools/test.py]
 #
@@ -11,13 +11,14 @@
 #   MASTER_ADDR   address of node 0
 #   PORT          a free port of node 0 (default: 29500, or any free port for a single node)
 #
-# Python environment: MMGCVIT_VENV, or .venv in the checkout, or the active environment.
+# Python environment of this script (not of the command mmgcvit): MMGCVIT_VENV, or .venv in the
+# checkout, or the active environment.
 set -euo pipefail
 
 # shellcheck source=tools/_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
 need_arguments 3 "$@"
-need_file config "$1"
+need_config "$1"
 need_checkpoint "$2"
 need_count GPUS "$3"
 find_python

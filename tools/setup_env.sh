@@ -66,16 +66,21 @@ pick_python() { # interpreter to try first; sets python and version
 content_hash() {
     cd "$checkout" # so that the hash includes relative paths and not the location of the checkout
     local files=(requirements/{"$stack",dev}.txt tools/setup_env.sh setup.py mmgcvit/*/site/_mm*)
-    { echo "$version $(uname -m)" && sha256sum "${files[@]}"; } | sha256sum | cut -c 1-16
+    {
+        echo "$version $(uname -m)"
+        sha256sum "${files[@]}"
+        sed '/^\[tool\.[^s]/q' pyproject.toml # up to the settings of other tools than setuptools
+    } | sha256sum | cut -c 1-16
 }
 
 complete() { # compares the path too, since the commands of a moved environment do not run
     [[ -x $venv/bin/python && -r $stamp && $(<"$stamp") == "$(content_hash) $venv" ]]
 }
 
-points_here() {
-    local record path
-    record=$(cat "$venv"/lib/python3*/site-packages/mmgcvit-*.dist-info/direct_url.json 2>/dev/null)
+points_here() { # and has the version of the checkout in its metadata
+    local record path release
+    release=$(sed -n "s/^__version__ = '\(.*\)'/\1/p" "$checkout/mmgcvit/version.py")
+    record=$(cat "$venv"/lib/python3*/*/mmgcvit-"$release".dist-info/direct_url.json 2>/dev/null)
     [[ $record =~ \"editable\":\ true.*\"file://([^\"]*)\" ]] || return 1
     printf -v path %b "${BASH_REMATCH[1]//%/\\x}" # %20 is a space
     [[ $path == "$checkout" ]]

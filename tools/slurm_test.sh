@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluates a checkpoint in a Slurm job with one task per GPU.
+# Evaluate a checkpoint in a Slurm job with one task per GPU.
 #
 #   bash tools/slurm_test.sh PARTITION JOB CONFIG CHECKPOINT [arguments of tools/test.py]
 #
@@ -12,13 +12,14 @@
 #   MASTER_ADDR, MASTER_PORT   rendezvous address (default: the first node) and port (default:
 #                              derived from the job id)
 #
-# Python environment: MMGCVIT_VENV, or .venv in the checkout, or the active environment.
+# Python environment of this script (not of the command mmgcvit): MMGCVIT_VENV, or .venv in the
+# checkout, or the active environment.
 set -euo pipefail
 
 # shellcheck source=tools/_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
 need_arguments 4 "$@"
-need_file config "$3"
+need_config "$3"
 need_checkpoint "$4"
 find_python
 run_in_slurm "$1" "$2" test.py "$3" "$4" "${@:5}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains a model in a Slurm job with one task per GPU.
+# Train a model in a Slurm job with one task per GPU.
 #
 #   bash tools/slurm_train.sh PARTITION JOB CONFIG [arguments of tools/train.py]
 #
@@ -18,13 +18,14 @@
 #
 # Exit code: 75 if SIGTERM ended the training after it had saved a checkpoint; --resume continues.
 #
-# Python environment: MMGCVIT_VENV, or .venv in the checkout, or the active environment.
+# Python environment of this script (not of the command mmgcvit): MMGCVIT_VENV, or .venv in the
+# checkout, or the active environment.
 set -euo pipefail
 
 # shellcheck source=tools/_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
 need_arguments 3 "$@"
-need_file config "$3"
+need_config "$3"
 find_python
 if [[ ${REQUEUE:-0} != 1 ]]; then
     run_in_slurm "$1" "$2" train.py "$3" "${@:4}"

@@ -1,11 +1,12 @@
 """Loading config files."""
 
+import contextlib
 import logging
 import os
 import re
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import print_log
 from mmengine.utils import is_installed
 
-from ..errors import UserError, one_line
+from ..errors import UserError, close_names, one_line
+from ..files import config_names, config_path
 from .launch import process_rank
 from .options import apply_options, walk
 
@@ -35,6 +37,8 @@ KINDS = {
     (dict, list, tuple): ('val_evaluator', 'test_evaluator', 'param_scheduler'),
     (str,): ('load_from', 'work_dir', 'default_scope'),
 }
+# of the names of configs of this package
+PREFIX = 'mmgcvit::'
 EXAMPLE = 'configs/detection/mask_rcnn_gcvit_shapes.py'
 CHECKPOINTS = ('.pth', '.pt', '.tar', '.safetensors')
 ORDER = 'pass the config first and the checkpoint second'
@@ -58,7 +62,9 @@ def load_config(
     line shows the new name.
 
     Args:
-        path: Config file. It may inherit from configs of the libraries, such as ``mmdet::...``.
+        path: Config file, or the name of a config of this package, such as
+            ``detection/cascade_gcvit_s.py``. It may inherit from configs of the libraries and of
+            this package: ``mmdet::...``, ``mmgcvit::...``.
         work_dir: Folder of checkpoints and logs. Defaults to the config's ``work_dir``, or to
             ``work_dirs/`` and the name of the config file.
         options: Settings that override the file, by dotted names. The next index of a list adds an
@@ -70,7 +76,7 @@ def load_config(
     """
     if Path(path).suffix in CHECKPOINTS:
         raise UserError(f'the config {path} is a checkpoint: {ORDER}')
-    _require_file('config', path, f'config file, for example {EXAMPLE}', '*.py')
+    path = _find(path)
     if not is_installed('mmsegmentation'):
         # mmengine looks for mmsegmentation, but onedl's distribution has a different name
         MODULE2PACKAGE['mmseg'] = 'mmseg'
@@ -122,7 +128,8 @@ def require_parts(cfg: Config) -> None:
 def _load(path: str | os.PathLike) -> Config:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        cfg = Config.fromfile(path)
+        with _bases_of_this_package():
+            cfg = Config.fromfile(path)
         for _ in walk(cfg):
             pass  # a pure Python config imports its types when they are accessed
     for warning in caught:
@@ -142,6 +149,26 @@ def _load(path: str | os.PathLike) -> Config:
     return cfg
 
 
+@contextlib.contextmanager
+def _bases_of_this_package() -> Iterator[None]:
+    """Let configs inherit from ``mmgcvit::NAME``.
+
+    mmengine finds configs only of the packages that it lists, and not those of an editable
+    installation. It would also give them a scope in which the types of mmdet are not found.
+    """
+    path_of_base = Config._get_cfg_path
+
+    def find(base: str, filename: str) -> tuple[str, str | None]:
+        name = base.removeprefix(PREFIX)
+        return path_of_base(base, filename) if name == base else (config_path(name), None)
+
+    Config._get_cfg_path = staticmethod(find)
+    try:
+        yield
+    finally:
+        Config._get_cfg_path = staticmethod(path_of_base)
+
+
 def require_work_dir(cfg: Config) -> None:
     """Raise a UserError if the work dir, or a folder above it, is a file."""
     folder = Path(cfg.get('work_dir') or '')
@@ -152,6 +179,23 @@ def require_work_dir(cfg: Config) -> None:
             f'{file}{of} is a file, and a folder is needed: pass another --work-dir, or rename the '
             'file'
         )
+
+
+def _find(path: str | os.PathLike) -> str | os.PathLike:
+    """Return the path of a config file, or of the config that has this name in the package."""
+    name = os.fspath(path)
+    in_package = name.removeprefix('configs/')
+    if name.startswith(PREFIX):
+        found = config_path(name.removeprefix(PREFIX))
+    elif not Path(name).exists() and in_package in config_names():
+        found = config_path(in_package)
+    else:
+        example = next(iter(close_names(in_package, config_names())), EXAMPLE)
+        _require_file('config', path, f'config file, for example {example}', '*.py')
+        return path
+    if process_rank() == 0:
+        print_log(f'config: {found}', logger='current')
+    return found
 
 
 def _require_file(kind: str, path: str | os.PathLike, example: str, pattern: str) -> None:

@@ -17,6 +17,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from ..cli import as_commands
 from ..errors import UserError, describe
 from ..files import write_atomically
 from ..weights import read_checkpoint
@@ -194,7 +195,7 @@ def write_failed_step(
         return f'the failed step could not be written to {path} ({describe(problem)})'
     # no warning about imports: the reader of this line has just run the config
     options = ' --allow-imports' if runner.cfg.get('custom_imports') else ''
-    command = f'python tools/replay.py {shlex.quote(str(path))}{options}'
+    command = as_commands(f'python tools/replay.py {shlex.quote(str(path))}{options}')
     return f'the failed step is in {path}; run it again with: {command}'
 
 

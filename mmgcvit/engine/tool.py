@@ -16,6 +16,7 @@ import torch.distributed
 from mmengine.dist import is_distributed
 from mmengine.logging import MMLogger
 
+from ..cli import as_commands
 from ..errors import printable
 from ..mmcv_ops import enable
 from .known_errors import known_error
@@ -91,7 +92,7 @@ def _leave(code: int, message: str = '', other_reports: bool = False) -> NoRetur
         time.sleep(TIME_TO_REPORT + 0.5 * int(os.environ.get('LOCAL_RANK') or 0))
     if message:
         # in one call, so that lines of several processes do not mix
-        sys.stderr.write(f'{printable(message)}\n')
+        sys.stderr.write(f'{printable(as_commands(message))}\n')
         sys.stderr.flush()
     if not is_distributed():
         sys.exit(code)
@@ -118,7 +119,7 @@ class _Parser(argparse.ArgumentParser):
         """Exit with code 2. The first process prints the usage and the error."""
         if process_rank():
             sys.exit(2)
-        super().error(message)
+        super().error(as_commands(message))
 
 
 def config_parser(
@@ -131,7 +132,10 @@ def config_parser(
         before: Name and help of each positional argument before the config.
     """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, text in (*before, ('config', 'path of a config file')):
+    for name, text in (
+        *before,
+        ('config', 'path of a config file, or name of a config of mmgcvit'),
+    ):
         parser.add_argument(name, help=text)
     parser.add_argument(
         '--cfg-options',
@@ -156,7 +160,7 @@ def runner_parser(description: str | None) -> argparse.ArgumentParser:
         '--launcher',
         choices=['none', 'pytorch', 'slurm'],
         default='none',
-        help='job launcher; set by tools/dist_*.sh and tools/slurm_*.sh (default: %(default)s)',
+        help='job launcher; set by the scripts for several processes (default: %(default)s)',
     )
     # torch.distributed.launch passes the local rank in either spelling
     parser.add_argument(

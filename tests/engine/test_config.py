@@ -29,6 +29,7 @@ from mmgcvit.engine.adaptations import adapt_fsdp, adapt_hooks
 from mmgcvit.engine.device import Machine
 from mmgcvit.engine.options import parse_value
 from mmgcvit.errors import UserError
+from mmgcvit.files import config_path
 from mmgcvit.registry import HOOKS, class_of
 from mmgcvit.visualization import read_training_log
 
@@ -259,3 +260,22 @@ def test_pure_python_configs_without_a_scope_load(tmp_path):
     assert cfg.default_scope is None and cfg.train_cfg.max_epochs == 4
     with pytest.raises(UserError, match=r'max_epochs changes nothing.*train_cfg\.max_epochs'):
         load_config(tmp_path / 'config.py', options={'max_epochs': 4})
+
+
+def test_a_packaged_config_as_base_is_as_the_config_itself(tmp_path):
+    """By its name in our tools, and by its path in any: without a scope of its own."""
+    name = 'detection/mask_rcnn_gcvit_shapes.py'
+    direct = load_config(config_path(name), tmp_path)
+    for base in (repr(f'mmgcvit::{name}'), f'__import__("mmgcvit").config_path({name!r})'):
+        (tmp_path / 'config.py').write_text(f'_base_ = {base}\nmax_epochs = 3\n')
+        inherited = load_config(tmp_path / 'config.py', tmp_path)
+        assert inherited.pop('max_epochs') == 3
+        inherited.max_epochs = direct.max_epochs
+        assert inherited.to_dict() == direct.to_dict()
+    assert Config.fromfile(tmp_path / 'config.py').model == direct.model
+
+
+def test_a_base_that_the_package_lacks_names_a_close_one(tmp_path):
+    (tmp_path / 'config.py').write_text("_base_ = 'mmgcvit::detection/mask_rcnn_gcvit_shape.py'\n")
+    with pytest.raises(UserError, match=r'did you mean detection/mask_rcnn_gcvit_shapes\.py'):
+        load_config(tmp_path / 'config.py')

@@ -166,6 +166,7 @@ def test_usage(run, name):
 
 MISTAKES = [
     (['dist_train.sh', 'no.py', 2], {}, 'the config no.py does not exist'),
+    (['dist_train.sh', 'detection/cascade_gcvit_s.py', 0], {}, 'GPUS must be an integer of at'),
     (['dist_train.sh', UPERNET, 'two'], {}, "GPUS must be an integer of at least 1, got 'two'"),
     (['dist_train.sh', UPERNET, 0], {}, "GPUS must be an integer of at least 1, got '0'"),
     (['dist_train.sh', UPERNET, 2], {'NNODES': '2'}, 'NNODES is 2: set MASTER_ADDR'),

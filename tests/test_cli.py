@@ -1,0 +1,113 @@
+"""The command mmgcvit: scripts of tools/ under one name."""
+
+import os
+import sys
+from pathlib import Path
+
+import forks
+import pytest
+from toy import toy_config
+
+from mmgcvit import cli
+from mmgcvit.files import config_names, config_path, resources
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def mmgcvit(tmp_path):
+    """Run a command in a fork, in an empty folder; return its exit code and what it printed."""
+    script = tmp_path / 'mmgcvit'  # as pip writes it
+    script.write_text('from mmgcvit.cli import main\nmain()\n')
+    (tmp_path / 'empty').mkdir()
+
+    def run(*arguments, **variables):
+        settings = dict(out=tmp_path / 'out', cwd=tmp_path / 'empty', **variables)
+        return forks.run(script, *arguments, **settings)
+
+    return run
+
+
+@pytest.fixture
+def in_this_process(monkeypatch, capsys):
+    """Run a command that starts no Python script; return its exit code and what it printed."""
+    monkeypatch.setenv(cli.PYTHON, '')
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['mmgcvit', *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, ''.join(capsys.readouterr())
+
+    return run
+
+
+def test_every_tool_has_a_command(in_this_process):
+    code, printed = in_this_process('--help')
+    assert code == 0 and in_this_process() == (0, printed)
+    tools = {path.name for end in ('py', 'sh') for path in ROOT.glob(f'tools/[!_]*.{end}')}
+    without = {'compare.py', 'make_docs.py', 'make_pictures.py', 'quickstart.py'}
+    without |= {'quickstart.sh', 'run_tests.sh', 'setup_env.sh'}
+    assert tools - set(cli.COMMANDS.values()) == without
+    for name, file in cli.COMMANDS.items():
+        assert (f'\n  {name:19}  ' in printed) == (file in tools)
+
+
+def test_an_unknown_command_names_a_close_one(in_this_process):
+    code, printed = in_this_process('trian', 'config.py')
+    assert code == 2
+    assert printed == "error: no command 'trian' (did you mean train?): run mmgcvit --help\n"
+
+
+def test_version(in_this_process):
+    assert in_this_process('--version') == (0, f'mmgcvit {cli.__version__}\n')
+
+
+def test_a_shell_script_gets_the_python_and_the_arguments(in_this_process, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, 'execvp', lambda *call: calls.append(call))
+    assert in_this_process('dist-train', 'config.py', '8', '--amp') == (0, '')
+    script = str(ROOT / 'tools' / 'dist_train.sh')
+    assert calls == [('bash', ['bash', script, 'config.py', '8', '--amp'])]
+    assert os.environ[cli.PYTHON] == sys.executable
+
+
+@pytest.mark.parametrize(('arguments', 'code'), [((), 2), (('--help',), 0), (('a.py', '-h'), 0)])
+def test_usage_of_a_shell_script(in_this_process, arguments, code):
+    found, printed = in_this_process('dist-train', *arguments)
+    assert found == code
+    assert '\n  mmgcvit dist-train CONFIG GPUS [arguments of mmgcvit train]\n' in printed
+
+
+def test_help_and_errors_name_commands(mmgcvit):
+    code, printed = mmgcvit('rehearse', '--help')
+    assert code == 0 and printed.startswith('usage: mmgcvit rehearse [-h]')
+    assert '\n    mmgcvit rehearse CONFIG [options of mmgcvit train]\n' in printed
+    code, printed = mmgcvit('rehearse', 'config.py', '--no-rehearsal')
+    assert code == 2
+    assert printed.endswith('is an option of mmgcvit train: remove it, or run train.py\n')
+
+
+def test_a_training(mmgcvit, tmp_path):
+    imports = dict(imports=['toy'])
+    config = toy_config(tmp_path / 'work', iterations=1, custom_imports=imports)
+    config.dump(tmp_path / 'config.py')
+    code, printed = mmgcvit('train', tmp_path / 'config.py')
+    assert code == 0, printed
+    assert (tmp_path / 'work' / 'iter_1.pth').is_file()
+
+
+def test_a_packaged_config_is_found_by_its_name(mmgcvit):
+    name = 'detection/mask_rcnn_gcvit_shapes.py'
+    for given in (name, f'configs/{name}', f'mmgcvit::{name}'):
+        code, printed = mmgcvit('check-data', given)
+        assert code == 1 and '2 problems found' in printed  # the data is not here
+        assert f'config: {config_path(name)}\n' in printed
+
+
+def test_packaged_configs_are_those_of_the_checkout():
+    assert resources() == ROOT
+    assert 'detection/cascade_gcvit_s.py' in config_names()
