@@ -1,3 +1,5 @@
+"""Label maps of tests as files, and test-time augmentation."""
+
 from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .metrics import DumpLabelMaps, adapt_dump
 from .panoptic import PanopticMetric
