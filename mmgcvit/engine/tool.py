@@ -18,6 +18,7 @@ from mmengine.logging import MMLogger
 
 from ..cli import as_commands
 from ..errors import printable
+from ..files import require_own_version
 from ..mmcv_ops import enable
 from .known_errors import known_error
 from .launch import process_rank
@@ -48,6 +49,7 @@ def run_tool(main: Callable[[], None]) -> None:
     if process_rank() and not sys.warnoptions:
         warnings.simplefilter('ignore')  # the first process shows the same warnings
     try:
+        require_own_version(getattr(sys.modules['__main__'], '__file__', None))
         main()
     except SystemExit as end:
         if isinstance(end.code, str):
