@@ -249,10 +249,11 @@ def conflicts(versions: dict[str, str]) -> Iterator[str]:
             f'both stacks are installed and overwrite each other ({both}): create a new '
             f'environment, then {install_command()}'
         )
-    if {'opencv-python', 'opencv-python-headless'} <= versions.keys():
+    opencv = [versions[name] for name in MODULES['cv2'] if name in versions]
+    if len({*opencv}) > 1:  # of the same version, as onedl's dependencies install both, they agree
         yield (
-            'opencv-python and opencv-python-headless are both installed and overwrite each other: '
-            'uninstall both, then install one of them'
+            f'opencv-python {opencv[0]} and opencv-python-headless {opencv[1]} are both installed '
+            'and overwrite each other: uninstall both, then install one of them'
         )
     if {'mmcv', 'mmcv-lite'} <= versions.keys():
         yield (
