@@ -14,8 +14,10 @@ import argparse
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 from mmgcvit.analysis.matrix import (
@@ -53,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = None if args.fresh or args.tests else store.get(row.name, tier)
         if result is None:
             seconds = expected_seconds(rows[number - 1 :], known)
-            left = f'; about {duration(seconds)} left' if seconds is not None else ''
-            print(f'[{number}/{len(rows)}] {row.name}: {row.title}{left}', flush=True)
+            print(f'[{number}/{len(rows)}] {row.name}: {row.title}', flush=True)
             environment = cache / 'envs' / f'matrix-{row.name}'
             require_room(environment.parent)
             begun = Result(row.name, tier, store.commit, date.today().isoformat())
             log = store.folder / f'{row.name}-{tier}.log'
+            show = partial(progress, seconds, time.monotonic())
             result = run_row(row, CHECKOUT, environment, log, begun, args.tests, show)
             if not args.keep:
                 shutil.rmtree(environment, ignore_errors=True)
@@ -75,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def show(text: str) -> None:
-    print(f'  {text}', flush=True)
+def progress(seconds: float | None, start: float, text: str) -> None:
+    left = None if seconds is None else max(0, seconds - (time.monotonic() - start))
+    print(f'  {text}{"" if left is None else f"; about {duration(left)} left"}', flush=True)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

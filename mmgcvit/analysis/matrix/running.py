@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ for name in {PACKAGES}:
 print(json.dumps(found))
 """
 ERROR = re.compile(r'(FAILED: |ERROR: |\w*Error: |no tests ran)')
-SHOWN = 15  # seconds between lines of progress
+SHOWN = 30  # seconds between lines of progress
 
 
 class _StepFailed(Exception):
@@ -160,6 +161,7 @@ class _Commands:
         self.environ |= {'PYTHONNOUSERSITE': '1', 'PIP_DISABLE_PIP_VERSION_CHECK': '1'}
         self._checkout, self._write, self._show, self._start = checkout, write, show, start
         self._output: list[str] = []
+        self._doing = ''
 
     def run(self, command: Sequence[str | Path], fails: bool = False) -> str:
         """Run a command and return its output.
@@ -173,7 +175,9 @@ class _Commands:
         """
         words = [str(word) for word in command]
         self._write(f'$ {" ".join(words)}\n')
-        self._output, shown = [], time.monotonic()
+        self._output, self._doing = [], Path(words[0]).name
+        done = threading.Event()
+        threading.Thread(target=self._show_until, args=(done,), daemon=True).start()
         with subprocess.Popen(
             words,
             cwd=self._checkout,
@@ -189,15 +193,20 @@ class _Commands:
                 for line in process.stdout or ():
                     self._write(line)
                     self._output.append(line.rstrip())
-                    if time.monotonic() - shown >= SHOWN and (text := _progress(line)):
-                        shown = time.monotonic()
-                        self._show(f'{duration(shown - self._start):>8}  {text}')
+                    self._doing = _progress(line) or self._doing
             except BaseException:
                 os.killpg(process.pid, signal.SIGTERM)
                 raise
+            finally:
+                done.set()
         if process.returncode and not fails:
             raise _StepFailed(self.reason())
         return '\n'.join(self._output)
+
+    def _show_until(self, done: threading.Event) -> None:
+        # in a thread, since pip is silent for minutes while it installs
+        while not done.wait(SHOWN):
+            self._show(f'{duration(time.monotonic() - self._start):>8}  {self._doing}')
 
     def reason(self) -> str:
         """Return the last line of the output that looks like an error, or else the last one."""
