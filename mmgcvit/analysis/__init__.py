@@ -1,3 +1,4 @@
+from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .complexity import (
     Complexity,
     build_on_meta,

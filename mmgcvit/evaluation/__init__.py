@@ -1,3 +1,4 @@
+from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .metrics import DumpLabelMaps, adapt_dump
 from .tta import adapt_tta
 

@@ -132,7 +132,7 @@ def convert_weights(
         'licence': checkpoint.license or UNKNOWN_LICENSE,
         'converted_by': f'mmgcvit {__version__}',
     }
-    _write(out, state, plain(checkpoint.meta), provenance)
+    write_weights(out, state, plain(checkpoint.meta), provenance)
     return Conversion(out, provenance, _groups(checkpoint, kept, to, size, windows))
 
 
@@ -171,9 +171,20 @@ def _shapes(checkpoint: Checkpoint, windows: Sequence[int]) -> dict[str, tuple[i
     return shapes
 
 
-def _write(
+def write_weights(
     out: Path, state: Mapping[str, Tensor], meta: dict, provenance: Mapping[str, str]
 ) -> None:
+    """Write a weights file, in the format of its suffix.
+
+    Args:
+        out: Output file. An existing file is replaced.
+        state: Tensors.
+        meta: Plain values to write under ``meta``. Safetensors files do not have them.
+        provenance: Notes on the weights. :attr:`Checkpoint.license` reads ``licence``.
+
+    Raises:
+        UserError: If safetensors is needed and not installed.
+    """
     # torch.save would write the complete storage behind a view
     state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     if out.suffix == '.safetensors':

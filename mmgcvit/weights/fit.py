@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .. import ops
 from ..errors import UserError
+from ..optional_mmengine import print_log
 from .checkpoint import (
     EMA_KEYS,
     Checkpoint,

@@ -20,8 +20,9 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 from torch._weights_only_unpickler import _get_allowed_globals
+
+from ..optional_mmengine import HistoryBuffer
 
 __all__ = ['Unpickler', 'inspect', 'load', 'revive', 'stand_ins']
 
