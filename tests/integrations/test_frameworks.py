@@ -1,11 +1,15 @@
 """Models of other frameworks with the backbone: the examples of the docs and other models."""
 
+import os
 import re
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from mmgcvit import GCViT
@@ -112,11 +116,9 @@ def test_pretrained_timm_models_have_the_published_weights(published, downloads)
 
 
 def weights_in_metafile(arch):
-    from mmengine.fileio import load
-
     return next(
         model['Weights']
-        for model in load(ROOT / 'metafile.yml')['Models']
+        for model in yaml.safe_load((ROOT / 'metafile.yml').read_text())['Models']
         if model['Metadata']['Backbone'] == arch and 'Weights License' in model['Metadata']
     )
 
@@ -248,3 +250,25 @@ def test_transformers_mask2former_trains(hf):
     model(images, mask_labels=[masks], class_labels=[torch.tensor([1])]).loss.backward()
     network = model.model.pixel_level_module.encoder.backbone
     assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.nightly
+def test_frameworks_that_do_not_go_together_with_the_stack(tmp_path):
+    """All tests of this folder, in an environment with all frameworks and without mmengine."""
+    subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'env'], check=True)
+    python = tmp_path / 'env' / 'bin' / 'python'
+    # PyTorch and pytest are those of this environment
+    (site,) = (tmp_path / 'env').glob('lib/python*/site-packages')
+    (site / 'parent.pth').write_text(sysconfig.get_path('purelib'))
+    requirements = ROOT / 'requirements' / 'integrations.txt'
+    subprocess.run([python, '-m', 'pip', 'install', '-q', '-r', requirements], check=True)
+    paths = [str(ROOT), str(ROOT / 'tests')]
+    done = subprocess.run(
+        [python, '-m', 'pytest', '-q', '-rs', '-p', 'without_mmengine', 'tests/integrations'],
+        cwd=ROOT,
+        env=os.environ | {'PYTHONPATH': os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert 'skipped' not in done.stdout
