@@ -71,6 +71,27 @@ ROWS = {
                 *('--ignore=tests/models/test_fx.py', '--ignore=tests/models/test_variants.py'),
             ),
         ),
+        Row(
+            'torch',
+            '3.11',
+            'the wheel with PyTorch alone: the backbone',
+            packages=(WHEEL, 'numpy'),
+            tools=TEST_TOOLS,
+            tests=(
+                *('tests/ops', '--ignore=tests/ops/test_changes_and_threads.py'),
+                *('tests/models/test_golden.py', 'tests/models/test_arguments.py'),
+                *('tests/models/test_behaviour.py', 'tests/models/test_reference.py'),
+                *('-k', 'not mmengine'),
+            ),
+        ),
+        Row(
+            'integrations',
+            '3.11',
+            'the wheel and the other frameworks, without mmengine',
+            packages=(WHEEL, '-r', 'requirements/integrations.txt'),
+            tools=TEST_TOOLS,
+            tests=('tests/integrations',),
+        ),
     )
 }
 
