@@ -136,7 +136,7 @@ class HubGCViT(
         *,
         model_id: str,
         revision: str | None,
-        cache_dir: str | os.PathLike | None,
+        cache_dir: str | Path | None,
         force_download: bool,
         local_files_only: bool,
         token: str | bool | None,
@@ -173,7 +173,8 @@ class HubGCViT(
             },
         )
         # a path in init_cfg exists only on this machine
-        config = {k: v for k, v in (self._hub_mixin_config or {}).items() if k != 'init_cfg'}
+        saved: Any = self._hub_mixin_config or {}
+        config = {k: v for k, v in saved.items() if k != 'init_cfg'}
         text = json.dumps(config, indent=2, sort_keys=True)
         write_atomically(save_directory / constants.CONFIG_NAME, text.encode())
 
@@ -208,7 +209,8 @@ class HubGCViT(
             license: License of the weights, such as 'cc-by-nc-sa-4.0'. The default is
                 ``weights_license``.
         """
-        arch = (self._hub_mixin_config or {})['arch']
+        config: Any = self._hub_mixin_config
+        arch = config['arch']
         published = _published(arch)
         known = published.get('Metadata', {}).get('Weights License')
         text = license or self.weights_license
