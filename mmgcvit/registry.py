@@ -76,6 +76,12 @@ STRATEGIES = Registry(
     scope='mmgcvit',
     locations=['mmgcvit.engine.fsdp'],
 )
+TRANSFORMS = Registry(
+    'transform',
+    parent=mmengine_registry.TRANSFORMS,
+    scope='mmgcvit',
+    locations=['mmgcvit.datasets.loading'],
+)
 
 
 def set_default_scope(scope: str | None) -> None:

@@ -524,7 +524,7 @@ class GCViT(BaseModule):
         initialize(self, [c for c in configs if c not in pretrained])
         for config in pretrained:
             load_init_cfg(self, config)
-        self.is_init = True
+        self.is_init: bool = True
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Return the layer id of a parameter and the number of layers, for layer-wise lr decay.
@@ -588,7 +588,7 @@ def _resize_bias_tables_on_load(
 
     Tables that cannot be resized are left unchanged, so that ``load_state_dict`` rejects them.
     """
-    resized = {}
+    resized: dict[str, Tensor] = {}
     for i, stage in enumerate(model.stages):
         for j, block in enumerate(stage.blocks):
             # the name in a state dict; names of parameters may include those of wrappers

@@ -108,6 +108,7 @@ def convert_weights(
     _check_arguments(out, to, dtype)
     checkpoint = open_checkpoint(source, prefix, ema, sha256)
     checkpoint.require_backbone()
+    assert checkpoint.path is not None and checkpoint.layout is not None
     name, size = checkpoint.source, checkpoint.size
     if size is None:
         raise UserError(f'{name} contains only part of a GC ViT backbone: use a complete file')

@@ -353,8 +353,9 @@ def public_name(source: str) -> str:
     if '@' not in authority and re.match(r'[^\[]*:(?!\d*$)', authority):
         # the text after the colon is not a port, but a password with an unquoted / ? or #
         rest = rest.rpartition('@')[2]
-    authority, path = re.match(r'([^/?#]*)([^?#]*)', rest).groups()
-    return f'{scheme}{authority.rpartition("@")[2]}{path}'
+    rest = re.split(r'[?#]', rest, maxsplit=1)[0]
+    authority, slash, path = rest.partition('/')
+    return f'{scheme}{authority.rpartition("@")[2]}{slash}{path}'
 
 
 def public_text(error: BaseException) -> str:
