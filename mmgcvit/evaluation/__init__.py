@@ -1,4 +1,12 @@
 from .metrics import DumpLabelMaps, adapt_dump
+from .tile_options import adapt_tiles, add_tile_options, tile_options
 from .tta import adapt_tta
 
-__all__ = ['DumpLabelMaps', 'adapt_dump', 'adapt_tta']
+__all__ = [
+    'DumpLabelMaps',
+    'adapt_dump',
+    'adapt_tiles',
+    'adapt_tta',
+    'add_tile_options',
+    'tile_options',
+]
