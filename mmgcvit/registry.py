@@ -17,6 +17,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPP
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import VISBACKENDS as MMENGINE_VISBACKENDS
 from mmengine.registry import Registry, init_default_scope
 
@@ -62,6 +63,12 @@ RUNNERS = Registry(
 )
 STRATEGIES = Registry(
     'strategy', parent=MMENGINE_STRATEGIES, scope='mmgcvit', locations=['mmgcvit.engine.fsdp']
+)
+TRANSFORMS = Registry(
+    'transform',
+    parent=MMENGINE_TRANSFORMS,
+    scope='mmgcvit',
+    locations=['mmgcvit.datasets.loading'],
 )
 VISBACKENDS = Registry(
     'vis_backend',

@@ -88,10 +88,11 @@ def _remove_masks(cfg: Config) -> None:
             wants_masks = True
             evaluator['metric'] = [name for name in wanted if name != 'segm'] or ['bbox']
     roi_head = cfg.model.get('roi_head') or {}
-    if roi_head.pop('mask_head', None) is not None:
+    fuses_masks = bool(cfg.model.get('panoptic_fusion_head'))
+    if not fuses_masks and roi_head.pop('mask_head', None) is not None:
         roi_head.pop('mask_roi_extractor', None)
         print_log('--tta: mmdet merges only boxes, masks are skipped', logger='current')
-    elif wants_masks:
+    elif wants_masks or fuses_masks:
         cls = class_of(cfg.model, MODELS, cfg.get('default_scope'))
         raise UserError(
             f'--tta: mmdet merges only boxes, and {getattr(cls, "__name__", cfg.model.type)} has '

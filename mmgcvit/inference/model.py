@@ -240,6 +240,8 @@ def _class_names(
 
 def _num_classes(model: nn.Module, task: Task) -> int | None:
     """Return the number of classes of the model's heads, or None if it is not known."""
-    heads = [getattr(model, name) for name in task.heads if getattr(model, name, None) is not None]
+    # other heads of a panoptic model know only the classes of things
+    names = ('panoptic_fusion_head', *task.heads)
+    heads = [getattr(model, name) for name in names if getattr(model, name, None) is not None]
     numbers = (getattr(module, 'num_classes', None) for head in heads for module in head.modules())
     return next((number for number in numbers if isinstance(number, int)), None)

@@ -269,6 +269,9 @@ def reading(split: Split) -> Iterator[Problem | Note]:
         return
     try:
         read_items(split)
+    except ImportError as error:  # LVIS
+        yield Problem(f'{split.cls.__name__} needs another package ({describe(error)})')
+        return
     except Exception as error:
         yield Problem(
             f'{split.cls.__name__} cannot read {split.path} ({describe(error)}): correct it or '
