@@ -1,9 +1,9 @@
-"""Export a detector or segmentor to ONNX, with pre- and postprocessing.
+"""Export a detector, segmentor or classifier to ONNX, with pre- and postprocessing.
 
     python tools/export_onnx.py CONFIG CHECKPOINT [--out FILE.onnx]
 
-The graph maps an RGB image of any size to boxes, scores, labels and masks, or to a label map. See
-docs/export.md for models that can be exported, and for programs that use the file.
+The graph maps an RGB image of any size to boxes, scores, labels and masks, to a label map, or to the
+scores of the classes. docs/export.md lists the models and shows how to use the file.
 """
 
 from collections.abc import Sequence

@@ -18,9 +18,16 @@ ATSS = {
     'model.bbox_head.norm_cfg': None,
     'model.bbox_head.anchor_generator': dict(ANCHORS, strides=[4, 8, 16, 32]),
 }
+# a pipeline of classifiers with the transforms of ImageNet
+CROPPED = [
+    dict(type='LoadImageFromFile'),
+    dict(type='ResizeEdge', scale=72, edge='short', backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=(65, 58)),
+    dict(type='PackInputs'),
+]
 # layers that compute scores, and the size of their weights, so that few scores are 0 or 1
 LAST = {
-    **dict(fc_cls=1, conv_logits=1, conv_seg=1),
+    **dict(fc_cls=1, conv_logits=1, conv_seg=1, fc=1),
     **dict(rpn_cls=0.2, retina_cls=0.2, atss_cls=0.2, atss_centerness=0.2),
 }
 

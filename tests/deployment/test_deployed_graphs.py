@@ -6,7 +6,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from exported import ATSS, load
+from exported import ATSS, CROPPED, load
 from mmcv.ops import batched_nms
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmengine.dataset import pseudo_collate
@@ -15,7 +15,7 @@ from torch import nn
 from mmgcvit.deployment import build_graph
 from mmgcvit.deployment.boxes import suppress
 from mmgcvit.deployment.detectors import paste
-from mmgcvit.deployment.image import Resize
+from mmgcvit.deployment.resizing import Resize
 from mmgcvit.deployment.segmentors import AnySizePool
 from mmgcvit.errors import UserError
 
@@ -68,6 +68,17 @@ def test_segmentors_predict_the_classes_that_mmseg_predicts(models, tmp_path):
     expected = expected.pred_sem_seg.data[0]
     assert found.dtype == torch.uint8 and len(expected.unique()) > 5
     assert (found == expected).float().mean() > 0.99  # of resizing, which rounds differently
+
+
+def test_classifiers_predict_the_scores_that_mmpretrain_predicts(models, tmp_path):
+    trained = load(tmp_path, 'classifier', **{'test_dataloader.dataset.pipeline': CROPPED})
+    graph = build_graph(trained)
+    for path in models.images:
+        with torch.no_grad():
+            found = graph(torch.from_numpy(trained.load_image(path).copy()))
+            (expected,) = trained.model.test_step(trained.load_batch(path))
+        torch.testing.assert_close(found, expected.pred_score, rtol=0, atol=1e-3)
+        assert 0.01 < found[0] < 0.99
 
 
 def test_images_are_prepared_as_by_the_pipeline(models, tmp_path):
@@ -136,7 +147,7 @@ def test_pooling_of_maps_of_any_size(size):
 @pytest.mark.parametrize(
     ('name', 'options', 'message'),
     [
-        ('classifier', {}, 'classification'),
+        ('classifier', {'model.head.type': 'MultiLabelLinearClsHead'}, 'MultiLabelLinearClsHead'),
         ('mask_rcnn', {'model.test_cfg.rcnn.nms.type': 'nms_match'}, "nms.type is 'nms_match'"),
         ('mask_rcnn', {'model.test_cfg.rpn.nms.max_num': 9}, 'test_cfg.rpn.nms.max_num of nms'),
         ('mask_rcnn', {'model.test_cfg.rcnn.max_per_img': -1}, 'rcnn.max_per_img is -1'),
@@ -162,6 +173,11 @@ def test_what_cannot_be_exported_is_named(models, tmp_path, name, options, messa
     [
         (dict(type='Pad', size_divisor=32), 'Pad cannot be exported'),
         (dict(type='Resize', scale=(99, 99), backend='pillow'), "backend='pillow'"),
+        (
+            dict(type='mmpretrain.ResizeEdge', scale=99),
+            "ResizeEdge with edge='short', backend='cv2'",
+        ),
+        (dict(type='mmcv.CenterCrop', crop_size=9), 'CenterCrop of images for detectors'),
         (dict(type='Resize', scale_factor=0.5), 'Resize with scale_factor'),
     ],
 )

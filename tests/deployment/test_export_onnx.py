@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exported import CONFIGS, load
+from exported import CONFIGS, CROPPED, load
 from torch import nn
 
 from mmgcvit.deployment import OnnxModel, compare, export, export_onnx, open_images, segmentors
@@ -67,6 +67,16 @@ def test_segmentor_with_the_tool(models, tmp_path, load_tool, capsys):
     first, second = map(float, rows['mIoU'])
     assert 0 <= first < 100 and abs(first - second) < 0.5
     assert len(rows['median latency (ms)']) == 2
+
+
+@pytest.mark.slow
+def test_classifier_in_onnx_runtime(models, tmp_path):
+    trained = load(tmp_path, 'classifier', **{'test_dataloader.dataset.pipeline': CROPPED})
+    model = OnnxModel(export_onnx(trained, tmp_path / 'a.onnx'))
+    assert inputs_and_outputs(model)['scores'] == ('tensor(float)', [2])
+    parity = compare(trained, model, open_images(trained, models.images[0].parent))
+    assert parity.classes == [1, 1] and max(parity.scores) < 1e-3
+    assert any(line.startswith('images of the same class') for line in parity.lines())
 
 
 @pytest.mark.slow
