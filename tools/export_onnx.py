@@ -2,8 +2,8 @@
 
     python tools/export_onnx.py CONFIG CHECKPOINT [--out FILE.onnx]
 
-The graph maps an RGB image of any size to boxes, scores, labels and masks, to a label map, or to the
-scores of the classes. docs/export.md lists the models and shows how to use the file.
+The graph maps an RGB image of any size to boxes, scores, labels and masks, to a label map, or to
+the scores of the classes. docs/export.md lists the models and shows how to use the file.
 """
 
 from collections.abc import Sequence

@@ -115,7 +115,7 @@ def as_sample(
     if 'masks' in found:
         masks = found['masks']
         if masks.dtype != torch.bool:
-            from .detectors import paste
+            from .regions import paste
 
             masks = paste(masks, found['boxes'], torch.tensor(expected.ori_shape)) >= mask_thr
         instances.masks = masks

@@ -14,7 +14,7 @@ from torch import nn
 
 from mmgcvit.deployment import build_graph
 from mmgcvit.deployment.boxes import suppress
-from mmgcvit.deployment.detectors import paste
+from mmgcvit.deployment.regions import paste
 from mmgcvit.deployment.resizing import Resize
 from mmgcvit.deployment.segmentors import AnySizePool
 from mmgcvit.errors import UserError
