@@ -9,11 +9,12 @@ import torch
 from exported import ATSS, CROPPED, load
 from mmcv.ops import batched_nms
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from mmengine.dataset import pseudo_collate
 from torch import nn
 
 from mmgcvit.deployment import build_graph
-from mmgcvit.deployment.boxes import suppress
+from mmgcvit.deployment.boxes import decode, suppress
 from mmgcvit.deployment.regions import paste
 from mmgcvit.deployment.resizing import Resize
 from mmgcvit.deployment.segmentors import AnySizePool
@@ -81,8 +82,10 @@ def test_classifiers_predict_the_scores_that_mmpretrain_predicts(models, tmp_pat
         assert 0.01 < found[0] < 0.99
 
 
-def test_images_are_prepared_as_by_the_pipeline(models, tmp_path):
-    trained = load(tmp_path, 'retinanet')
+@pytest.mark.parametrize('bgr_to_rgb', [True, False])
+def test_images_are_prepared_as_by_the_pipeline(models, tmp_path, bgr_to_rgb):
+    options = {'model.data_preprocessor.bgr_to_rgb': bgr_to_rgb}
+    trained = load(tmp_path, 'retinanet', **options)
     graph = build_graph(trained)
     std = trained.model.data_preprocessor.std
     for image in models.images:
@@ -101,6 +104,23 @@ def test_sizes_are_rounded_as_by_mmcv():
         for height, width in itertools.product(range(1, 2000, 97), range(1, 2000, 89)):
             expected = mmcv.rescale_size((width, height), scale) if keep_ratio else scale
             assert resize.size(torch.tensor([height, width])).tolist() == list(expected)[::-1]
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(target_stds=(0.1, 0.1, 0.2, 0.2), target_means=(0.0, 0.1, 0.2, 0.3)),
+        dict(clip_border=False),
+        dict(add_ctr_clamp=True, ctr_clamp=3),
+    ],
+)
+def test_boxes_are_decoded_as_by_mmdet(settings):
+    coder = DeltaXYWHBBoxCoder(**settings)
+    priors = torch.rand(30, 4) * 20 + torch.tensor([0, 0, 30, 30])
+    deltas = torch.randn(30, 4) * 5
+    expected = coder.decode(priors, deltas, max_shape=(40, 50))
+    found = decode(coder, priors, deltas, torch.tensor([40, 50]))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(
