@@ -1,5 +1,6 @@
 """Annotation files in COCO's format."""
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
@@ -113,7 +114,10 @@ class _Reader:
         self, folder: Folder, file: Relative, split: str | None, content: Mapping[str, Any]
     ) -> None:
         self.folder, self.file, self.split = folder, file, split
-        self.changed = False  # whether an entry was completed or left out
+        with open(folder.path / file, 'rb') as opened:
+            encoding = json.detect_encoding(opened.read(4))
+        # whether an entry was completed or left out, or pycocotools cannot read the file
+        self.changed = encoding != 'utf-8'
         self.prefixes: set[Relative | None] = set()
         categories = content.get('categories')
         if not categories or not all(_has(each, 'id', 'name') for each in categories):
@@ -122,7 +126,9 @@ class _Reader:
                 'names of the classes'
             )
         self.categories = {each['id']: str(each['name']) for each in categories}
-        self.names = list(self.categories.values())
+        # several categories may have one name, such as a class and its supercategory
+        self.names = list(dict.fromkeys(self.categories.values()))
+        self.changed = self.changed or len(self.names) < len(categories)
         self.objects = self._read_objects(content['annotations'])
         self.pictures = self._read_images(content['images'])
 

@@ -56,7 +56,7 @@ class Folder:
     def documents(self) -> dict[Relative, Any]:
         """The contents of JSON files. Files that cannot be read are noted."""
         documents = {}
-        for file in self.with_suffix('.json'):
+        for file in with_progress(self.with_suffix('.json'), 'reading .json files'):
             try:
                 documents[file] = json.loads((self.path / file).read_bytes())
             except ValueError as error:

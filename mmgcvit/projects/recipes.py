@@ -89,12 +89,13 @@ class Schedule:
 
     @property
     def total(self) -> int:
-        return max(2, self.iterations * self.epochs)
+        """Iterations of the training, more than those of the warm-up."""
+        return max(3, self.iterations * self.epochs)
 
     @property
     def warmup(self) -> int:
-        """Iterations of the warm-up."""
-        return max(1, min(500, self.total // 10))
+        """Iterations of the warm-up. With 1, mmengine would keep the first learning rate."""
+        return max(2, min(500, self.total // 10))
 
     @property
     def val_interval(self) -> int:

@@ -5,6 +5,7 @@ A line of a label file is ``CLASS X Y WIDTH HEIGHT``, with the center of a box, 
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,15 +57,17 @@ def read(folder: Folder, project: Path) -> Data:
         [image for image in folder.images if image not in labels],
         'images without a label file are left out (an empty label file means: no objects)',
     )
-    others = {*labels.values(), *(Relative(name) for name in NAMES)}
+    used = set(labels.values())
     folder.leave_out(
         [
             file
             for file in folder.with_suffix('.txt')
-            if file not in others and file.stem != 'README'
+            if file not in used and _is_label(folder.path / file)
         ],
-        'text files are not used, because no image has their name',
+        'label files are not used, because no image has their name',
     )
+    if 'kpt_shape' in settings:
+        folder.notes.append('of keypoints, only the boxes are used')
     splits = _splits(folder, settings)
     reader = _Reader(folder, _names(folder, settings), 'kpt_shape' in settings)
     pictures = []
@@ -99,7 +102,7 @@ def _labels(folder: Folder) -> dict[Relative, Relative]:
 def _settings_file(folder: Folder) -> Relative | None:
     """Return the file with class names and splits, such as ``data.yaml``."""
     for file in folder.with_suffix('.yaml', '.yml'):
-        if {'names', 'nc'} & _read_settings(folder, file).keys():
+        if re.search(rb'^(names|nc)\s*:', (folder.path / file).read_bytes(), re.MULTILINE):
             return file
     return None
 

@@ -1,12 +1,14 @@
 """Projects for folders in every format, compared with the drawn annotations."""
 
+import copy
 import json
 import shutil
 
 import layouts
 import numpy as np
 import pytest
-from mmengine.registry import DATASETS
+import torch
+from mmengine.registry import DATASETS, PARAM_SCHEDULERS
 from PIL import Image
 
 from mmgcvit.engine import check_data, load_config, rehearse
@@ -280,6 +282,31 @@ def test_schedule_follows_from_the_number_of_images(recipe, images, epochs, warm
     assert (schedule.epochs, schedule.warmup, schedule.val_interval) == (epochs, warmup, interval)
 
 
+@pytest.mark.parametrize('epochs', [2, 40])
+@pytest.mark.parametrize('task', ['boxes', 'label_maps', 'classes'])
+def test_learning_rate_rises_and_falls(drawn, tmp_path, task, epochs):
+    cfg = load_config(new_project(tmp_path / 'new', drawn / task, epochs=epochs))
+    size = cfg.train_dataloader.batch_size
+    iterations = {'boxes': 3, 'label_maps': 2, 'classes': 1}[task]
+    assert size == {'boxes': 2, 'label_maps': 4, 'classes': 32}[task]
+    optimizer = torch.optim.AdamW([torch.zeros(1)], lr=1.0)
+    schedulers = []
+    for config in copy.deepcopy(cfg.param_scheduler):
+        if config.pop('convert_to_iter_based', False):
+            config['end'] *= iterations
+        config['by_epoch'] = False
+        config['optimizer'] = optimizer
+        schedulers.append(PARAM_SCHEDULERS.build(config))
+    rates = []
+    for _ in range(epochs * iterations):
+        rates.append(optimizer.param_groups[0]['lr'])
+        for scheduler in schedulers:
+            scheduler.step()
+    assert rates[0] == pytest.approx(0.001)
+    assert max(rates) > (0.4 if epochs == 2 else 0.9)
+    assert epochs == 2 or rates[-1] < 0.03
+
+
 def test_sizes_follow_from_the_images(drawn, tmp_path):
     def scales(size):
         data = tmp_path / f'{size}'
@@ -303,7 +330,7 @@ def test_odd_names_and_paths_survive(drawn, tmp_path):
     data = tmp_path / "dätä it's {{ x }}"
     layouts.yolo(drawn, tmp_path / 'link target', polygons=True)
     data.symlink_to(tmp_path / 'link target')
-    layouts.write(data / 'data.yaml', json.dumps(dict(names=NAMES)))
+    layouts.write(data / 'data.yaml', f'names: {json.dumps(NAMES)}')
     project = tmp_path / 'new {{ one }} ö'
     config = new_project(project, data)
     cfg = load_config(config, options=WORKERS)
