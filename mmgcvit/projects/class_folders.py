@@ -54,7 +54,7 @@ def read(folder: Folder, project: Path) -> Data:
     used = {image.path for image in images}
     folder.leave_out(
         [path for path in folder.images if path not in used],
-        'images are left out, because they are in no folder of a class',
+        'images in no folder of a class',
     )
     train, val = divide(images, folder)
     names = sorted({image.name for image in train})
@@ -65,7 +65,7 @@ def read(folder: Folder, project: Path) -> Data:
         )
     folder.leave_out(
         [image.path for image in val if image.name not in names],
-        'validation images are left out, because no training image has their class',
+        'validation images of a class without a training image',
     )
     val = [image for image in val if image.name in names]
     sizes = [folder.size(train[i].path) for i in evenly(len(train), SAMPLES)]

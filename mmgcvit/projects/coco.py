@@ -69,8 +69,7 @@ def _choose(folder: Folder) -> dict[str | None, Relative]:
         files[split_in_name(file)].append(file)
     folder.leave_out(
         files.pop('test', []),
-        'annotation files of a test split are left out: set test_dataloader and test_evaluator '
-        'to use them',
+        'annotation files of a test split (set test_dataloader and test_evaluator to use them)',
     )
     if not files:
         raise UserError(
@@ -91,12 +90,11 @@ def _choose(folder: Folder) -> dict[str | None, Relative]:
             )
         result[split] = instances[0]
         folder.leave_out(
-            [file for file in several if file not in instances], 'annotation files are left out'
+            [file for file in several if file not in instances], 'annotation files beside instances'
         )
     folder.leave_out(
         [file for rest in files.values() for file in rest],
-        f'annotation files are left out, because {" and ".join(map(str, result.values()))} '
-        f'{"is" if len(result) == 1 else "are"} used',
+        f'annotation files other than {" and ".join(map(str, result.values()))}',
     )
     return result
 
@@ -168,8 +166,8 @@ class _Reader:
                 'images and the annotations, or correct file_name'
             )
         lost = [f'image_id {image}' for image in objects if image not in ids]
-        self._leave_out(missing, 'images are left out, because their file_name does not exist')
-        self._leave_out(lost, 'image ids of annotations are left out, because no image has them')
+        self._leave_out(missing, 'images whose file_name does not exist')
+        self._leave_out(lost, 'annotations of images that are not listed')
         return pictures
 
     def _find(self, name: str, by_name: Mapping[str, list[Relative]]) -> Relative | None:
@@ -220,13 +218,13 @@ class _Reader:
             self.changed = self.changed or not complete
             ids.add(entry.get('id'))
             objects[entry['image_id']].append(each)
-        self._leave_out(unknown, 'annotations are left out, because no category has their id')
-        self._leave_out(without_box, 'annotations are left out, because they have no bbox')
+        self._leave_out(unknown, 'annotations whose category_id is not an id of categories')
+        self._leave_out(without_box, 'annotations without a bbox')
         return objects
 
-    def _leave_out(self, items: Sequence[str], reason: str) -> None:
+    def _leave_out(self, items: Sequence[str], what: str) -> None:
         self.changed = self.changed or bool(items)
-        self.folder.leave_out(items, f'{reason} ({self.file})')
+        self.folder.leave_out(items, f'{what} in {self.file}')
 
 
 def _has(entry: Any, *keys: str) -> bool:

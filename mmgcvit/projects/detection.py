@@ -84,7 +84,7 @@ def finish(
         )
     folder.leave_out(
         [repr(name) for name in names if not number[name]],
-        'classes without an object in the training images are left out',
+        'classes without an object in the training images',
     )
     objects = [each for part in (train, val) for picture in part for each in picture.objects]
     masked = sum(bool(each.get('segmentation')) for each in objects)

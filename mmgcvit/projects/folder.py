@@ -88,10 +88,15 @@ class Folder:
                 'or remove it together with its annotation'
             ) from error
 
-    def leave_out(self, items: Sequence[Any], reason: str) -> None:
-        """Note that items are left out, with the first one as an example."""
+    def leave_out(self, items: Sequence[Any], what: str) -> None:
+        """Note that items are left out.
+
+        Args:
+            items: The items; if there are none, nothing is noted.
+            what: What they are, in the plural.
+        """
         if items:
-            self.notes.append(f'{len(items)} {reason}, for example {items[0]}')
+            self.notes.append(f'left out, {what}: {len(items)}, for example {items[0]}')
 
 
 def partners(

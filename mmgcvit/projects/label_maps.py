@@ -77,11 +77,11 @@ def read(folder: Folder, project: Path) -> Data:
     annotations = set(filter(_is_annotation, folder.images))
     folder.leave_out(
         [file for file in folder.images if file not in annotations and file not in pairs],
-        'images without a label map are left out',
+        'images without a label map',
     )
     folder.leave_out(
         sorted(annotations - set(pairs.values())),
-        'label maps are left out, because no image has their name',
+        'label maps without an image of their name',
     )
     progress = with_progress(list(pairs.items()), 'reading label maps')
     maps = [_open(folder, image, file) for image, file in progress]

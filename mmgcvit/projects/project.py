@@ -146,13 +146,12 @@ def _choose(folder: Folder, task: str | None, form: str | None) -> tuple[str, st
 
 def _nothing(folder: Folder) -> str:
     """Return that a folder has no annotations, and which ones are read."""
-    contents = folder.documents.items()
-    labelme = [file for file, each in contents if isinstance(each, dict) and 'shapes' in each]
-    hint = ''
-    if labelme:
-        hint = f' The .json files, such as {labelme[0]}, are of LabelMe: export them as COCO.'
-    elif folder.notes:
-        hint = f' {folder.notes[0]}.'
+    hint = f' {folder.notes[0]}.' if folder.notes else ''
+    for file, content in folder.documents.items():
+        if isinstance(content, dict) and 'shapes' in content:
+            hint = f' The .json files, such as {file}, are of LabelMe: export them as COCO.'
+        elif isinstance(content, dict) and 'images' in content:
+            hint = f' {file} lists images, but no annotations with a category_id.'
     return (
         f'{folder.path} has no annotations in a known format ({folder.kinds()}).{hint} Add one of '
         'these: a .json file in the format of COCO; a .txt file of YOLO or an .xml file of Pascal '

@@ -55,7 +55,7 @@ def read(folder: Folder, project: Path) -> Data:
         )
     folder.leave_out(
         [image for image in folder.images if image not in labels],
-        'images without a label file are left out (an empty label file means: no objects)',
+        'images without a label file (an empty label file means that there are no objects)',
     )
     used = set(labels.values())
     folder.leave_out(
@@ -64,7 +64,7 @@ def read(folder: Folder, project: Path) -> Data:
             for file in folder.with_suffix('.txt')
             if file not in used and _is_label(folder.path / file)
         ],
-        'label files are not used, because no image has their name',
+        'label files without an image of their name',
     )
     if 'kpt_shape' in settings:
         folder.notes.append('of keypoints, only the boxes are used')

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shlex
 import shutil
 
 import layouts
@@ -12,6 +13,7 @@ from mmengine.registry import DATASETS, PARAM_SCHEDULERS
 from PIL import Image
 
 from mmgcvit.engine import check_data, load_config, rehearse
+from mmgcvit.errors import UserError
 from mmgcvit.models import ARCHS
 from mmgcvit.projects import new_project
 from mmgcvit.projects.recipes import BOXES, CLASSIFIER, SEGMENTOR, schedule_of
@@ -135,11 +137,8 @@ def test_incomplete_coco_file_is_completed_and_divided(drawn, tmp_path, capsys):
             assert (label, each['bbox'], each['iscrowd']) == (true_label, true['bbox'], 0)
             assert each['area'] == pytest.approx(true['area'], rel=0.05)
     shown = capsys.readouterr().out
-    assert '1 images are left out, because their file_name does not exist' in shown
-    assert (
-        "classes without an object in the training images are left out, for example 'unused'"
-        in shown
-    )
+    assert "images whose file_name does not exist in result.json: 1, for example 'lost" in shown
+    assert "without an object in the training images: 1, for example 'unused'" in shown
     assert 'no validation split: 1 of 6 images, chosen at random' in shown
 
 
@@ -230,11 +229,25 @@ def test_labels_of_classes_do_not_depend_on_the_folders_of_the_validation(drawn,
 
 
 @pytest.mark.parametrize('task', SMALL)
-def test_config_has_no_problems(drawn, tmp_path, task, capsys):
-    config = new_project(tmp_path / 'new', drawn / task, epochs=3)
-    cfg = load_config(config, options=WORKERS)
-    assert not check_data(cfg).problems
-    assert cfg.work_dir == str(tmp_path / 'new/work_dir')
+def test_data_of_a_project_have_no_problems(drawn, tmp_path, task, capsys, load_tool):
+    project = tmp_path / "it's new"
+    arguments = [str(project), '--data', str(drawn / task), '--no-rehearsal']
+    load_tool('new_project').main(arguments)
+    *_, outcome, command = capsys.readouterr().out.splitlines()
+    assert outcome == 'no problems found'
+    assert shlex.split(command) == ['next:', 'mmgcvit', 'train', str(project / 'config.py')]
+
+
+def test_project_remains_if_the_data_have_a_problem(drawn, tmp_path, capsys, load_tool):
+    data = layouts.label_maps(drawn, tmp_path / 'data')
+    for path in data.glob('images/*.jpg'):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # rotates the image, but not its label map
+        Image.open(path).save(path, exif=exif)
+    with pytest.raises(UserError, match=r'is complete, but cannot be trained yet: correct .* run '):
+        load_tool('new_project').main([str(tmp_path / 'new'), '--data', str(data)])
+    assert 'rotated by their Exif orientation' in capsys.readouterr().out
+    assert (tmp_path / 'new/config.py').is_file()
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,10 @@ FAULTS = {
         lambda d: (image(d / 'a.png'), layouts.write(d / 'a.json', '{"shapes": []}')),
         r'such as a\.json, are of LabelMe: export them as COCO',
     ),
+    'no annotations': (
+        lambda d: coco(d, annotations=[]),
+        r'annotations\.json lists images, but no annotations with a category_id\.',
+    ),
     'broken JSON': (
         lambda d: (image(d / 'a.png'), layouts.write(d / 'a.json', '{"images": [')),
         r'a\.json is left out: it is not JSON',
@@ -106,15 +110,15 @@ FAULTS = {
     ),
     'one image': (
         lambda d: yolo(d, BOX),
-        'has 1 annotated images, and a training needs at least 2',
+        r'images in .* is 1, and a training needs at least 2',
     ),
     'one image in both splits': (
         both_splits,
-        r'1 images are in the training and .* pictures/1\.png',
+        r'in both the training and the validation split \(1, for example pictures/1\.png\)',
     ),
     'the same image in both splits': (
         linked_splits,
-        r'images/val/val\.png \(the same file as images/train/train\.png\): remove',
+        r'images/val/val\.png, the same file as images/train/train\.png\): remove',
     ),
     'no categories': (lambda d: coco(d, categories=[]), 'has no list of categories'),
     'other categories': (
@@ -263,8 +267,8 @@ def test_images_without_objects_are_used_and_images_without_label_files_are_not(
     config = new_project(tmp_path / 'new', data)
     assert 'filter_cfg=dict(filter_empty_gt=False' in config.read_text()
     shown = notes(capsys)
-    assert any('1 images without a label file' in n and 'images/3.png' in n for n in shown)
-    assert any('2 label files are not used, because no image has their name' in n for n in shown)
+    assert any('left out, images without a label file' in n and 'images/3.png' in n for n in shown)
+    assert any('label files without an image of their name: 2, ' in n for n in shown)
     splits = [
         json.loads((tmp_path / f'new/annotations/{s}.json').read_text()) for s in ('train', 'val')
     ]
@@ -359,4 +363,4 @@ def test_splits_of_settings_and_of_tests(tmp_path, capsys):
         for path in sorted((tmp_path / 'new/annotations').iterdir())
     ]
     assert files == [['images/0.png', 'images/2.png'], ['images/1.png']]
-    assert any('1 images of a test split are left out' in note for note in notes(capsys))
+    assert any('left out, images of a test split' in note for note in notes(capsys))
