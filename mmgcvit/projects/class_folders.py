@@ -98,7 +98,8 @@ def _images(folder: Folder) -> list[_Image]:
 
 
 def _write_list(project: Path, split: str, images: Sequence[_Image], names: Sequence[str]) -> Split:
-    lines = (f'{image.path} {names.index(image.name)}\n' for image in images)
+    labels = {name: label for label, name in enumerate(names)}
+    lines = (f'{image.path} {labels[image.name]}\n' for image in images)
     file = f'{ANNOTATIONS}/{split}.txt'
     write_atomically(project / file, ''.join(lines).encode())
     return Split(len(images), dict(ann_file=in_project(file), data_prefix=''))

@@ -76,7 +76,9 @@ def _choose(folder: Folder) -> dict[str | None, Relative]:
             f'{folder.path} has annotations only for a test split: add annotations of training '
             'images, or rename the file'
         )
-    chosen = ('train', 'val') if {'train', 'val'} <= files.keys() else tuple(files)[:1]
+    # without a split for training, a file that names none contains it
+    first = next(split for split in ('train', None, 'val') if split in files)
+    chosen = [first, 'val'] if first == 'train' and 'val' in files else [first]
     result = {}
     for split in chosen:
         several = files.pop(split)
@@ -116,6 +118,7 @@ class _Reader:
             encoding = json.detect_encoding(opened.read(4))
         # whether an entry was completed or left out, or pycocotools cannot read the file
         self.changed = encoding != 'utf-8'
+        # folders in which file_name begins, None if there is no such folder
         self.prefixes: set[Relative | None] = set()
         categories = content.get('categories')
         if not categories or not all(_has(each, 'id', 'name') for each in categories):
@@ -155,7 +158,7 @@ class _Reader:
                 missing.append(repr(entry['file_name']))
                 continue
             size = entry.get('width'), entry.get('height')
-            if None in size:
+            if not all(map(_is_number, size)):
                 size, self.changed = self.folder.size(path), True
             split = split_of(path) if self.split is None else self.split
             pictures.append(Picture(path, size, objects.get(entry['id'], []), split))
@@ -205,7 +208,7 @@ class _Reader:
             polygons = polygons if _are_polygons(polygons) else []
             points = [value for polygon in polygons for value in polygon]
             box = entry.get('bbox') or (box_of(points) if points else None)
-            if not (isinstance(box, list) and len(box) == 4):
+            if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
                 without_box.append(shown)
                 continue
             each = dict(name=self.categories[entry['category_id']], bbox=box)
@@ -219,7 +222,7 @@ class _Reader:
             ids.add(entry.get('id'))
             objects[entry['image_id']].append(each)
         self._leave_out(unknown, 'annotations whose category_id is not an id of categories')
-        self._leave_out(without_box, 'annotations without a bbox')
+        self._leave_out(without_box, 'annotations without a bbox of four numbers')
         return objects
 
     def _leave_out(self, items: Sequence[str], what: str) -> None:
@@ -231,6 +234,10 @@ def _has(entry: Any, *keys: str) -> bool:
     return isinstance(entry, Mapping) and all(key in entry for key in keys)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
 def _are_polygons(mask: Any) -> bool:
     return (
         isinstance(mask, list)
@@ -239,7 +246,7 @@ def _are_polygons(mask: Any) -> bool:
             isinstance(polygon, list)
             and len(polygon) >= 6
             and len(polygon) % 2 == 0
-            and all(isinstance(value, int | float) for value in polygon)
+            and all(map(_is_number, polygon))
             for polygon in mask
         )
     )

@@ -76,7 +76,7 @@ def finish(
         )
     train, val = divide(pictures, folder)
     number = Counter(each['name'] for picture in train for each in picture.objects)
-    classes = tuple(name for name in names if number[name])
+    classes = tuple(name for name in dict.fromkeys(names) if number[name])
     if not classes:
         raise UserError(
             f'none of the {len(train)} training images has an annotated object: annotate some of '

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..files import replacing
 from ..task import CLASSIFICATION, DETECTION, SEGMENTATION, Task
 from . import class_folders, coco, label_maps, voc, yolo
@@ -35,7 +35,6 @@ FORMATS = {
     'yolo': Format(DETECTION, yolo.find, yolo.read),
     'voc': Format(DETECTION, voc.find, voc.read),
     'masks': Format(SEGMENTATION, label_maps.find, label_maps.read),
-    # of other formats, images may be in several folders too
     'folders': Format(CLASSIFICATION, class_folders.find, class_folders.read),
 }
 
@@ -74,14 +73,14 @@ def new_project(
         raise UserError(f'--epochs must be at least 1, got {epochs}')
     folder = Folder(data)
     form, found = _choose(folder, task, form)
-    print(f'{data}: {found}', flush=True)
+    print(printable(f'{data}: {found}'), flush=True)
     with replacing(project) as partial:
         partial.mkdir()
         content = FORMATS[form].read(folder, partial)
         text = config_text(content, data, project, arch, epochs, weights)
         (partial / CONFIG).write_text(text, encoding='utf-8')
     for note in folder.notes:
-        print(f'note: {note}')
+        print(printable(f'note: {note}'))
     recipe = recipe_of(content)
     length = schedule_of(recipe, content.train.images, epochs)
     print(

@@ -107,31 +107,30 @@ def _settings_file(folder: Folder) -> Relative | None:
     return None
 
 
-def _read_settings(folder: Folder, file: Relative) -> dict[str, Any]:
+def _settings(folder: Folder) -> dict[str, Any]:
+    file = _settings_file(folder)
     try:
-        content = yaml.safe_load((folder.path / file).read_bytes())
+        content = yaml.safe_load((folder.path / file).read_bytes()) if file else None
     except yaml.YAMLError as error:
         raise UserError(f'{file} is not YAML ({describe(error, 120)}): correct it') from error
     return content if isinstance(content, dict) else {}
 
 
-def _settings(folder: Folder) -> dict[str, Any]:
-    file = _settings_file(folder)
-    return _read_settings(folder, file) if file else {}
-
-
 def _names(folder: Folder, settings: dict[str, Any]) -> list[str] | None:
     """Return the class names, or None if there are none."""
     names = settings.get('names')
-    if isinstance(names, dict):
-        names = [names.get(number) for number in range(max(names, default=-1) + 1)]
     if isinstance(names, list):
-        return [f'class_{i}' if name is None else str(name) for i, name in enumerate(names)]
-    file = next((file for file in folder.files if file.name in NAMES), None)
-    if file is None:
-        return None
-    lines = (folder.path / file).read_text(encoding='utf-8-sig').splitlines()
-    return [line.strip() for line in lines if line.strip()]
+        names = dict(enumerate(names))
+    if not isinstance(names, dict):
+        return folder.class_names(NAMES)[0]
+    if not all(isinstance(number, int) and number >= 0 for number in names):
+        raise UserError(
+            f'names in {_settings_file(folder)} has a key that is not the number of a class: '
+            'write a list of names, or 0: NAME, 1: NAME and so on'
+        )
+    return [
+        str(names.get(number, f'class_{number}')) for number in range(max(names, default=-1) + 1)
+    ]
 
 
 def _splits(folder: Folder, settings: dict[str, Any]) -> dict[Relative, str]:

@@ -177,6 +177,10 @@ FAULTS = {
         lambda d: (image(d / 'a.png'), layouts.write(d / 'a.xml', '<annotation>')),
         r'a\.xml is not an annotation of Pascal VOC \(ParseError',
     ),
+    'names without numbers': (
+        lambda d: yolo(d, BOX, BOX, names='{a: 0}'),
+        r'names in data\.yaml has a key that is not the number of a class',
+    ),
     'broken YAML': (
         lambda d: yolo(d, BOX, BOX, names='[a'),
         r'data\.yaml is not YAML \(ParserError',
