@@ -1,7 +1,7 @@
 """How models are fine-tuned on one GPU. The values are ours and were not tuned."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..task import CLASSIFICATION, DETECTION, SEGMENTATION
 from .data import Data
@@ -46,15 +46,7 @@ MASKS = Recipe(
     iterations=10000,
     epochs=(12, 100),
 )
-BOXES = Recipe(
-    model='Faster R-CNN',
-    base='detection/faster-rcnn_gcvit-t_fpn_1x_coco.py',
-    batch_size=2,
-    rate=1e-4,
-    rate_batch=16,
-    iterations=10000,
-    epochs=(12, 100),
-)
+BOXES = replace(MASKS, model='Faster R-CNN', base='detection/faster-rcnn_gcvit-t_fpn_1x_coco.py')
 SEGMENTOR = Recipe(
     model='UPerNet',
     base='segmentation/upernet_gcvit-t_160k_ade20k-512x512.py',
