@@ -59,6 +59,30 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
 
 
+def files_below(folder: Path, other_than: Path | None = None) -> Iterator[Path]:
+    """Yield the files of a folder and its subfolders, in order of their names.
+
+    Hidden files and folders are left out. Symlinks are followed, except to a folder that contains
+    them.
+
+    Args:
+        folder: The folder.
+        other_than: A folder that is left out with all its files.
+    """
+    but = {other_than.resolve()} if other_than is not None else set()
+    for current, subfolders, names in os.walk(folder, followlinks=True):
+        # a symlink to one of these would be followed without end
+        open_folders = {folder.resolve(), Path(current).resolve(), *Path(current).resolve().parents}
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if not name.startswith('.') and Path(current, name).resolve() not in open_folders | but
+        )
+        for name in sorted(names):
+            if not name.startswith('.'):
+                yield Path(current, name)
+
+
 def remove_partial_files(folder: Path, suffix: str) -> None:
     """Remove the partial files with this suffix that killed processes left in a folder.
 

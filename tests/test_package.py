@@ -13,17 +13,36 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.fileio import load
+from mmengine.logging import HistoryBuffer
+from nano import NANO
 from tiers import only_quick
 
 import mmgcvit
-from mmgcvit import ops
+from mmgcvit import GCViT, ops
 
 ROOT = Path(__file__).parents[1]
+# for processes that import modules of tests/
+SEES_TESTS = {
+    'PYTHONPATH': os.pathsep.join([str(ROOT / 'tests'), *filter(None, [os.getenv('PYTHONPATH')])])
+}
+NEED_MMENGINE = (
+    'analysis',
+    'datasets',
+    'engine',
+    'evaluation',
+    'inference',
+    'registry',
+    'visualization',
+)
 
 
-def run_python(code, *flags):
+def run_python(code, **environment):
     return subprocess.run(
-        [sys.executable, *flags, '-c', code], capture_output=True, text=True, timeout=120
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | environment,
     )
 
 
@@ -40,21 +59,61 @@ def test_backbone_needs_torch_and_mmengine_only():
     assert found.stdout == '4\n', found.stderr
 
 
-def test_missing_mmengine_names_both_stacks():
-    # a finder that hides mmengine, as where it is not installed
+def test_without_mmengine_the_backbone_runs_and_the_rest_names_both_stacks(tmp_path):
+    """A checkpoint of mmengine is loaded, and init_cfg is obeyed or refused."""
+    model = GCViT(NANO, window_size=4)
+    history = HistoryBuffer([1.0, 0.5], [1, 1])
+    content = {'state_dict': model.state_dict(), 'message_hub': {'loss': history}}
+    torch.save(content, tmp_path / 'iter_2.pth')
     found = run_python(
-        'import sys\n'
-        'class Hide:\n'
-        '    def find_spec(self, name, path=None, target=None):\n'
-        '        if name.split(".")[0] == "mmengine":\n'
-        '            raise ModuleNotFoundError(f"No module named {name!r}", name=name)\n'
-        'sys.meta_path.insert(0, Hide())\n'
-        'import mmgcvit'
+        'import without_mmengine\n'
+        'import torch\n'
+        'from mmgcvit import GCViT\n'
+        'from mmgcvit.errors import UserError\n'
+        'from mmgcvit.weights import open_checkpoint, read_checkpoint\n'
+        f'path, arch = {str(tmp_path / "iter_2.pth")!r}, {NANO!r}\n'
+        'pretrained = dict(type="Pretrained", checkpoint=path)\n'
+        'model = GCViT(arch, window_size=4, init_cfg=pretrained)\n'
+        'model.init_weights()\n'
+        'saved = open_checkpoint(path).backbone\n'
+        'print(all(torch.equal(saved[k], v) for k, v in model.state_dict().items()))\n'
+        'print(read_checkpoint(path)["message_hub"]["loss"].log_history)\n'
+        'for init_cfg in (None, dict(type="Kaiming"), [pretrained, dict(type="Xavier")]):\n'
+        '    try: GCViT(arch, window_size=4, init_cfg=init_cfg).init_weights()\n'
+        '    except UserError as error: print(error)\n'
+        'import importlib\n'
+        f'for name in {NEED_MMENGINE!r}:\n'
+        '    try: importlib.import_module(f"mmgcvit.{name}")\n'
+        '    except ModuleNotFoundError as error: print(name, error.name, error)\n',
+        **SEES_TESTS,
     )
-    assert found.returncode != 0
-    last = found.stderr.strip().splitlines()[-1]
-    assert "in a checkout of mmgcvit, run `pip install '.[openmmlab]'`" in last
-    assert "or `pip install '.[onedl]'`" in last
+    assert found.returncode == 0, found.stderr
+    same, history, *refused = found.stdout.splitlines()
+    assert same == 'True'
+    assert history == '[1.  0.5]'
+    for line, kind in zip(refused, ('Kaiming', 'Xavier'), strict=False):
+        assert line.startswith(f"init_cfg={{'type': '{kind}'}} needs mmengine")
+    for line, name in zip(refused[2:], NEED_MMENGINE, strict=True):
+        assert line.startswith(f'{name} mmengine This part of mmgcvit requires mmengine')
+        assert "in a checkout of mmgcvit, run `pip install '.[openmmlab]'`" in line
+        assert "or `pip install '.[onedl]'`" in line
+
+
+@pytest.mark.nightly
+def test_tests_of_the_backbone_pass_without_mmengine():
+    hidden = [sys.executable, '-m', 'pytest', '-q', '--noconftest', '-p', 'without_mmengine']
+    names = 'golden', 'arguments', 'behaviour', 'reference', 'fx', 'trace', 'export'
+    done = subprocess.run(
+        hidden
+        + ['tests/ops', '--ignore=tests/ops/test_changes_and_threads.py', '-k', 'not mmengine']
+        + [f'tests/models/test_{name}.py' for name in names]
+        + ['tests/weights/test_layouts.py', 'tests/integrations/test_conformance.py'],
+        cwd=ROOT,
+        env=os.environ | SEES_TESTS,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_importing_changes_nothing_of_mmengine_and_torch():
@@ -216,7 +275,9 @@ def test_of_the_network_one_file_uses_ops_and_others_its_public_functions():
         if path.parent.name == 'ops':
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and not (node.module or '').startswith('mmcv'):
+            if isinstance(node, ast.ImportFrom) and not (node.module or '').startswith(
+                ('mmcv', 'torchvision')
+            ):
                 # the package as a whole, no module or name within it
                 assert 'ops' not in (node.module or '').split('.'), path
                 if 'ops' in {alias.name for alias in node.names}:

@@ -10,7 +10,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch.distributed
 from mmengine.dist import is_distributed
@@ -176,7 +176,7 @@ class SetLocalRank(argparse.Action):
         self,
         parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
-        values: int,
+        values: Any,  # int; argparse allows others
         option_string: str | None = None,
     ) -> None:
         os.environ.setdefault('LOCAL_RANK', str(values))

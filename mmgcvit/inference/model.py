@@ -6,7 +6,7 @@ H, W: height and width of an image in pixels.
 import copy
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,7 +176,7 @@ def _loads_annotations(transform: Mapping[str, Any], cfg: Config) -> bool:
     return 'Annotation' in getattr(cls, '__name__', '')
 
 
-def _of_files(transform: Mapping[str, Any]) -> Mapping[str, Any]:
+def _of_files(transform: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Return a transform that reads local files, not the database of the config's images."""
     backends = [key for key in ('backend_args', 'file_client_args') if key in transform]
     for key in backends:

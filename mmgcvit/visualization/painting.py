@@ -106,6 +106,9 @@ class PaintPredictions(Hook):
                 visualizer.visualize_cls(image, sample, classes, out_file=out_file)
             else:
                 sample = _in_original_coordinates(sample, image_dataset(dataset, sample.img_path))
+                sample = without_empty_map(
+                    sample, len(visualizer.dataset_meta.get('classes') or ())
+                )
                 visualizer.add_datasample(name, image, data_sample=sample, out_file=out_file)
 
     def _warn(self, text: str) -> None:
@@ -124,6 +127,21 @@ def _drawing_visualizer(runner: Runner) -> Visualizer:
             f'{", ".join(VISUALIZER_TYPES.values())} or your own'
         )
     return class_of(VISUALIZER_TYPES[task], VISUALIZERS)()
+
+
+def without_empty_map(sample: BaseDataElement, classes: int) -> BaseDataElement:
+    """Return a sample without its panoptic map if no segment was predicted.
+
+    mmdet's visualizer fails to draw such a map.
+
+    Args:
+        sample: Sample with predictions.
+        classes: Number of classes, which is also the value of pixels without a segment.
+    """
+    if 'pred_panoptic_seg' in sample and (sample.pred_panoptic_seg.sem_seg == classes).all():
+        sample = sample.clone()
+        del sample.pred_panoptic_seg
+    return sample
 
 
 def _in_original_coordinates(sample: BaseDataElement, dataset: Dataset) -> BaseDataElement:

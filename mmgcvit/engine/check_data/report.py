@@ -1,7 +1,8 @@
 """The results of a check."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 MANY = 200  # classes; of more, only the rarest are listed
 RAREST = 20
@@ -29,6 +30,12 @@ class Note:
     """Information that is not a fault, for example what was not checked."""
 
     text: str
+
+
+# A check is given a dataset or a config. A table maps each check to the checks that have to succeed
+# first.
+Check = Callable[[Any], Iterator[Problem | Note]]
+Checks = Mapping[Check, Sequence[Check]]
 
 
 class Unchecked(Exception):
@@ -72,6 +79,12 @@ class Report:
         """Add the results of checks."""
         self.problems += [each for each in found if isinstance(each, Problem)]
         self.notes += [each.text for each in found if isinstance(each, Note)]
+
+    def text(self) -> str:
+        """Return the table of counts, then notes and problems, each on a line."""
+        lines = [self.table(), *(f'note: {note}' for note in self.notes)]
+        lines += [f'{number}. {each.text}' for number, each in enumerate(self.problems, 1)]
+        return '\n'.join(lines if self.problems else [*lines, 'no problems found'])
 
     def table(self) -> str:
         """Format the counts: one line per dataset, then one line per class."""
