@@ -50,7 +50,7 @@ def test_every_tool_has_a_command(in_this_process):
     assert code == 0 and in_this_process() == (0, printed)
     tools = {path.name for end in ('py', 'sh') for path in ROOT.glob(f'tools/[!_]*.{end}')}
     without = {'compare.py', 'make_docs.py', 'make_pictures.py', 'quickstart.py'}
-    without |= {'quickstart.sh', 'run_tests.sh', 'setup_env.sh'}
+    without |= {'make_site.sh', 'quickstart.sh', 'run_tests.sh', 'setup_env.sh'}
     assert tools - set(cli.COMMANDS.values()) == without
     for name, file in cli.COMMANDS.items():
         assert (f'\n  {name:19}  ' in printed) == (file in tools)

@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / 'docs'
@@ -29,7 +28,7 @@ NAMES = {
 LISTINGS = Path('source')
 LANGUAGES = {'.py': 'python', '.yml': 'yaml', '.cff': 'yaml', '.sh': 'bash', '.json': 'json'}
 LINK = re.compile(r'(?<=\]\()[^)\s]+(?=\))')
-UNIT = re.compile(r' (?<=\d )(?=([kMG]?B?|[mµ]?s|h|%) \|)')
+UNIT = re.compile(r'(?<=\d) (?=(?:k?B|[MG]B?|[mµ]?s|h|%) \|)')
 API = '  - API: api/index.md\n'  # in mkdocs.yml
 
 
@@ -66,10 +65,9 @@ class Pages:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
-    def add(
-        self, source: Path, text: str, files: Mapping[str, bytes] = MappingProxyType({})
-    ) -> None:
+    def add(self, source: Path, text: str, files: Mapping[str, bytes] | None = None) -> None:
         """Write a page of the repository with the site's links, and files that belong to it."""
+        files = files or {}
         for name, content in files.items():
             self.write(site_path(source).with_name('') / name, content)
 
