@@ -69,7 +69,7 @@ class Pages:
         """Write a page of the repository with the site's links, and files that belong to it."""
         files = files or {}
         for name, content in files.items():
-            self.write(site_path(source).with_name('') / name, content)
+            self.write(site_path(source).parent / name, content)
 
         def site_link(link: re.Match) -> str:
             return link[0] if link[0] in files else self.site_link(link[0], source)
