@@ -7,7 +7,13 @@ from setuptools.command.build_py import build_py
 
 # tools that work only in a checkout
 CHECKOUT_ONLY = {
-    *('compare', 'make_docs', 'make_pictures', 'make_site', 'quickstart', 'run_tests', 'setup_env'),
+    'compare',
+    'make_docs',
+    'make_pictures',
+    'make_site',
+    'quickstart',
+    'run_tests',
+    'setup_env',
     'test_matrix',
 }
 # an import hook for mmcv's operators, see mmgcvit/mmcv_ops

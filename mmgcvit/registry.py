@@ -87,6 +87,12 @@ TRANSFORMS = Registry(
     scope='mmgcvit',
     locations=['mmgcvit.datasets.loading'],
 )
+VISBACKENDS = Registry(
+    'vis_backend',
+    parent=mmengine_registry.VISBACKENDS,
+    scope='mmgcvit',
+    locations=['mmgcvit.engine.loggers'],
+)
 
 
 def set_default_scope(scope: str | None) -> None:
