@@ -15,20 +15,24 @@ from torch import nn
 from .errors import UserError
 
 try:
+    from mmengine.logging import HistoryBuffer, print_log
+    from mmengine.model import BaseModule, PretrainedInit, initialize
+    from mmengine.registry import WEIGHT_INITIALIZERS
+
     from .registry import MODELS, class_of
 except ModuleNotFoundError as error:
     if error.name != 'mmengine':
         raise
 
     @dataclass
-    class HistoryBuffer:
+    class HistoryBuffer:  # type: ignore[no-redef]
         """The values of a history of losses in a checkpoint of mmengine."""
 
         log_history: Sequence[float]
         count_history: Sequence[float]
         max_length: int
 
-    class BaseModule(nn.Module):
+    class BaseModule(nn.Module):  # type: ignore[no-redef]
         """Module with an initialization config."""
 
         def __init__(self, init_cfg: Mapping | Sequence[Mapping] | None = None) -> None:
@@ -42,7 +46,7 @@ except ModuleNotFoundError as error:
                 initialize(self, configs)
             self.is_init = True
 
-    class MODELS:
+    class MODELS:  # type: ignore[no-redef]
         """Replacement for the registry, which is only used by configs."""
 
         @staticmethod
@@ -66,9 +70,6 @@ except ModuleNotFoundError as error:
         logging.getLogger('mmgcvit').info(message)
 
 else:
-    from mmengine.logging import HistoryBuffer, print_log
-    from mmengine.model import BaseModule, PretrainedInit, initialize
-    from mmengine.registry import WEIGHT_INITIALIZERS
 
     def is_pretrained(init_cfg: Mapping) -> bool:
         """Whether an initialization config loads pretrained weights."""

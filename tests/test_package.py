@@ -28,9 +28,11 @@ SEES_TESTS = {
 NEED_MMENGINE = (
     'analysis',
     'datasets',
+    'deployment',
     'engine',
     'evaluation',
     'inference',
+    'projects',
     'registry',
     'visualization',
 )
