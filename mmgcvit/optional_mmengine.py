@@ -25,14 +25,14 @@ except ModuleNotFoundError as error:
         raise
 
     @dataclass
-    class HistoryBuffer:  # type: ignore[no-redef]
+    class HistoryBuffer:
         """The values of a history of losses in a checkpoint of mmengine."""
 
         log_history: Sequence[float]
         count_history: Sequence[float]
         max_length: int
 
-    class BaseModule(nn.Module):  # type: ignore[no-redef]
+    class BaseModule(nn.Module):
         """Module with an initialization config."""
 
         def __init__(self, init_cfg: Mapping | Sequence[Mapping] | None = None) -> None:
@@ -46,7 +46,7 @@ except ModuleNotFoundError as error:
                 initialize(self, configs)
             self.is_init = True
 
-    class MODELS:  # type: ignore[no-redef]
+    class MODELS:
         """Replacement for the registry, which is only used by configs."""
 
         @staticmethod

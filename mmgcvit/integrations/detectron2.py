@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
         raise
     Backbone = nn.Module
 
-    class ShapeSpec(NamedTuple):  # type: ignore[no-redef]
+    class ShapeSpec(NamedTuple):
         """The fields of Detectron2's ShapeSpec."""
 
         channels: int | None = None
@@ -39,7 +39,7 @@ class Detectron2GCViT(GCViT, Backbone):
         >>> backbone = FPN(Detectron2GCViT('tiny'), names, out_channels=256)
     """
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, C, H, W) → one map (B, C_i, ⌈H/s⌉, ⌈W/s⌉) for each name and stride s."""
         return dict(zip(self.output_shape(), super().forward(images), strict=True))
 

@@ -49,7 +49,7 @@ class TimmGCViT(GCViT):
         ]
         return FeatureInfo(info, self.out_indices)
 
-    def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, H, W) → one map (B, C_i, ⌈H/2^(i+2)⌉, ⌈W/2^(i+2)⌉) for each i in out_indices."""
         return list(super().forward(x))
 
