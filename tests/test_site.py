@@ -72,6 +72,11 @@ def test_links_lead_to_pages_and_listings(build, tmp_path, page, link, expected)
         )
 
 
+def test_tables_are_apart_from_comments_and_keep_units_beside_numbers(build, tmp_path):
+    build.Pages(tmp_path).add(ROOT / 'docs/demo.md', '<!-- x -->\n| 4 GB | a 3 of | `1 s` |\n')
+    assert (tmp_path / 'demo.md').read_text() == '\n| 4\xa0GB | a 3 of | `1 s` |\n'
+
+
 @pytest.mark.parametrize('link', ['nothing.md', '../configs', '../../../etc/hostname'])
 def test_links_that_lead_nowhere_are_errors(build, tmp_path, link):
     with pytest.raises(

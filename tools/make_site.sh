@@ -23,8 +23,13 @@ requirements=$root/requirements/docs.txt
 
 # the copy is written last, so it exists only after a complete installation
 if ! cmp -s "$requirements" "$venv/docs.txt"; then
+    python=${PYTHON:-python3}
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "error: $python is not Python 3.11 or later: set PYTHON to one that is" >&2
+        exit 1
+    fi
     echo "installing the packages of requirements/docs.txt into $venv"
-    "${PYTHON:-python3}" -m venv --clear "$venv"
+    "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install --disable-pip-version-check --quiet -r "$requirements"
     cp "$requirements" "$venv/docs.txt"
 fi

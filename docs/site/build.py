@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +28,7 @@ NAMES = {
 LISTINGS = Path('source')
 LANGUAGES = {'.py': 'python', '.yml': 'yaml', '.cff': 'yaml', '.sh': 'bash', '.json': 'json'}
 LINK = re.compile(r'(?<=\]\()[^)\s]+(?=\))')
+UNIT = re.compile(r'(?<=\d) (?=(?:k?B|[MG]B?|[mµ]?s|h|%) \|)')
 API = '  - API: api/index.md\n'  # in mkdocs.yml
 
 
@@ -63,15 +65,24 @@ class Pages:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
-    def add(self, source: Path, text: str) -> None:
-        """Write a page of the repository with the site's links."""
+    def add(self, source: Path, text: str, files: Mapping[str, bytes] | None = None) -> None:
+        """Write a page of the repository with the site's links, and files that belong to it."""
+        files = files or {}
+        for name, content in files.items():
+            self.write(site_path(source).parent / name, content)
+
+        def site_link(link: re.Match) -> str:
+            return link[0] if link[0] in files else self.site_link(link[0], source)
+
         lines, in_code = [], False
         for line in text.splitlines():
             in_code ^= line.lstrip().startswith('```')
             if not in_code:
-                line = LINK.sub(lambda link: self.site_link(link[0], source), line)
+                line = LINK.sub(site_link, line)
                 # Python-Markdown does not recognize a table directly below a comment
                 line = re.sub(r'^<!--.*-->$', '', line)
+                # cells do not break between a number and its unit
+                line = UNIT.sub('\N{NO-BREAK SPACE}', line)
             lines.append(f'{line}\n')
         self.write(site_path(source), ''.join(lines))
 
@@ -120,11 +131,9 @@ def add_notebook(pages: Pages, path: Path) -> None:
     """Add a notebook with its stored outputs."""
     from nbconvert import MarkdownExporter
 
-    files = {'output_files_dir': f'{path.stem}_files'}
-    text, resources = MarkdownExporter().from_filename(str(path), resources=files)
-    for name, content in resources['outputs'].items():
-        pages.write(site_path(path).with_name('') / name, content)
-    pages.add(path, text)
+    folder = {'output_files_dir': f'{path.stem}_files'}
+    text, resources = MarkdownExporter().from_filename(str(path), resources=folder)
+    pages.add(path, text, resources['outputs'])
 
 
 def api_of(package: Path) -> list[str]:
