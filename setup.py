@@ -10,6 +10,7 @@ CHECKOUT_ONLY = {
     'compare',
     'make_docs',
     'make_pictures',
+    'make_site',
     'quickstart',
     'run_tests',
     'setup_env',

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import UserError, did_you_mean
+from .version import __version__
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
@@ -59,6 +61,30 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
 
 
+def files_below(folder: Path, other_than: Path | None = None) -> Iterator[Path]:
+    """Yield the files of a folder and its subfolders, in order of their names.
+
+    Hidden files and folders are left out. Symlinks are followed, except to a folder that contains
+    them.
+
+    Args:
+        folder: The folder.
+        other_than: A folder that is left out with all its files.
+    """
+    but = {other_than.resolve()} if other_than is not None else set()
+    for current, subfolders, names in os.walk(folder, followlinks=True):
+        # a symlink to one of these would be followed without end
+        open_folders = {folder.resolve(), Path(current).resolve(), *Path(current).resolve().parents}
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if not name.startswith('.') and Path(current, name).resolve() not in open_folders | but
+        )
+        for name in sorted(names):
+            if not name.startswith('.'):
+                yield Path(current, name)
+
+
 def remove_partial_files(folder: Path, suffix: str) -> None:
     """Remove the partial files with this suffix that killed processes left in a folder.
 
@@ -89,6 +115,32 @@ def resources() -> Path:
     package = Path(__file__).resolve().parent
     installed = package / '.mim'
     return installed if installed.is_dir() else package.parent
+
+
+def require_own_version(script: str | None) -> None:
+    """Raise a UserError if a script of a checkout imports a package of another version.
+
+    Args:
+        script: Path of the script, if there is one.
+    """
+    checkout = Path(script or os.devnull).resolve().parent.parent
+    file = checkout / 'mmgcvit' / 'version.py'
+    if not file.is_file():
+        return
+    found = re.search("'(.*)'", file.read_text(encoding='utf-8'))
+    if found and found[1] != __version__:
+        raise UserError(
+            f'{script} has version {found[1]}, but imports version {__version__} of mmgcvit from '
+            f'{Path(__file__).parent}: use the command mmgcvit, which runs the tools of the '
+            f'installed package, or run pip install --editable {checkout}'
+        )
+
+
+def with_pip(text: str) -> str:
+    """Adapt ``pip install '.[EXTRA]'`` in a text to a package that was installed from a wheel."""
+    if resources().name != '.mim':
+        return text
+    return text.replace('in a checkout of mmgcvit, ', '').replace("'.[", "'mmgcvit[")
 
 
 def config_path(name: str) -> str:

@@ -1,3 +1,5 @@
+"""Parameters, FLOPs, memory and speed of models."""
+
 from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .complexity import (
     Complexity,

@@ -20,13 +20,14 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.infer import BaseInferencer
 from mmengine.registry import VISUALIZERS
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 from ..errors import UserError
 from ..registry import class_of
 from ..task import CLASSIFICATION, DETECTION, SEGMENTATION
 from ..visualization.cam import SCORE_THR, require_score
-from ..visualization.painting import VISUALIZER_TYPES
+from ..visualization.painting import VISUALIZER_TYPES, without_empty_map
 from .model import TrainedModel
 
 OPACITY = 0.5  # of the colors of segments, through which the image is visible
@@ -132,12 +133,15 @@ def _detector(trained: TrainedModel, score_thr: float) -> Inferencer:
         def infer(self, path: str | os.PathLike) -> Result:
             image = trained.load_image(path)
             sample = self.predict(path)
+            segments = _segments(sample, trained.classes)
+            sample = without_empty_map(sample, len(trained.classes))
             with warnings.catch_warnings():
                 # of every box that ends at the border of the image
                 warnings.filterwarnings('ignore', 'Warning: The .* is out of bounds')
                 (picture,) = self.visualize(
                     [image], [sample], return_vis=True, pred_score_thr=score_thr
                 )
+            sample.pop('pred_panoptic_seg', None)  # mmdet needs panopticapi to return it
             (found,) = self.postprocess([sample])['predictions']
             names = [trained.classes[label] for label in found.get('labels', ())]
             drawn = Counter(
@@ -145,11 +149,29 @@ def _detector(trained: TrainedModel, score_thr: float) -> Inferencer:
                 for name, score in zip(names, found.get('scores', ()), strict=True)
                 if score > score_thr
             )
-            summary = ', '.join(f'{number} {name}' for name, number in drawn.most_common())
             record = dict(_size(image), **found, names=names)
+            if segments is not None:
+                record['segments'] = segments
+                drawn = Counter(segment['name'] for segment in segments)
+            summary = ', '.join(f'{number} {name}' for name, number in drawn.most_common())
             return Result(picture, record, summary or 'no instances')
 
     return Detector(trained)
+
+
+def _segments(sample: BaseDataElement, classes: Sequence[str]) -> list[dict] | None:
+    """Return the segments of a panoptic prediction, or None if the model makes no such one."""
+    from mmdet.evaluation import INSTANCE_OFFSET
+
+    if 'pred_panoptic_seg' not in sample:
+        return None
+    ids, pixels = sample.pred_panoptic_seg.sem_seg.unique(return_counts=True)
+    found = zip((ids % INSTANCE_OFFSET).tolist(), pixels.tolist(), strict=True)
+    return [
+        dict(label=label, name=classes[label], pixels=count)
+        for label, count in found
+        if label < len(classes)  # others stand for pixels without a segment
+    ]
 
 
 def _segmentor(trained: TrainedModel) -> Inferencer:
