@@ -1,4 +1,4 @@
-"""Configs that replace the backbone of another library's config, with a very small backbone.
+"""Configs of detectors that replace the backbone of mmdet's, with a very small backbone.
 
 Their channels, sizes and headers are tested in test_configs.py.
 """
