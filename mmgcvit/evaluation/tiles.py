@@ -104,10 +104,6 @@ class CutTiles(BaseTransform):
         self.overlap = overlap
         self.pipeline = Compose(list(transforms))
         self.transforms = self.pipeline.transforms
-        for transform in self.transforms:
-            if hasattr(transform, 'poly2mask'):
-                # annotated masks would be as many bitmaps of the complete image
-                transform.poly2mask = False
         self.of_tile = Compose([t for t in self.transforms if 'Annotation' not in type(t).__name__])
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
