@@ -60,6 +60,17 @@ def linked_splits(folder):
     (folder / 'images/val/val.png').symlink_to(folder / 'images/train/train.png')
 
 
+def soft_edges(folder):
+    (folder / 'masks').mkdir(parents=True)
+    for number in range(2):
+        size = (25, 20)
+        image(folder / f'images/{number}.png', size)
+        mask = Image.new('L', size, 255 * number)
+        for value in range(1, 40):
+            mask.putpixel((value % 25, value // 25), value)
+        mask.save(folder / f'masks/{number}.png')
+
+
 def two_kinds(folder):
     coco(folder, names=(5, 6))
     yolo(folder, BOX)
@@ -155,6 +166,10 @@ FAULTS = {
     'one value': (
         lambda d: label_maps(d, 7, 7),
         'have the value 7: a segmentor needs at least two',
+    ),
+    'soft edges': (
+        soft_edges,
+        r'have 41 values, but 92% of the pixels are 0 or 255: if these are binary masks with soft',
     ),
     'names': (
         lambda d: (label_maps(d, 5, 9), layouts.write(d / 'classes.txt', 'a\nb\nc')),
