@@ -15,5 +15,7 @@ model = dict(
     backbone=dict(_base_.gcvit_t, _delete_=True, out_indices=(1, 2, 3)),
     neck=dict(in_channels=[128, 256, 512], start_level=0),
 )
+# a batch without objects gives the mask head no gradient
+find_unused_parameters = True
 optim_wrapper = dict(_base_.adamw, _delete_=True)
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='coco/segm_mAP'))

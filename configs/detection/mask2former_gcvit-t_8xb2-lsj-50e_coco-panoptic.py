@@ -33,4 +33,4 @@ val_evaluator = test_evaluator = [
     _base_.val_evaluator[1],
 ]
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.slow_backbone))
-default_hooks = dict(checkpoint=dict(save_best='coco_panoptic/PQ'))
+default_hooks = dict(checkpoint=dict(save_best='coco_panoptic/PQ', rule='greater'))

@@ -29,4 +29,6 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 val_evaluator = test_evaluator = dict(type='mmgcvit.PanopticMetric')
 optim_wrapper = dict(_base_.adamw, _delete_=True)
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='coco_panoptic/PQ'))
+default_hooks = dict(
+    checkpoint=dict(max_keep_ckpts=3, save_best='coco_panoptic/PQ', rule='greater')
+)

@@ -231,7 +231,7 @@ def _place(error: Exception, path: str | os.PathLike) -> str:
     file = next(files, os.fspath(path))
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if frame.f_code.co_filename == file]
-    lines += [error.lineno] if isinstance(error, SyntaxError) else []
+    lines += [error.lineno] if isinstance(error, SyntaxError) and error.lineno else []
     return f'{os.path.relpath(file)}:{lines[-1]}' if lines else os.path.relpath(file)
 
 

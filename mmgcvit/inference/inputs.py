@@ -62,7 +62,8 @@ def find_inputs(path: str | os.PathLike, out: Path) -> list[Input]:
             f'--out {out} is the folder of the inputs, whose pictures would be inputs of the next '
             'run: pass another folder'
         )
-    found, others = [], Counter()
+    found: list[Input] = []
+    others: Counter[str] = Counter()
     for file in files_below(path, out):
         if file.suffix.lower() in IMAGES + VIDEOS:
             found.append(Input(file, file.relative_to(path).as_posix()))

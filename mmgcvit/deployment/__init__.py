@@ -1,0 +1,7 @@
+"""Models for other runtimes: complete detectors, segmentors and classifiers as ONNX."""
+
+from .export import build_graph, export_onnx
+from .report import compare, open_images
+from .runtime import OnnxModel
+
+__all__ = ['OnnxModel', 'build_graph', 'compare', 'export_onnx', 'open_images']

@@ -1,0 +1,205 @@
+"""Report on an exported model: its differences from PyTorch, and its latency, on real images.
+
+H, W: height and width of an image in pixels.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS
+from mmengine.structures import BaseDataElement
+
+from ..errors import UserError, describe
+from ..evaluation.metrics import evaluators
+from ..inference import TrainedModel
+from ..inference.inputs import find_inputs
+from ..progress import duration, time_left
+from ..sampling import evenly
+from ..visualization.images import load_image
+from .parity import Parity, as_sample
+from .runtime import OnnxModel
+
+SECONDS = 10  # between two lines of progress
+
+
+class Images(Protocol):
+    """Images for the report, see :func:`open_images`."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> tuple[dict[str, Any], np.ndarray]:
+        """Return the batch of an image, and the image as RGB, (H, W, 3), uint8."""
+
+    def process(self, *samples: BaseDataElement) -> None:
+        """Keep the predictions for an image, one data sample of each of two models."""
+
+    def metrics(self, indices: Sequence[int]) -> dict[str, tuple[float, float]]:
+        """Return each metric of both models on the images with these indices."""
+
+
+def open_images(trained: TrainedModel, folder: str | os.PathLike | None = None) -> Images:
+    """Return the images of a folder, or by default the config's test set with its evaluator.
+
+    Raises:
+        UserError: If there are no images.
+    """
+    return _TestSet(trained.cfg) if folder is None else _Folder(trained, folder)
+
+
+def compare(
+    trained: TrainedModel,
+    model: OnnxModel,
+    images: Images,
+    number: int = 50,
+    say: Callable[[str], None] = print,
+) -> Parity:
+    """Run a model in PyTorch and in ONNX Runtime on the same images.
+
+    The time in PyTorch is that of ``model.test_step``, without loading and resizing. The time in
+    ONNX Runtime is that of the complete graph.
+
+    Args:
+        trained: The model in PyTorch, on the CPU.
+        model: The exported model.
+        images: See :func:`open_images`. Metrics of graphs that do not resize are not computed.
+        number: Largest number of images. They are evenly spaced.
+        say: Receives lines of progress.
+
+    Raises:
+        UserError: If ``number`` is not positive, or an image cannot be loaded.
+    """
+    if number < 1:
+        raise UserError(f'--num-images {number} is not allowed: use at least 1')
+    indices = evenly(len(images), number)
+    parity = Parity()
+    began = said = time.monotonic()
+    for done, index in enumerate([indices[0], *indices]):
+        batch, image = images.load(index)
+        if not model.resizes:
+            image = _without_resizing(batch)
+        start = time.perf_counter()
+        with torch.no_grad():
+            (sample,) = trained.model.test_step(batch)
+        middle = time.perf_counter()
+        outputs = model(image)
+        end = time.perf_counter()
+        if not done:
+            continue  # the first image is run twice, since the first run is slower
+        parity.seconds.append((middle - start, end - middle))
+        other = as_sample(outputs, sample, model.mask_thr)
+        parity.add(sample, other)
+        if model.resizes:
+            images.process(sample, other)
+        if time.monotonic() - said > SECONDS:
+            said = time.monotonic()
+            left = duration(time_left(began, done, len(indices)))
+            say(f'compared {done} of {len(indices)} images ({left} left)')
+    if model.resizes:
+        parity.metrics = images.metrics(indices)
+    return parity
+
+
+class _Folder:
+    """Images of a folder, without annotations."""
+
+    def __init__(self, trained: TrainedModel, folder: str | os.PathLike) -> None:
+        found = find_inputs(folder, Path(os.devnull))
+        self.trained = trained
+        self.paths = [each.path for each in found if not each.is_video]
+        if not self.paths:
+            raise UserError(f'--images {folder} has only videos: pass a folder with images')
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int) -> tuple[dict[str, Any], np.ndarray]:
+        path = self.paths[index]
+        return self.trained.load_batch(path), self.trained.load_image(path)
+
+    def process(self, *samples: BaseDataElement) -> None:
+        pass
+
+    def metrics(self, indices: Sequence[int]) -> dict[str, tuple[float, float]]:
+        return {}
+
+
+class _TestSet:
+    """The config's test set, and its evaluator for each of the two models."""
+
+    def __init__(self, cfg: Config) -> None:
+        loader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
+        try:
+            with _silent():
+                self.dataset = DATASETS.build(loader.dataset)
+                self.evaluators = [Evaluator(list(evaluators(cfg))) for _ in range(2)]
+                self.length = len(self.dataset)
+        except Exception as error:  # a dataset can raise anything
+            raise UserError(
+                f'the test set of {cfg.filename} cannot be loaded ({describe(error)}): correct '
+                'test_dataloader.dataset, pass other images with --images FOLDER, or leave the '
+                'report out with --no-report'
+            ) from error
+        if not self.length:
+            raise UserError(
+                f'the test set of {cfg.filename} is empty: pass images with --images FOLDER'
+            )
+        for evaluator in self.evaluators:
+            evaluator.dataset_meta = self.dataset.metainfo
+
+    def __len__(self) -> int:
+        return self.length
+
+    def load(self, index: int) -> tuple[dict[str, Any], np.ndarray]:
+        image = load_image(self.dataset, self.dataset.get_data_info(index))
+        return pseudo_collate([self.dataset[index]]), image
+
+    def process(self, *samples: BaseDataElement) -> None:
+        for evaluator, sample in zip(self.evaluators, samples, strict=True):
+            evaluator.process([sample])
+
+    def metrics(self, indices: Sequence[int]) -> dict[str, tuple[float, float]]:
+        ids = [self.dataset.get_data_info(index).get('img_id') for index in indices]
+        found = []
+        for evaluator in self.evaluators:
+            for metric in evaluator.metrics:
+                if hasattr(metric, 'img_ids'):  # COCO's, which would count all images of the file
+                    metric.img_ids = ids
+            with _silent():
+                found.append(evaluator.evaluate(len(indices)))
+        return {
+            name: (float(value), float(found[1][name]))
+            for name, value in found[0].items()
+            if isinstance(value, int | float | np.number) and value >= 0  # COCO: -1 for none
+        }
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Hide the tables that datasets and metrics print and log."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _without_resizing(batch: dict[str, Any]) -> np.ndarray:
+    """Return the resized image of a batch, RGB, and let the model predict for this image."""
+    (sample,), (image,) = batch['data_samples'], batch['inputs']
+    sample.set_metainfo(dict(ori_shape=sample.img_shape, scale_factor=(1.0, 1.0)))
+    return image.permute(1, 2, 0).flip(2).numpy()

@@ -1,0 +1,64 @@
+"""Export a detector, segmentor or classifier to ONNX, with pre- and postprocessing.
+
+    python tools/export_onnx.py CONFIG CHECKPOINT [--out FILE.onnx]
+
+The graph maps an RGB image of any size to boxes, scores, labels and masks, to a label map, or to
+the scores of the classes. docs/export.md lists the models and shows how to use the file.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmgcvit.deployment import OnnxModel, compare, export_onnx, open_images
+from mmgcvit.engine import config_parser, run_tool
+from mmgcvit.inference import load_trained
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = config_parser(__doc__)
+    parser.add_argument('checkpoint', help='path or URL of a checkpoint')
+    parser.add_argument(
+        '--out', metavar='FILE.onnx', help='output file (default: work_dirs/CONFIG_NAME.onnx)'
+    )
+    parser.add_argument(
+        '--paste-masks',
+        action='store_true',
+        help='masks have the size of the image; without it, they are small maps of probabilities '
+        'inside of the boxes',
+    )
+    parser.add_argument(
+        '--no-resize',
+        dest='resize',
+        action='store_false',
+        help='the graph does not resize images: they have to be resized as in the test pipeline, '
+        'and boxes, masks and label maps are those of the resized image',
+    )
+    parser.add_argument(
+        '--images',
+        metavar='FOLDER',
+        help="images for the report (default: the config's test set, with its metrics)",
+    )
+    parser.add_argument(
+        '--num-images',
+        type=int,
+        default=50,
+        metavar='N',
+        help='images in the report (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--no-report', action='store_true', help='do not compare the file with PyTorch'
+    )
+    args = parser.parse_args(argv)
+    out = args.out or Path('work_dirs', Path(args.config).stem).with_suffix('.onnx')
+    trained = load_trained(args.config, args.checkpoint, 'cpu', args.cfg_options)
+    images = None if args.no_report else open_images(trained, args.images)
+    export_onnx(trained, out, args.paste_masks, args.resize)
+    print(f'wrote {out}')
+    if images is not None:
+        print('comparing it with PyTorch', flush=True)
+        report = compare(trained, OnnxModel(out), images, args.num_images)
+        print(*report.lines(), sep='\n')
+
+
+if __name__ == '__main__':
+    run_tool(main)
