@@ -196,6 +196,13 @@ FAULTS = {
         lambda d: yolo(d, BOX, BOX, names='{a: 0}'),
         r'names in data\.yaml has a key that is not the number of a class',
     ),
+    'object without box': (
+        lambda d: (
+            image(d / 'a.png'),
+            layouts.write(d / 'a.xml', '<a><object><name>b</name><bndbox/></object></a>'),
+        ),
+        r'a\.xml is not an annotation of Pascal VOC \(ValueError: no bndbox/xmin\): each',
+    ),
     'broken YAML': (
         lambda d: yolo(d, BOX, BOX, names='[a'),
         r'data\.yaml is not YAML \(ParserError',
