@@ -79,7 +79,12 @@ def _paths(data: Data, folder: Path, project: Path) -> Iterator[str]:
     yield assign('data_root', f'{folder}/')
     yield assign('project', f'{project}/')
     yield assign('work_dir', Code("project + 'work_dir'"))
-    yield f'classes = {pformat(data.classes, width=WIDTH - 10, compact=True)}'
+    line = assign('classes', data.classes)
+    if len(line) > WIDTH:
+        names = pformat(data.classes, width=WIDTH - 4, compact=True)[1:-1].rstrip(',')
+        names = names.replace('\n ', '\n    ')
+        line = f'classes = (\n    {names},\n)'
+    yield line
 
 
 def _datasets(data: Data, recipe: Recipe) -> Iterator[str]:

@@ -8,6 +8,7 @@ import layouts
 import pytest
 from PIL import Image
 
+from mmgcvit.engine import load_config
 from mmgcvit.errors import UserError
 from mmgcvit.projects import new_project
 from mmgcvit.projects.folder import Folder
@@ -360,6 +361,15 @@ def test_boxes_are_clipped_to_the_image_and_some_masks_are_not_used(tmp_path, ca
     assert sorted(boxes)[0] == pytest.approx([0, 0, 0.3 * 8, 6])
     assert 'faster-rcnn' in config.read_text()
     assert any('1 of 2 objects have no mask, so only boxes are used' in n for n in notes(capsys))
+
+
+def test_many_classes_are_on_several_lines(tmp_path):
+    text = '\n'.join(f'{number}{BOX[1:]}' for number in range(80))
+    yolo(tmp_path / 'data', text, text, names=[f'class number {number}' for number in range(80)])
+    config = new_project(tmp_path / 'new', tmp_path / 'data')
+    lines = config.read_text().partition('classes = ')[2].partition(')\n')[0].splitlines()
+    assert 10 < len(lines) < 20 and max(map(len, lines)) <= 100
+    assert load_config(config).train_dataloader.dataset.metainfo.classes[79] == 'class number 79'
 
 
 def test_rotated_photos_have_the_size_that_training_loads(tmp_path):
