@@ -49,7 +49,7 @@ SCRIPT = re.compile(r'(?:\b(?:python|bash) )?\btools/(\w+\.(?:py|sh))')
 def main() -> None:
     """Run the command line ``mmgcvit COMMAND [arguments]``."""
     tools = resources() / 'tools'
-    scripts = {name: tools / file for name, file in COMMANDS.items() if (tools / file).is_file()}
+    scripts = {name: tools / file for name, file in COMMANDS.items()}
     command, *arguments = sys.argv[1:] or ['--help']
     if command in ('-h', '--help'):
         print(overview(scripts))

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import UserError, did_you_mean
+from .version import __version__
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
@@ -113,6 +115,32 @@ def resources() -> Path:
     package = Path(__file__).resolve().parent
     installed = package / '.mim'
     return installed if installed.is_dir() else package.parent
+
+
+def require_own_version(script: str | None) -> None:
+    """Raise a UserError if a script of a checkout imports a package of another version.
+
+    Args:
+        script: Path of the script, if there is one.
+    """
+    checkout = Path(script or os.devnull).resolve().parent.parent
+    file = checkout / 'mmgcvit' / 'version.py'
+    if not file.is_file():
+        return
+    found = re.search("'(.*)'", file.read_text(encoding='utf-8'))
+    if found and found[1] != __version__:
+        raise UserError(
+            f'{script} has version {found[1]}, but imports version {__version__} of mmgcvit from '
+            f'{Path(__file__).parent}: use the command mmgcvit, which runs the tools of the '
+            f'installed package, or run pip install --editable {checkout}'
+        )
+
+
+def with_pip(text: str) -> str:
+    """Adapt ``pip install '.[EXTRA]'`` in a text to a package that was installed from a wheel."""
+    if resources().name != '.mim':
+        return text
+    return text.replace('in a checkout of mmgcvit, ', '').replace("'.[", "'mmgcvit[")
 
 
 def config_path(name: str) -> str:

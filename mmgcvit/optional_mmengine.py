@@ -24,8 +24,8 @@ except ModuleNotFoundError as error:
     class HistoryBuffer:
         """The values of a history of losses in a checkpoint of mmengine."""
 
-        log_history: Sequence[float]
-        count_history: Sequence[float]
+        log_history: Any
+        count_history: Any
         max_length: int
 
     class BaseModule(nn.Module):

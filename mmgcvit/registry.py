@@ -7,6 +7,8 @@ the locations listed here. Configs need no ``custom_imports``.
 from collections.abc import Mapping
 from typing import Any
 
+from .files import with_pip
+
 try:
     # from either distribution: mmengine or onedl-mmengine
     from mmengine import registry as mmengine_registry
@@ -15,10 +17,13 @@ except ModuleNotFoundError as error:
     if error.name != 'mmengine':
         raise
     raise ModuleNotFoundError(
-        'This part of mmgcvit requires mmengine, which is not installed. For detectors, segmentors '
-        "and classifiers, in a checkout of mmgcvit, run `pip install '.[openmmlab]'` or `pip "
-        "install '.[onedl]'`. Do not install both distributions in one environment. The backbone "
-        '(`from mmgcvit import GCViT`) and mmgcvit.weights do not need mmengine.',
+        with_pip(
+            'This part of mmgcvit requires mmengine, which is not installed. For detectors, '
+            'segmentors and classifiers, in a checkout of mmgcvit, run `pip install '
+            "'.[openmmlab]'` or `pip install '.[onedl]'`. Do not install both distributions in one "
+            'environment. The backbone (`from mmgcvit import GCViT`) and mmgcvit.weights do not '
+            'need mmengine.'
+        ),
         name='mmengine',
     ) from error
 
@@ -81,6 +86,12 @@ TRANSFORMS = Registry(
     parent=mmengine_registry.TRANSFORMS,
     scope='mmgcvit',
     locations=['mmgcvit.datasets.loading'],
+)
+VISBACKENDS = Registry(
+    'vis_backend',
+    parent=mmengine_registry.VISBACKENDS,
+    scope='mmgcvit',
+    locations=['mmgcvit.engine.loggers'],
 )
 
 

@@ -1,15 +1,9 @@
-"""Hides mmengine, as where it is not installed.
+"""Hides mmengine from now on, as where it is not installed. Also a plugin of pytest:
 
-As a plugin, it replaces tests/conftest.py, which imports mmengine:
-
-    PYTHONPATH=tests python -m pytest --noconftest -p without_mmengine tests/models/test_golden.py
+PYTHONPATH=tests python -m pytest -p without_mmengine tests/models/test_golden.py
 """
 
 import sys
-
-import pytest
-import torch
-from nano import NANO
 
 
 class Hide:
@@ -19,13 +13,3 @@ class Hide:
 
 
 sys.meta_path.insert(0, Hide())
-
-
-@pytest.fixture
-def nano():
-    return dict(NANO)
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)

@@ -1,11 +1,12 @@
-"""Export a detector or segmentor to ONNX, with pre- and postprocessing.
+"""Export a detector, segmentor or classifier to ONNX, with pre- and postprocessing.
 
     python tools/export_onnx.py CONFIG CHECKPOINT [--out FILE.onnx]
 
-The graph maps an RGB image of any size to boxes, scores, labels and masks, or to a label map. See
-docs/export.md for models that can be exported, and for programs that use the file.
+The graph maps an RGB image of any size to boxes, scores, labels and masks, to a label map, or to
+the scores of the classes. docs/export.md lists the models and shows how to use the file.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmgcvit.deployment import OnnxModel, compare, export_onnx, open_images
@@ -13,7 +14,7 @@ from mmgcvit.engine import config_parser, run_tool
 from mmgcvit.inference import load_trained
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = config_parser(__doc__)
     parser.add_argument('checkpoint', help='path or URL of a checkpoint')
     parser.add_argument(
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument(
         '--no-report', action='store_true', help='do not compare the file with PyTorch'
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     out = args.out or Path('work_dirs', Path(args.config).stem).with_suffix('.onnx')
     trained = load_trained(args.config, args.checkpoint, 'cpu', args.cfg_options)
     images = None if args.no_report else open_images(trained, args.images)

@@ -1,4 +1,4 @@
-"""Models for other runtimes: complete detectors and segmentors as ONNX."""
+"""Models for other runtimes: complete detectors, segmentors and classifiers as ONNX."""
 
 from .export import build_graph, export_onnx
 from .report import compare, open_images

@@ -1,16 +1,17 @@
 """Detectors as graphs: from an image of any size to boxes, scores, labels and masks.
 
 The graphs call the trained layers of mmdet's model. What mmdet does between and after them is
-implemented here in operations that can be recorded.
+implemented here in operations that can be recorded. Parts of a detector that would change it are
+refused, also if they are subclasses of supported parts.
 
-N: number of detections, P: number of proposals, K: number of classes, C: channels, m: mask size.
+N: number of detections or anchors, P: number of proposals, K: number of classes, m: mask size.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from mmcv.ops import RoIAlign
 from mmdet.models.dense_heads import RPNHead
 from mmdet.models.dense_heads.anchor_head import AnchorHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
@@ -21,33 +22,32 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from ..errors import UserError
 from .boxes import decode, is_larger, require_coder, require_nms, suppress
 from .image import ImageInput, Sizes
+from .regions import extract, one_more, paste
 
 # names of the outputs, and of their axes of any length
 DETECTIONS = {name: {0: 'detections'} for name in ('boxes', 'scores', 'labels')}
 
 
-def detector_graph(model: nn.Module, image: ImageInput, paste: bool) -> nn.Module:
+def detector_graph(model: nn.Module, image: ImageInput, paste_masks: bool) -> nn.Module:
     """Return the graph of a detector.
 
     Args:
         model: Detector of mmdet.
         image: Input of the graph.
-        paste: Whether masks have the size of the image.
+        paste_masks: Whether masks have the size of the image.
 
     Raises:
         UserError: If a part of the detector cannot be exported.
     """
-    head = getattr(model, 'bbox_head', None)
-    if isinstance(model, TwoStageDetector):
+    if _same(model, TwoStageDetector, 'predict'):
         _require_two_stage(model)
-        return TwoStage(model, image, paste)
-    if isinstance(model, SingleStageDetector):
-        _require_anchor_head(head, 'bbox_head')
+        return TwoStage(model, image, paste_masks)
+    if _same(model, SingleStageDetector, 'predict'):
+        _require_anchor_head(model.bbox_head, 'bbox_head')
         return SingleStage(model, image)
     raise _refuse('model', model, 'RetinaNet, ATSS, Faster, Mask or Cascade (Mask) R-CNN')
 
@@ -82,7 +82,7 @@ def _require_anchor_head(head: nn.Module, where: str) -> None:
 
 
 def _require_two_stage(model: TwoStageDetector) -> None:
-    _require_anchor_head(model.rpn_head, 'rpn_head')
+    _require_anchor_head(getattr(model, 'rpn_head', None), 'rpn_head')
     roi_head = model.roi_head
     if type(roi_head) not in (StandardRoIHead, CascadeRoIHead):
         raise _refuse('roi_head', roi_head, 'StandardRoIHead or CascadeRoIHead')
@@ -99,7 +99,7 @@ def _require_two_stage(model: TwoStageDetector) -> None:
             if not _same(part, SingleRoIExtractor, 'forward', 'map_roi_levels'):
                 raise _refuse(where, part, 'SingleRoIExtractor')
             layer = part.roi_layers[0]
-            if type(layer).__name__ != 'RoIAlign' or layer.pool_mode != 'avg':
+            if type(layer) is not RoIAlign or layer.pool_mode != 'avg':
                 raise _refuse(f'{where}.roi_layer', layer, "RoIAlign with pool_mode='avg'")
     for head in heads['bbox']:
         where = 'roi_head.bbox_head'
@@ -153,6 +153,17 @@ def _best(scores: Tensor, cfg: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return (scores[:number], order[:number]) if number > 0 else (scores, order)
 
 
+def _merge(
+    levels: Sequence[tuple[Tensor, Tensor, Tensor]], cfg: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply NMS to the boxes, scores and groups of all feature levels."""
+    boxes, scores, groups = (torch.cat(parts) for parts in zip(*levels, strict=True))
+    (large,) = is_larger(boxes, cfg.get('min_bbox_size', -1)).nonzero(as_tuple=True)
+    boxes, scores, groups = boxes[large], scores[large], groups[large]
+    kept, scores = suppress(boxes, scores, groups, cfg.nms, cfg.max_per_img)
+    return boxes[kept], scores, groups[kept]
+
+
 class SingleStage(nn.Module):
     """Detector with one dense head: RetinaNet, or ATSS.
 
@@ -185,11 +196,7 @@ class SingleStage(nn.Module):
                 values = values * factor[index]
             boxes = decode(head.bbox_coder, anchors[index], deltas[index], sizes.resized)
             found.append((boxes / sizes.scale, values, label))
-        boxes, scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
-        (large,) = is_larger(boxes, cfg.get('min_bbox_size', -1)).nonzero(as_tuple=True)
-        boxes, scores, labels = boxes[large], scores[large], labels[large]
-        kept, scores = suppress(boxes, scores, labels, cfg.nms, cfg.max_per_img)
-        return boxes[kept], scores, labels[kept]
+        return _merge(found, cfg)
 
 
 class TwoStage(nn.Module):
@@ -198,18 +205,18 @@ class TwoStage(nn.Module):
     Args:
         model: Detector of mmdet.
         image: Input of the graph.
-        paste: Whether masks have the size of the image.
+        paste_masks: Whether masks have the size of the image.
     """
 
-    def __init__(self, model: TwoStageDetector, image: ImageInput, paste: bool) -> None:
+    def __init__(self, model: TwoStageDetector, image: ImageInput, paste_masks: bool) -> None:
         super().__init__()
-        self.image, self.model, self.paste = image, model, paste
+        self.image, self.model, self.paste_masks = image, model, paste_masks
         self.with_mask = model.roi_head.with_mask
         self.outputs = dict(DETECTIONS)
         if self.with_mask:
             self.outputs['masks'] = {
                 0: 'detections',
-                **({1: 'height', 2: 'width'} if paste else {}),
+                **({1: 'height', 2: 'width'} if paste_masks else {}),
             }
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -228,7 +235,7 @@ class TwoStage(nn.Module):
             return boxes, scores, labels
         masks = self._mask(features, boxes, labels)
         boxes = boxes / sizes.scale
-        if self.paste:
+        if self.paste_masks:
             masks = paste(masks, boxes, sizes.image) >= self.model.roi_head.test_cfg.mask_thr_binary
         return boxes, scores, labels, masks
 
@@ -241,11 +248,8 @@ class TwoStage(nn.Module):
             values, order = _best(scores[:, 0], cfg)
             boxes = decode(head.bbox_coder, anchors[order], deltas[order], sizes.resized)
             found.append((boxes, values, torch.full_like(values, level)))
-        boxes, scores, levels = (torch.cat(parts) for parts in zip(*found, strict=True))
-        (large,) = is_larger(boxes, cfg.get('min_bbox_size', -1)).nonzero(as_tuple=True)
-        boxes, scores, levels = boxes[large], scores[large], levels[large]
-        kept, _ = suppress(boxes, scores, levels, cfg.nms, cfg.max_per_img)
-        return boxes[kept]
+        boxes, _, _ = _merge(found, cfg)
+        return boxes
 
     def _classify(
         self, features: Sequence[Tensor], boxes: Tensor, sizes: Sizes
@@ -256,10 +260,11 @@ class TwoStage(nn.Module):
         heads = _stages(roi_head.bbox_head)
         extractors = _stages(roi_head.bbox_roi_extractor)
         logits = []
-        boxes = _one_more(boxes)
+        boxes = one_more(boxes)
         for index, (head, extractor) in enumerate(zip(heads, extractors, strict=True)):
             scores, deltas = head(extract(extractor, features, boxes))
             logits.append(scores)
+            # if boxes do not depend on the class, the index of any class modulo 1 is 0
             classes = 1 if head.reg_class_agnostic else head.num_classes
             deltas = deltas.reshape(-1, classes, 4)
             if index < len(heads) - 1:  # refine each box for its best class
@@ -282,63 +287,10 @@ class TwoStage(nn.Module):
         roi_head = self.model.roi_head
         heads = _stages(roi_head.mask_head)
         found = []
-        boxes, labels = _one_more(boxes), _one_more(labels)
+        boxes, labels = one_more(boxes), one_more(labels)
         for head, extractor in zip(heads, _stages(roi_head.mask_roi_extractor), strict=True):
             logits = head(extract(extractor, features, boxes))
             channel = torch.zeros_like(labels) if head.class_agnostic else labels
             logits = logits[torch.arange(labels.shape[0], device=labels.device), channel]
             found.append(logits.sigmoid())
         return (sum(found) / len(found))[:-1]
-
-
-def _one_more(x: Tensor) -> Tensor:
-    """Append a row of zeros, because group norm in ONNX Runtime fails for no rows."""
-    return F.pad(x, (0, 0) * (x.dim() - 1) + (0, 1))
-
-
-def extract(extractor: SingleRoIExtractor, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
-    """Return the features inside of boxes (P, 4), each from one level: (P, C, m, m)."""
-    regions = torch.cat((torch.zeros_like(boxes[:, :1]), boxes), 1)
-    levels = extractor.map_roi_levels(regions, extractor.num_inputs)
-    parts, places = [], []
-    for level, layer in enumerate(extractor.roi_layers):
-        (place,) = (levels == level).nonzero(as_tuple=True)
-        places.append(place)
-        parts.append(
-            roi_align(
-                features[level],
-                regions[place],
-                layer.output_size,
-                layer.spatial_scale,
-                layer.sampling_ratio,
-                layer.aligned,
-            )
-        )
-    return torch.cat(parts)[torch.cat(places).argsort()]
-
-
-def paste(masks: Tensor, boxes: Tensor, size: Tensor) -> Tensor:
-    """Resize masks to their boxes in an image, with zeros around them.
-
-    Bilinear interpolation is separable, so that this is two products of matrices.
-
-    Args:
-        masks: Probabilities inside of the boxes, (N, m, m).
-        boxes: Boxes, (N, 4).
-        size: Height and width of the image, (2,).
-
-    Returns:
-        Probabilities at each pixel, (N, H, W).
-    """
-    height, width = size.unbind()
-    rows = _weights(boxes[:, 1], boxes[:, 3], height, masks.shape[1])
-    columns = _weights(boxes[:, 0], boxes[:, 2], width, masks.shape[2])
-    return rows @ masks @ columns.transpose(1, 2)
-
-
-def _weights(low: Tensor, high: Tensor, size: Tensor, cells: int) -> Tensor:
-    """Return the weight of each cell of a mask at each pixel of an axis, (N, size, m)."""
-    pixels = torch.arange(size, device=low.device) + 0.5
-    place = (pixels - low[:, None]) / (high - low)[:, None] * cells - 0.5
-    distance = place[..., None] - torch.arange(cells, device=low.device)
-    return (1 - distance.abs()).clamp(min=0)

@@ -16,9 +16,10 @@ from torch import nn
 from ..errors import UserError, describe
 from ..files import replacing
 from ..inference import TrainedModel
-from ..task import DETECTION, SEGMENTATION
+from ..task import CLASSIFICATION, SEGMENTATION
 from ..version import __version__
-from .image import ImageInput, read_resize
+from .image import ImageInput
+from .resizing import Crop, read_steps, refuse
 from .runtime import OnnxModel, require_onnx
 
 OPSET = 17  # the first with layer norms
@@ -31,25 +32,26 @@ def build_graph(trained: TrainedModel, paste_masks: bool = False, resize: bool =
     """Return the module of a trained model that :func:`export_onnx` records.
 
     Args:
-        trained: Detector or segmentor.
+        trained: Detector, segmentor or classifier.
         paste_masks: Whether masks have the size of the image.
         resize: Whether the graph resizes images as the test pipeline does.
 
     Raises:
         UserError: If the model, its test pipeline or an option cannot be exported.
     """
-    if trained.task not in (DETECTION, SEGMENTATION):
-        raise UserError(
-            f'{trained.cfg.filename} is a config for {trained.task.name}, which cannot be exported '
-            'with its preprocessing: use a detector or a segmentor, or export the backbone '
-            '(docs/graph_modes.md)'
-        )
-    steps = read_resize(trained.dataset.pipeline.transforms)
-    image = ImageInput(trained.model.data_preprocessor, steps if resize else None)
+    steps = read_steps(trained.dataset.pipeline.transforms)
+    if trained.task is not CLASSIFICATION and any(isinstance(step, Crop) for step in steps):
+        raise refuse('CenterCrop of images for detectors and segmentors', 'Resize')
+    image = ImageInput(trained.model.data_preprocessor, steps if resize else ())
+    # each imports its library, of which users may have installed only one
     if trained.task is SEGMENTATION:
         from .segmentors import segmentor_graph
 
         graph = segmentor_graph(trained.model, image)
+    elif trained.task is CLASSIFICATION:
+        from .classifiers import classifier_graph
+
+        graph = classifier_graph(trained.model, image)
     else:
         from .detectors import detector_graph
 
@@ -72,13 +74,13 @@ def export_onnx(
     """Write a trained model as ONNX, with its pre- and postprocessing.
 
     The input ``image`` is RGB, (H, W, 3), uint8, of any height and width. The outputs are those of
-    :class:`.detectors.SingleStage`, :class:`.detectors.TwoStage` or :class:`.segmentors.Segmentor`.
-    The file also contains the names of the classes, as JSON in ``metadata_props``. It is checked
-    and run at two other image sizes before it gets its name. The weights of models over 2 GB are in
-    a second file, ``OUT.data``.
+    :class:`.detectors.SingleStage`, :class:`.detectors.TwoStage`, :class:`.segmentors.Segmentor` or
+    :class:`.classifiers.Classifier`. The file also contains the names of the classes, as JSON in
+    ``metadata_props``. It is checked and run at two other image sizes before it gets its name. The
+    weights of models over 2 GB are in a second file, ``OUT.data``.
 
     Args:
-        trained: Detector or segmentor.
+        trained: Detector, segmentor or classifier.
         out: File to write, ``.onnx``.
         paste_masks: Whether masks have the size of the image.
         resize: Whether the graph resizes images as the test pipeline does.
@@ -157,7 +159,7 @@ def _metadata(trained: TrainedModel, graph: nn.Module) -> dict[str, str]:
         classes=json.dumps(list(trained.classes)),
         mmgcvit=__version__,
         input='RGB, height x width x 3, uint8',
-        resizes=json.dumps(graph.image.resize is not None),
+        resizes=json.dumps(bool(graph.image.steps)),
     )
     if 'masks' in graph.outputs:
         metadata['mask_threshold'] = str(trained.model.roi_head.test_cfg.mask_thr_binary)

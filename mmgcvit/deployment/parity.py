@@ -26,10 +26,11 @@ class Parity:
 
     Attributes:
         boxes: Largest difference of a box's coordinates, in pixels of the image.
-        scores: Difference of the scores.
+        scores: Difference of the scores. Classifiers: the largest of an image.
         masks: IoU of the masks.
         unpaired: Scores of all detections that only one of the two models has.
-        pixels: Share of the pixels with the same class.
+        pixels: Segmentors: share of the pixels with the same class.
+        classes: Classifiers: 1 if the class of the image is the same, or 0.
         metrics: Maps name → results in PyTorch and in ONNX Runtime.
         seconds: Seconds per image in PyTorch and in ONNX Runtime.
     """
@@ -39,11 +40,16 @@ class Parity:
     masks: list[float] = field(default_factory=list)
     unpaired: list[float] = field(default_factory=list)
     pixels: list[float] = field(default_factory=list)
+    classes: list[float] = field(default_factory=list)
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, expected: BaseDataElement, found: BaseDataElement) -> None:
         """Add the differences between two data samples of an image."""
+        if 'pred_score' in expected:
+            self.scores.append((expected.pred_score - found.pred_score).abs().max().item())
+            self.classes.append(float(torch.equal(expected.pred_label, found.pred_label)))
+            return
         if 'pred_sem_seg' in expected:
             same = expected.pred_sem_seg.data == found.pred_sem_seg.data
             self.pixels.append(same.float().mean().item())
@@ -77,6 +83,7 @@ class Parity:
             ('difference of scores', self.scores, max),
             ('IoU of masks', self.masks, min),
             ('pixels of the same class', self.pixels, min),
+            ('images of the same class', self.classes, min),
         ):
             if values:
                 yield f'{name:30} median {median(values):.5f}  {worst.__name__} {worst(values):.5f}'
@@ -102,11 +109,13 @@ def as_sample(
     if 'label_map' in found:
         sample.pred_sem_seg = PixelData(data=found['label_map'][None].long())
         return sample
+    if 'boxes' not in found:
+        return sample.set_pred_score(found['scores']).set_pred_label(found['scores'].argmax())
     instances = InstanceData(bboxes=found['boxes'], scores=found['scores'], labels=found['labels'])
     if 'masks' in found:
         masks = found['masks']
         if masks.dtype != torch.bool:
-            from .detectors import paste
+            from .regions import paste
 
             masks = paste(masks, found['boxes'], torch.tensor(expected.ori_shape)) >= mask_thr
         instances.masks = masks

@@ -190,7 +190,7 @@ def _silent() -> Iterator[None]:
     """Hide the tables that datasets and metrics print and log."""
     logger = MMLogger.get_current_instance()
     level = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield

@@ -11,7 +11,8 @@ from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .image import ImageInput, interpolate
+from .image import ImageInput
+from .resizing import interpolate
 
 
 def segmentor_graph(model: nn.Module, image: ImageInput) -> nn.Module:

@@ -3,6 +3,15 @@
 from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .metrics import DumpLabelMaps, adapt_dump
 from .panoptic import PanopticMetric
+from .tile_options import adapt_tiles, add_tile_options, tile_options
 from .tta import adapt_tta
 
-__all__ = ['DumpLabelMaps', 'PanopticMetric', 'adapt_dump', 'adapt_tta']
+__all__ = [
+    'DumpLabelMaps',
+    'PanopticMetric',
+    'adapt_dump',
+    'adapt_tiles',
+    'adapt_tta',
+    'add_tile_options',
+    'tile_options',
+]

@@ -7,7 +7,7 @@ import copy
 import logging
 import os
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -25,6 +25,8 @@ from ..engine.device import Machine, choose_device, require_device
 from ..engine.palettes import Color, adapt_palettes, complete_palette
 from ..engine.wrappers import dataset_configs
 from ..errors import UserError, describe
+from ..evaluation.tile_options import TileOptions, split
+from ..evaluation.tiles import CutTiles, TiledModel
 from ..registry import class_of
 from ..task import Task, require_task
 from ..visualization.images import load_image
@@ -88,6 +90,19 @@ class TrainedModel:
     def load_batch(self, path: str | os.PathLike) -> dict[str, Any]:
         """Return the batch of one image file, the argument of ``model.test_step``."""
         return pseudo_collate([self.load_sample(path)])
+
+    def in_tiles(self, options: TileOptions) -> 'TrainedModel':
+        """Return a detector or segmentor that predicts images in tiles.
+
+        Raises:
+            UserError: If the options do not suit the test pipeline, or the model is a classifier.
+        """
+        pipeline = self.dataset.pipeline
+        size, overlap = options.of(pipeline.transforms, self.task)
+        loading, following = split(pipeline.transforms)
+        dataset = copy.copy(self.dataset)
+        dataset.pipeline = type(pipeline)([*loading, CutTiles(size, overlap, following)])
+        return replace(self, model=TiledModel(self.model).eval(), dataset=dataset)
 
 
 def load_trained(
@@ -225,6 +240,8 @@ def _class_names(
 
 def _num_classes(model: nn.Module, task: Task) -> int | None:
     """Return the number of classes of the model's heads, or None if it is not known."""
-    heads = [getattr(model, name) for name in task.heads if getattr(model, name, None) is not None]
+    # other heads of a panoptic model know only the classes of things
+    names = ('panoptic_fusion_head', *task.heads)
+    heads = [getattr(model, name) for name in names if getattr(model, name, None) is not None]
     numbers = (getattr(module, 'num_classes', None) for head in heads for module in head.modules())
     return next((number for number in numbers if isinstance(number, int)), None)

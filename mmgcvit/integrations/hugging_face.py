@@ -136,7 +136,7 @@ class HubGCViT(
         *,
         model_id: str,
         revision: str | None,
-        cache_dir: str | os.PathLike | None,
+        cache_dir: str | Path | None,
         force_download: bool,
         local_files_only: bool,
         token: str | bool | None,
@@ -162,6 +162,13 @@ class HubGCViT(
         model.load_weights(path)
         return model.eval()
 
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        """The network's arguments, without ``init_cfg``, whose path is one of this machine."""
+        arguments = self._hub_mixin_config  # collected by the mixin
+        assert isinstance(arguments, dict)
+        return {name: value for name, value in arguments.items() if name != 'init_cfg'}
+
     def _save_pretrained(self, save_directory: Path) -> None:
         write_weights(
             save_directory / constants.SAFETENSORS_SINGLE_FILE,
@@ -172,9 +179,7 @@ class HubGCViT(
                 'licence': self.weights_license or UNKNOWN_LICENSE,
             },
         )
-        # a path in init_cfg exists only on this machine
-        config = {k: v for k, v in (self._hub_mixin_config or {}).items() if k != 'init_cfg'}
-        text = json.dumps(config, indent=2, sort_keys=True)
+        text = json.dumps(self._arguments, indent=2, sort_keys=True)
         write_atomically(save_directory / constants.CONFIG_NAME, text.encode())
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -208,7 +213,7 @@ class HubGCViT(
             license: License of the weights, such as 'cc-by-nc-sa-4.0'. The default is
                 ``weights_license``.
         """
-        arch = (self._hub_mixin_config or {})['arch']
+        arch = self._arguments['arch']
         published = _published(arch)
         known = published.get('Metadata', {}).get('Weights License')
         text = license or self.weights_license

@@ -120,7 +120,7 @@ def _register(name: str, arch: str) -> None:
         cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
         model.pretrained_cfg = model.default_cfg = cfg.to_dict()
         if pretrained:
-            load_pretrained(model, cfg.file or cfg.url, adapt_input=in_chans != 3)
+            load_pretrained(model, str(cfg.file or cfg.url), adapt_input=in_chans != 3)
         return model
 
     create.__name__ = create.__qualname__ = name

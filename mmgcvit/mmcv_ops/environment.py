@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError, describe
+from ..files import with_pip
 from .site._mmgcvit_mmcv_ops import enable
 
 DISTRIBUTIONS = ('mmcv', 'mmcv-lite', 'onedl-mmcv', 'mmcv-full')
-INSTALL = "in a checkout of mmgcvit, run pip install '.[openmmlab]' (or '.[onedl]', never both)"
+INSTALL = with_pip(
+    "in a checkout of mmgcvit, run pip install '.[openmmlab]' (or '.[onedl]', never both)"
+)
 FOLDER = Path(__file__).parent
 
 

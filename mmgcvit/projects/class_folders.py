@@ -10,7 +10,7 @@ from ..files import write_atomically
 from ..sampling import evenly
 from ..task import CLASSIFICATION
 from .data import ANNOTATIONS, Data, Split, in_project, typical_size
-from .folder import CONTAINERS, Folder
+from .folder import OF_ANNOTATIONS, OF_IMAGES, Folder
 from .splits import divide, split_of
 
 SAMPLES = 200  # images of which the size is read
@@ -32,10 +32,10 @@ class _Image:
 def find(folder: Folder) -> str | None:
     """Return the folders of classes in words, or None if there are none.
 
-    Folders such as ``images`` and ``labels`` are not classes.
+    A folder such as ``masks`` is not a class.
     """
     classes = {image.name.lower() for image in _images(folder)}
-    if len(classes) < 2 or classes & CONTAINERS:
+    if len(classes) < 2 or classes & OF_ANNOTATIONS:
         return None
     return f'folders of {len(classes)} classes'
 
@@ -54,7 +54,7 @@ def read(folder: Folder, project: Path) -> Data:
     used = {image.path for image in images}
     folder.leave_out(
         [path for path in folder.images if path not in used],
-        'images are left out, because they are in no folder of a class',
+        'images in no folder of a class',
     )
     train, val = divide(images, folder)
     names = sorted({image.name for image in train})
@@ -65,7 +65,7 @@ def read(folder: Folder, project: Path) -> Data:
         )
     folder.leave_out(
         [image.path for image in val if image.name not in names],
-        'validation images are left out, because no training image has their class',
+        'validation images of a class without a training image',
     )
     val = [image for image in val if image.name in names]
     sizes = [folder.size(train[i].path) for i in evenly(len(train), SAMPLES)]
@@ -81,20 +81,25 @@ def read(folder: Folder, project: Path) -> Data:
 def _images(folder: Folder) -> list[_Image]:
     """Return the images in folders of classes.
 
-    Folders are splits only if all of them are: otherwise, ``train`` may be a class beside ``bus``.
+    The folders of splits are at the top, and all folders there are splits: otherwise, ``train`` may
+    be a class beside ``bus``.
     """
-    first = {path.parts[0] for path in folder.images if len(path.parts) > 1}
-    are_splits = all(split_of(Relative(), [name]) for name in first)
-    depth = 1 if are_splits else 0
-    return [
-        _Image(path, path.parts[depth], split_of(path, path.parts[:depth]))
+    folders = {
+        path: [part for part in path.parts[:-1] if part.lower() not in OF_IMAGES]
         for path in folder.images
-        if len(path.parts) > depth + 1
+    }
+    first = {parts[0] for parts in folders.values() if parts}
+    depth = int(all(split_of(Relative(), [name]) for name in first))
+    return [
+        _Image(path, parts[depth], split_of(path, parts[:depth]))
+        for path, parts in folders.items()
+        if len(parts) > depth
     ]
 
 
 def _write_list(project: Path, split: str, images: Sequence[_Image], names: Sequence[str]) -> Split:
-    lines = (f'{image.path} {names.index(image.name)}\n' for image in images)
+    labels = {name: label for label, name in enumerate(names)}
+    lines = (f'{image.path} {labels[image.name]}\n' for image in images)
     file = f'{ANNOTATIONS}/{split}.txt'
     write_atomically(project / file, ''.join(lines).encode())
     return Split(len(images), dict(ann_file=in_project(file), data_prefix=''))

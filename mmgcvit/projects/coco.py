@@ -1,5 +1,6 @@
 """Annotation files in COCO's format."""
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
@@ -68,15 +69,16 @@ def _choose(folder: Folder) -> dict[str | None, Relative]:
         files[split_in_name(file)].append(file)
     folder.leave_out(
         files.pop('test', []),
-        'annotation files of a test split are left out: set test_dataloader and test_evaluator '
-        'to use them',
+        'annotation files of a test split (set test_dataloader and test_evaluator to use them)',
     )
     if not files:
         raise UserError(
             f'{folder.path} has annotations only for a test split: add annotations of training '
             'images, or rename the file'
         )
-    chosen = ('train', 'val') if {'train', 'val'} <= files.keys() else tuple(files)[:1]
+    # without a split for training, a file that names none contains it
+    first = next(split for split in ('train', None, 'val') if split in files)
+    chosen = [first, 'val'] if first == 'train' and 'val' in files else [first]
     result = {}
     for split in chosen:
         several = files.pop(split)
@@ -90,12 +92,11 @@ def _choose(folder: Folder) -> dict[str | None, Relative]:
             )
         result[split] = instances[0]
         folder.leave_out(
-            [file for file in several if file not in instances], 'annotation files are left out'
+            [file for file in several if file not in instances], 'annotation files beside instances'
         )
     folder.leave_out(
         [file for rest in files.values() for file in rest],
-        f'annotation files are left out, because {" and ".join(map(str, result.values()))} '
-        f'{"is" if len(result) == 1 else "are"} used',
+        f'annotation files other than {" and ".join(map(str, result.values()))}',
     )
     return result
 
@@ -113,7 +114,11 @@ class _Reader:
         self, folder: Folder, file: Relative, split: str | None, content: Mapping[str, Any]
     ) -> None:
         self.folder, self.file, self.split = folder, file, split
-        self.changed = False  # whether an entry was completed or left out
+        with open(folder.path / file, 'rb') as opened:
+            encoding = json.detect_encoding(opened.read(4))
+        # whether an entry was completed or left out, or pycocotools cannot read the file
+        self.changed = encoding != 'utf-8'
+        # folders in which file_name begins, None if there is no such folder
         self.prefixes: set[Relative | None] = set()
         categories = content.get('categories')
         if not categories or not all(_has(each, 'id', 'name') for each in categories):
@@ -122,7 +127,9 @@ class _Reader:
                 'names of the classes'
             )
         self.categories = {each['id']: str(each['name']) for each in categories}
-        self.names = list(self.categories.values())
+        # several categories may have one name, such as a class and its supercategory
+        self.names = list(dict.fromkeys(self.categories.values()))
+        self.changed = self.changed or len(self.names) < len(categories)
         self.objects = self._read_objects(content['annotations'])
         self.pictures = self._read_images(content['images'])
 
@@ -151,7 +158,7 @@ class _Reader:
                 missing.append(repr(entry['file_name']))
                 continue
             size = entry.get('width'), entry.get('height')
-            if None in size:
+            if not all(map(_is_number, size)):
                 size, self.changed = self.folder.size(path), True
             split = split_of(path) if self.split is None else self.split
             pictures.append(Picture(path, size, objects.get(entry['id'], []), split))
@@ -162,8 +169,8 @@ class _Reader:
                 'images and the annotations, or correct file_name'
             )
         lost = [f'image_id {image}' for image in objects if image not in ids]
-        self._leave_out(missing, 'images are left out, because their file_name does not exist')
-        self._leave_out(lost, 'image ids of annotations are left out, because no image has them')
+        self._leave_out(missing, 'images whose file_name does not exist')
+        self._leave_out(lost, 'annotations of images that are not listed')
         return pictures
 
     def _find(self, name: str, by_name: Mapping[str, list[Relative]]) -> Relative | None:
@@ -201,7 +208,7 @@ class _Reader:
             polygons = polygons if _are_polygons(polygons) else []
             points = [value for polygon in polygons for value in polygon]
             box = entry.get('bbox') or (box_of(points) if points else None)
-            if not (isinstance(box, list) and len(box) == 4):
+            if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
                 without_box.append(shown)
                 continue
             each = dict(name=self.categories[entry['category_id']], bbox=box)
@@ -214,17 +221,21 @@ class _Reader:
             self.changed = self.changed or not complete
             ids.add(entry.get('id'))
             objects[entry['image_id']].append(each)
-        self._leave_out(unknown, 'annotations are left out, because no category has their id')
-        self._leave_out(without_box, 'annotations are left out, because they have no bbox')
+        self._leave_out(unknown, 'annotations whose category_id is not an id of categories')
+        self._leave_out(without_box, 'annotations without a bbox of four numbers')
         return objects
 
-    def _leave_out(self, items: Sequence[str], reason: str) -> None:
+    def _leave_out(self, items: Sequence[str], what: str) -> None:
         self.changed = self.changed or bool(items)
-        self.folder.leave_out(items, f'{reason} ({self.file})')
+        self.folder.leave_out(items, f'{what} in {self.file}')
 
 
 def _has(entry: Any, *keys: str) -> bool:
     return isinstance(entry, Mapping) and all(key in entry for key in keys)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _are_polygons(mask: Any) -> bool:
@@ -235,7 +246,7 @@ def _are_polygons(mask: Any) -> bool:
             isinstance(polygon, list)
             and len(polygon) >= 6
             and len(polygon) % 2 == 0
-            and all(isinstance(value, int | float) for value in polygon)
+            and all(map(_is_number, polygon))
             for polygon in mask
         )
     )

@@ -192,7 +192,8 @@ def _training(data: Data, recipe: Recipe, schedule: Schedule) -> Iterator[str]:
     else:
         yield f'max_epochs = {epochs}'
         yield assign('train_cfg', dict(max_epochs=Code('max_epochs'), val_interval=interval))
-        decay = dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=True, begin=0)
+        # to 0, so that it is a factor of the warm-up's learning rate
+        decay = dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, begin=0)
         decay |= dict(end=Code('max_epochs'), convert_to_iter_based=True)
     yield assign('param_scheduler', [warmup, decay])
     yield f'# {recipe.rate:g} for {recipe.rate_batch} images per iteration in the inherited config,'

@@ -76,7 +76,7 @@ def finish(
         )
     train, val = divide(pictures, folder)
     number = Counter(each['name'] for picture in train for each in picture.objects)
-    classes = tuple(name for name in names if number[name])
+    classes = tuple(name for name in dict.fromkeys(names) if number[name])
     if not classes:
         raise UserError(
             f'none of the {len(train)} training images has an annotated object: annotate some of '
@@ -84,7 +84,7 @@ def finish(
         )
     folder.leave_out(
         [repr(name) for name in names if not number[name]],
-        'classes without an object in the training images are left out',
+        'classes without an object in the training images',
     )
     objects = [each for part in (train, val) for picture in part for each in picture.objects]
     masked = sum(bool(each.get('segmentation')) for each in objects)

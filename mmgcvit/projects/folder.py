@@ -4,10 +4,9 @@ All paths are relative to the folder.
 """
 
 import json
-import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +55,7 @@ class Folder:
     def documents(self) -> dict[Relative, Any]:
         """The contents of JSON files. Files that cannot be read are noted."""
         documents = {}
-        for file in self.with_suffix('.json'):
+        for file in with_progress(self.with_suffix('.json'), 'reading .json files'):
             try:
                 documents[file] = json.loads((self.path / file).read_bytes())
             except ValueError as error:
@@ -88,23 +87,40 @@ class Folder:
                 'or remove it together with its annotation'
             ) from error
 
-    def leave_out(self, items: Sequence[Any], reason: str) -> None:
-        """Note that items are left out, with the first one as an example."""
+    def class_names(self, files: Collection[str]) -> tuple[list[str] | None, Relative | None]:
+        """Return the lines of the first file with one of these names, and the file, or None."""
+        file = next((file for file in self.files if file.name in files), None)
+        if file is None:
+            return None, None
+        text = (self.path / file).read_text(encoding='utf-8-sig', errors='replace')
+        return [line.strip() for line in text.splitlines() if line.strip()], file
+
+    def leave_out(self, items: Sequence[Any], what: str) -> None:
+        """Note that items are left out.
+
+        Args:
+            items: The items; if there are none, nothing is noted.
+            what: What they are, in the plural.
+        """
         if items:
-            self.notes.append(f'{len(items)} {reason}, for example {items[0]}')
+            self.notes.append(f'left out, {what}: {len(items)}, for example {items[0]}')
 
 
 def partners(
-    images: Iterable[Relative], others: Iterable[Relative], anywhere: bool = False
+    images: Iterable[Relative],
+    others: Iterable[Relative],
+    name: Callable[[Relative], str] = lambda file: file.stem,
+    anywhere: bool = False,
 ) -> dict[Relative, Relative]:
     """Find the annotation file of each image by its folder and name.
 
-    ``images/train/a.jpg`` belongs to ``labels/train/a.txt``, to ``train/masks/a_mask.png`` and to
-    ``masks/train/a.png``.
+    ``images/train/a.jpg`` belongs to ``labels/train/a.txt``, to ``train/labels/a.txt`` and to
+    ``train/a.txt``.
 
     Args:
         images: The images.
         others: The annotation files.
+        name: Returns the name of an annotation file's image without its suffix.
         anywhere: Whether files that are left then belong together by their names alone, if these
             occur only once.
 
@@ -112,10 +128,10 @@ def partners(
         UserError: If several files belong to one image.
     """
     images, others = list(images), list(others)
-    candidates = _by(_place_and_name, others)
+    candidates = _grouped(others, lambda file: (*_places(file), name(file)))
     found = {}
     for image in images:
-        files = candidates.get(_place_and_name(image), [])
+        files = candidates.get((*_places(image), image.stem), [])
         if len(files) > 1:
             raise UserError(
                 f'{files[0]} and {files[1]} both belong to {image} by their names: remove one of '
@@ -124,32 +140,26 @@ def partners(
         if files:
             found[image] = files[0]
     if anywhere:
-        named = _by(_name, set(others) - set(found.values()))
-        for name, several in _by(_name, (image for image in images if image not in found)).items():
-            if len(several) == len(named.get(name, [])) == 1:
-                found[several[0]] = named[name][0]
+        named = _grouped(set(others) - set(found.values()), name)
+        left = _grouped((image for image in images if image not in found), lambda file: file.stem)
+        for stem, several in left.items():
+            if len(several) == len(named.get(stem, [])) == 1:
+                found[several[0]] = named[stem][0]
     return found
 
 
-def _by(key: Callable[[Relative], Any], files: Iterable[Relative]) -> dict[Any, list[Relative]]:
+def _grouped(
+    files: Iterable[Relative], key: Callable[[Relative], Hashable]
+) -> dict[Hashable, list[Relative]]:
     grouped = defaultdict(list)
     for file in files:
         grouped[key(file)].append(file)
     return grouped
 
 
-def _name(file: Relative) -> str:
-    return without_mask(file.stem)
-
-
-def _place_and_name(file: Relative) -> tuple[str, ...]:
-    folders = (part for part in file.parts[:-1] if part.lower() not in CONTAINERS)
-    return *folders, _name(file)
-
-
-def without_mask(stem: str) -> str:
-    """Return the name of a label map's image: ``a`` of ``a_mask``, ``a-labels`` or ``a_gt``."""
-    return re.sub(r'(?<=.)[-_. ](masks?|labels?|seg|gt|annotations?)$', '', stem, flags=re.I)
+def _places(file: Relative) -> Iterator[str]:
+    """Yield the folders that distinguish files of the same name."""
+    return (part for part in file.parts[:-1] if part.lower() not in CONTAINERS)
 
 
 def with_progress(items: Sequence[T], what: str) -> Iterator[T]:

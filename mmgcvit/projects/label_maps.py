@@ -1,5 +1,6 @@
 """Images and label maps: one value or color per class."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..errors import UserError, describe
 from ..files import write_atomically
 from ..task import SEGMENTATION
 from .data import ANNOTATIONS, Data, Split, in_project, typical_size
-from .folder import OF_ANNOTATIONS, Folder, partners, with_progress, without_mask
+from .folder import OF_ANNOTATIONS, Folder, partners, with_progress
 from .splits import divide, split_of
 
 LOSSLESS = ('.bmp', '.pgm', '.png', '.ppm', '.tif', '.tiff')
@@ -77,11 +78,11 @@ def read(folder: Folder, project: Path) -> Data:
     annotations = set(filter(_is_annotation, folder.images))
     folder.leave_out(
         [file for file in folder.images if file not in annotations and file not in pairs],
-        'images without a label map are left out',
+        'images without a label map',
     )
     folder.leave_out(
         sorted(annotations - set(pairs.values())),
-        'label maps are left out, because no image has their name',
+        'label maps without an image of their name',
     )
     progress = with_progress(list(pairs.items()), 'reading label maps')
     maps = [_open(folder, image, file) for image, file in progress]
@@ -108,15 +109,20 @@ def read(folder: Folder, project: Path) -> Data:
 
 def _is_annotation(file: Relative) -> bool:
     """Return whether an image file is a label map, by its folder or its name."""
-    return bool(OF_ANNOTATIONS & {part.lower() for part in file.parts[:-1]}) or (
-        without_mask(file.stem) != file.stem
-    )
+    in_folder = OF_ANNOTATIONS & {part.lower() for part in file.parts[:-1]}
+    return bool(in_folder) or _name_of_image(file) != file.stem
+
+
+def _name_of_image(file: Relative) -> str:
+    """Return the name of a label map's image: ``a`` for ``a_mask``, ``a-labels`` or ``a_gt``."""
+    return re.sub(r'(?<=.)[-_. ](masks?|labels?|seg|gt|annotations?)$', '', file.stem, flags=re.I)
 
 
 def _pairs(folder: Folder) -> dict[Relative, Relative]:
     """Return the label map of each image."""
     maps = [file for file in folder.images if _is_annotation(file)]
-    return partners([file for file in folder.images if not _is_annotation(file)], maps)
+    images = [file for file in folder.images if not _is_annotation(file)]
+    return partners(images, maps, _name_of_image)
 
 
 def _open(folder: Folder, image: Relative, file: Relative) -> _Map:
@@ -180,7 +186,7 @@ def _classes(folder: Folder, colors: set[int]) -> tuple[list[str], dict[int, int
         UserError: If there is one class, or a file of names has another number of them.
     """
     gray = all(color % GRAY == 0 for color in colors)
-    names, file = _names(folder)
+    names, file = folder.class_names(NAMES)
     labels = {}
     # 0 and 255 alone are two classes
     if gray and IGNORED * GRAY in colors and len(colors) > 2 and len(names or ()) != len(colors):
@@ -214,15 +220,6 @@ def _classes(folder: Folder, colors: set[int]) -> tuple[list[str], dict[int, int
     return names, labels | {color: number for number, color in enumerate(used)}
 
 
-def _names(folder: Folder) -> tuple[list[str] | None, Relative | None]:
-    """Return the class names of a file, and the file."""
-    for file in folder.files:
-        if file.name in NAMES:
-            lines = (folder.path / file).read_text(encoding='utf-8-sig').splitlines()
-            return [line.strip() for line in lines if line.strip()], file
-    return None, None
-
-
 def _layout(maps: Sequence[_Map]) -> dict[str, str] | None:
     """Return settings with which mmseg finds all these files, or None."""
     found = {tuple(_settings(each).items()) for each in maps}
@@ -230,25 +227,18 @@ def _layout(maps: Sequence[_Map]) -> dict[str, str] | None:
 
 
 def _settings(pair: _Map) -> dict[str, str]:
-    """Return where the paths of an image and its label map begin and end."""
-    image, label = pair.path, pair.file
-    if not label.name.startswith(image.stem):
+    """Return where the paths of an image and its label map differ."""
+    if not pair.file.name.startswith(pair.path.stem):
         return {}
-    begin, end = _without_common_end(image.parts[:-1], label.parts[:-1])
+    images, maps = pair.path.parts[:-1], pair.file.parts[:-1]
+    while images and maps and images[-1] == maps[-1]:  # folders within those of the splits
+        images, maps = images[:-1], maps[:-1]
     return dict(
-        img_path='/'.join(begin),
-        seg_map_path='/'.join(end),
-        img_suffix=image.suffix,
-        seg_map_suffix=label.name.removeprefix(image.stem),
+        img_path='/'.join(images),
+        seg_map_path='/'.join(maps),
+        img_suffix=pair.path.suffix,
+        seg_map_suffix=pair.file.name.removeprefix(pair.path.stem),
     )
-
-
-def _without_common_end(
-    one: Sequence[str], other: Sequence[str]
-) -> tuple[Sequence[str], Sequence[str]]:
-    while one and other and one[-1] == other[-1]:
-        one, other = one[:-1], other[:-1]
-    return one, other
 
 
 def _write_list(

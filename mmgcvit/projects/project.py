@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..files import replacing
 from ..task import CLASSIFICATION, DETECTION, SEGMENTATION, Task
 from . import class_folders, coco, label_maps, voc, yolo
@@ -35,7 +35,6 @@ FORMATS = {
     'yolo': Format(DETECTION, yolo.find, yolo.read),
     'voc': Format(DETECTION, voc.find, voc.read),
     'masks': Format(SEGMENTATION, label_maps.find, label_maps.read),
-    # of other formats, images may be in several folders too
     'folders': Format(CLASSIFICATION, class_folders.find, class_folders.read),
 }
 
@@ -74,14 +73,14 @@ def new_project(
         raise UserError(f'--epochs must be at least 1, got {epochs}')
     folder = Folder(data)
     form, found = _choose(folder, task, form)
-    print(f'{data}: {found}', flush=True)
+    print(printable(f'{data}: {found}'), flush=True)
     with replacing(project) as partial:
         partial.mkdir()
         content = FORMATS[form].read(folder, partial)
         text = config_text(content, data, project, arch, epochs, weights)
         (partial / CONFIG).write_text(text, encoding='utf-8')
     for note in folder.notes:
-        print(f'note: {note}')
+        print(printable(f'note: {note}'))
     recipe = recipe_of(content)
     length = schedule_of(recipe, content.train.images, epochs)
     print(
@@ -146,13 +145,12 @@ def _choose(folder: Folder, task: str | None, form: str | None) -> tuple[str, st
 
 def _nothing(folder: Folder) -> str:
     """Return that a folder has no annotations, and which ones are read."""
-    contents = folder.documents.items()
-    labelme = [file for file, each in contents if isinstance(each, dict) and 'shapes' in each]
-    hint = ''
-    if labelme:
-        hint = f' The .json files, such as {labelme[0]}, are of LabelMe: export them as COCO.'
-    elif folder.notes:
-        hint = f' {folder.notes[0]}.'
+    hint = f' {folder.notes[0]}.' if folder.notes else ''
+    for file, content in folder.documents.items():
+        if isinstance(content, dict) and 'shapes' in content:
+            hint = f' The .json files, such as {file}, are of LabelMe: export them as COCO.'
+        elif isinstance(content, dict) and 'images' in content:
+            hint = f' {file} lists images, but no annotations with a category_id.'
     return (
         f'{folder.path} has no annotations in a known format ({folder.kinds()}).{hint} Add one of '
         'these: a .json file in the format of COCO; a .txt file of YOLO or an .xml file of Pascal '

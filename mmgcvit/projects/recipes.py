@@ -1,7 +1,7 @@
 """How models are fine-tuned on one GPU. The values are ours and were not tuned."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..task import CLASSIFICATION, DETECTION, SEGMENTATION
 from .data import Data
@@ -46,15 +46,7 @@ MASKS = Recipe(
     iterations=10000,
     epochs=(12, 100),
 )
-BOXES = Recipe(
-    model='Faster R-CNN',
-    base='detection/faster-rcnn_gcvit-t_fpn_1x_coco.py',
-    batch_size=2,
-    rate=1e-4,
-    rate_batch=16,
-    iterations=10000,
-    epochs=(12, 100),
-)
+BOXES = replace(MASKS, model='Faster R-CNN', base='detection/faster-rcnn_gcvit-t_fpn_1x_coco.py')
 SEGMENTOR = Recipe(
     model='UPerNet',
     base='segmentation/upernet_gcvit-t_160k_ade20k-512x512.py',
@@ -89,12 +81,13 @@ class Schedule:
 
     @property
     def total(self) -> int:
-        return max(2, self.iterations * self.epochs)
+        """Iterations of the training, more than those of the warm-up."""
+        return max(3, self.iterations * self.epochs)
 
     @property
     def warmup(self) -> int:
-        """Iterations of the warm-up."""
-        return max(1, min(500, self.total // 10))
+        """Iterations of the warm-up. With 1, mmengine would keep the first learning rate."""
+        return max(2, min(500, self.total // 10))
 
     @property
     def val_interval(self) -> int:

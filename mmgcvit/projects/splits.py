@@ -70,21 +70,21 @@ def divide(items: Sequence[T], folder: Folder) -> tuple[list[T], list[T]]:
         named[item.split].append(item)
     folder.leave_out(
         [item.path for item in named.pop('test', [])],
-        'images of a test split are left out: set test_dataloader and test_evaluator to use them',
+        'images of a test split (set test_dataloader and test_evaluator to use them)',
     )
     if 'train' in named and 'val' in named:
         train, val = named['train'], named['val']
         folder.leave_out(
             [item.path for item in named.get(None, [])],
-            'images are left out, because they are in no split of the folder',
+            'images in no split',
         )
     else:
         rest = [item for part in named.values() for item in part]
         if len(rest) < 2:
             outside = ' outside of the test split' if len(rest) < len(items) else ''
             raise UserError(
-                f'{folder.path} has {len(rest)} annotated images{outside}, and a training needs at '
-                'least 2: one to train on and one to validate with'
+                f'the number of annotated images in {folder.path}{outside} is {len(rest)}, and a '
+                'training needs at least 2: one to train on and one to validate with'
             )
         missing = 'training' if 'val' in named else 'validation'
         train, val = _at_random(sorted(rest, key=lambda item: item.path))
@@ -119,7 +119,7 @@ def _require_different(folder: Folder, train: Sequence[Item], val: Sequence[Item
     if both:
         same = first[(folder.path / both[0]).resolve()]
         raise UserError(
-            f'{len(both)} images are in the training and in the validation split, for example '
-            f'{both[0]}{f" (the same file as {same})" if same != both[0] else ""}: remove them '
-            'from one of the splits, because images that were trained on make the metrics useless'
+            f'some images are in both the training and the validation split ({len(both)}, for '
+            f'example {both[0]}{f", the same file as {same}" if same != both[0] else ""}): remove '
+            'them from one split, because metrics of images that were trained on mean nothing'
         )

@@ -34,7 +34,7 @@ def read(folder: Folder, project: Path) -> Data:
     files = partners(folder.images, folder.with_suffix('.xml'), anywhere=True)
     folder.leave_out(
         [image for image in folder.images if image not in files],
-        'images without an .xml file are left out',
+        'images without an .xml file',
     )
     splits = _splits(folder)
     pictures = []

@@ -5,6 +5,7 @@ A line of a label file is ``CLASS X Y WIDTH HEIGHT``, with the center of a box, 
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,17 +55,19 @@ def read(folder: Folder, project: Path) -> Data:
         )
     folder.leave_out(
         [image for image in folder.images if image not in labels],
-        'images without a label file are left out (an empty label file means: no objects)',
+        'images without a label file (an empty label file means that there are no objects)',
     )
-    others = {*labels.values(), *(Relative(name) for name in NAMES)}
+    used = set(labels.values())
     folder.leave_out(
         [
             file
             for file in folder.with_suffix('.txt')
-            if file not in others and file.stem != 'README'
+            if file not in used and _is_label(folder.path / file)
         ],
-        'text files are not used, because no image has their name',
+        'label files without an image of their name',
     )
+    if 'kpt_shape' in settings:
+        folder.notes.append('of keypoints, only the boxes are used')
     splits = _splits(folder, settings)
     reader = _Reader(folder, _names(folder, settings), 'kpt_shape' in settings)
     pictures = []
@@ -99,36 +102,35 @@ def _labels(folder: Folder) -> dict[Relative, Relative]:
 def _settings_file(folder: Folder) -> Relative | None:
     """Return the file with class names and splits, such as ``data.yaml``."""
     for file in folder.with_suffix('.yaml', '.yml'):
-        if {'names', 'nc'} & _read_settings(folder, file).keys():
+        if re.search(rb'^(names|nc)\s*:', (folder.path / file).read_bytes(), re.MULTILINE):
             return file
     return None
 
 
-def _read_settings(folder: Folder, file: Relative) -> dict[str, Any]:
+def _settings(folder: Folder) -> dict[str, Any]:
+    file = _settings_file(folder)
     try:
-        content = yaml.safe_load((folder.path / file).read_bytes())
+        content = yaml.safe_load((folder.path / file).read_bytes()) if file else None
     except yaml.YAMLError as error:
         raise UserError(f'{file} is not YAML ({describe(error, 120)}): correct it') from error
     return content if isinstance(content, dict) else {}
 
 
-def _settings(folder: Folder) -> dict[str, Any]:
-    file = _settings_file(folder)
-    return _read_settings(folder, file) if file else {}
-
-
 def _names(folder: Folder, settings: dict[str, Any]) -> list[str] | None:
     """Return the class names, or None if there are none."""
     names = settings.get('names')
-    if isinstance(names, dict):
-        names = [names.get(number) for number in range(max(names, default=-1) + 1)]
     if isinstance(names, list):
-        return [f'class_{i}' if name is None else str(name) for i, name in enumerate(names)]
-    file = next((file for file in folder.files if file.name in NAMES), None)
-    if file is None:
-        return None
-    lines = (folder.path / file).read_text(encoding='utf-8-sig').splitlines()
-    return [line.strip() for line in lines if line.strip()]
+        names = dict(enumerate(names))
+    if not isinstance(names, dict):
+        return folder.class_names(NAMES)[0]
+    if not all(isinstance(number, int) and number >= 0 for number in names):
+        raise UserError(
+            f'names in {_settings_file(folder)} has a key that is not the number of a class: '
+            'write a list of names, or 0: NAME, 1: NAME and so on'
+        )
+    return [
+        str(names.get(number, f'class_{number}')) for number in range(max(names, default=-1) + 1)
+    ]
 
 
 def _splits(folder: Folder, settings: dict[str, Any]) -> dict[Relative, str]:

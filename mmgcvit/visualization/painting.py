@@ -152,9 +152,11 @@ def _in_original_coordinates(sample: BaseDataElement, dataset: Dataset) -> BaseD
     """
     from mmcv.transforms import LoadAnnotations, Resize
 
-    transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
     kinds = [
-        kind for each in transforms for kind in (LoadAnnotations, Resize) if isinstance(each, kind)
+        kind
+        for each in _transforms(getattr(dataset, 'pipeline', None))
+        for kind in (LoadAnnotations, Resize)
+        if isinstance(each, kind)
     ]
     if 'gt_instances' not in sample or kinds[:1] != [LoadAnnotations] or Resize not in kinds:
         return sample
@@ -164,6 +166,13 @@ def _in_original_coordinates(sample: BaseDataElement, dataset: Dataset) -> BaseD
     if 'masks' in truth:
         truth.masks = truth.masks.resize(sample.ori_shape)
     return sample
+
+
+def _transforms(pipeline: object) -> Iterator[object]:
+    """Yield the transforms of a pipeline and those that they wrap, such as ``CutTiles``."""
+    for each in getattr(pipeline, 'transforms', ()):
+        yield each
+        yield from _transforms(each)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""Configs that replace the backbone of another library's config, with a very small backbone.
+"""Configs of detectors that replace the backbone of mmdet's, with a very small backbone.
 
 Their channels, sizes and headers are tested in test_configs.py.
 """
 
+import ast
 import copy
+import re
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from mmengine.registry import MODELS, init_default_scope
 from nano import NANO
 from test_configs import (
     HEADS,
+    ROOT,
+    backbone_of,
     few_proposals,
     method_and_size,
     published,
@@ -23,12 +27,19 @@ from tiers import only_quick
 
 from mmgcvit import GCViT
 from mmgcvit.engine.options import walk
+from mmgcvit.inference.model import _num_classes
+from mmgcvit.task import DETECTION
 
 SHAPES = ((64, 96), (64, 80))  # height and width of the images in a batch
 # of layers, queries and boxes; a head is otherwise as in its config
 MOST = dict(num_layers=3, num_queries=20, num_dn_queries=10, max_per_img=10, max_per_image=10)
 # the sizes of a method differ in the backbone
-TINY = {path.stem: path for path in HEADS if method_and_size(path)[1] == 't'}
+TINY = {
+    path.stem: path
+    for path in HEADS
+    # test_segmentation_heads.py has the others
+    if path.parent.name == 'detection' and method_and_size(path)[1] == 't'
+}
 
 
 def shrink(cfg):
@@ -115,6 +126,7 @@ def test_it_predicts(built):
         (found,) = model.test_step(batch(SHAPES[:1]))
     if cfg.filename.endswith('panoptic.py') or 'panoptic-fpn' in cfg.filename:
         assert found.pred_panoptic_seg.sem_seg.shape == (1, *SHAPES[0])
+        assert _num_classes(model, DETECTION) == 133  # its box head only knows things
     else:
         predicted = found.pred_instances
         assert predicted.bboxes.shape == (len(predicted.scores), 4)
@@ -142,3 +154,36 @@ def test_learning_rates(built):
     for name, parameter in model.named_parameters():
         expected = 0.1 if any(key in name for key in slow) else 1
         assert rates[id(parameter)] == pytest.approx(expected), name
+
+
+def rows_of_the_page():
+    """Yield the cells of each row of the table in docs/other_heads.md, without its head."""
+    page = (ROOT / 'docs/other_heads.md').read_text()
+    table = re.search(r'\n\| head \|.*\n\|---.*\n((?:\|.*\n)+)', page)[1]
+    for row in table.splitlines():
+        yield [cell.strip() for cell in row.split('|')[1:-1]]
+
+
+def linked(cell):
+    return [ROOT / 'docs' / link for link in re.findall(r'\]\((\S+?)\)', cell)]
+
+
+def test_the_page_lists_every_head():
+    links = {path.resolve() for row in rows_of_the_page() for path in linked(row[-1])}
+    assert {(ROOT / path).resolve() for path in HEADS} <= links
+
+
+@pytest.mark.parametrize('row', [*rows_of_the_page()], ids=lambda row: row[0])
+def test_the_page_agrees_with_the_configs(row):
+    _, indices, channels, settings, rate, configs = row
+    for path in linked(configs):
+        path = path.resolve().relative_to(ROOT)
+        cfg, backbone = published(path), backbone_of(path)
+        assert backbone.out_indices == ast.literal_eval(indices.strip('`')), path
+        found = [dict(walk(cfg.model))[name] for name in re.findall('`(.+?)`', channels)]
+        found = found[0] if isinstance(found[0], list) else found
+        assert found == list(backbone.out_channels), path
+        for name, value in re.findall(r'`([\w.]+)=([^`]+)`', settings):
+            assert dict(walk(cfg.model))[name] == ast.literal_eval(value), path
+        keys = cfg.optim_wrapper.paramwise_cfg.get('custom_keys', {})
+        assert (keys.get('backbone', {}).get('lr_mult') == 0.1) == (rate == 'a tenth'), path

@@ -158,7 +158,7 @@ def test_maps_are_the_same(adapted, reference, size):
 
 def test_training_is_the_same(adapted, reference):
     """With stochastic depth, which differs from eval mode, and a gradient for every parameter."""
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(6, 3, 40, 40)  # enough that no block is dropped for all
     gradients = []
     for model, network, maps in (
         (reference, reference, reference),

@@ -1,15 +1,19 @@
 """Projects for folders in every format, compared with the drawn annotations."""
 
+import copy
 import json
+import shlex
 import shutil
 
 import layouts
 import numpy as np
 import pytest
-from mmengine.registry import DATASETS
+import torch
+from mmengine.registry import DATASETS, PARAM_SCHEDULERS
 from PIL import Image
 
 from mmgcvit.engine import check_data, load_config, rehearse
+from mmgcvit.errors import UserError
 from mmgcvit.models import ARCHS
 from mmgcvit.projects import new_project
 from mmgcvit.projects.recipes import BOXES, CLASSIFIER, SEGMENTOR, schedule_of
@@ -133,11 +137,8 @@ def test_incomplete_coco_file_is_completed_and_divided(drawn, tmp_path, capsys):
             assert (label, each['bbox'], each['iscrowd']) == (true_label, true['bbox'], 0)
             assert each['area'] == pytest.approx(true['area'], rel=0.05)
     shown = capsys.readouterr().out
-    assert '1 images are left out, because their file_name does not exist' in shown
-    assert (
-        "classes without an object in the training images are left out, for example 'unused'"
-        in shown
-    )
+    assert "images whose file_name does not exist in result.json: 1, for example 'lost" in shown
+    assert "without an object in the training images: 1, for example 'unused'" in shown
     assert 'no validation split: 1 of 6 images, chosen at random' in shown
 
 
@@ -228,11 +229,25 @@ def test_labels_of_classes_do_not_depend_on_the_folders_of_the_validation(drawn,
 
 
 @pytest.mark.parametrize('task', SMALL)
-def test_config_has_no_problems(drawn, tmp_path, task, capsys):
-    config = new_project(tmp_path / 'new', drawn / task, epochs=3)
-    cfg = load_config(config, options=WORKERS)
-    assert not check_data(cfg).problems
-    assert cfg.work_dir == str(tmp_path / 'new/work_dir')
+def test_data_of_a_project_have_no_problems(drawn, tmp_path, task, capsys, load_tool):
+    project = tmp_path / "it's new"
+    arguments = [str(project), '--data', str(drawn / task), '--no-rehearsal']
+    load_tool('new_project').main(arguments)
+    *_, outcome, command = capsys.readouterr().out.splitlines()
+    assert outcome == 'no problems found'
+    assert shlex.split(command) == ['next:', 'mmgcvit', 'train', str(project / 'config.py')]
+
+
+def test_project_remains_if_the_data_have_a_problem(drawn, tmp_path, capsys, load_tool):
+    data = layouts.label_maps(drawn, tmp_path / 'data')
+    for path in data.glob('images/*.jpg'):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # rotates the image, but not its label map
+        Image.open(path).save(path, exif=exif)
+    with pytest.raises(UserError, match=r'is complete, but cannot be trained yet: correct .* run '):
+        load_tool('new_project').main([str(tmp_path / 'new'), '--data', str(data)])
+    assert 'rotated by their Exif orientation' in capsys.readouterr().out
+    assert (tmp_path / 'new/config.py').is_file()
 
 
 @pytest.mark.parametrize(
@@ -280,6 +295,31 @@ def test_schedule_follows_from_the_number_of_images(recipe, images, epochs, warm
     assert (schedule.epochs, schedule.warmup, schedule.val_interval) == (epochs, warmup, interval)
 
 
+@pytest.mark.parametrize('epochs', [2, 40])
+@pytest.mark.parametrize('task', ['boxes', 'label_maps', 'classes'])
+def test_learning_rate_rises_and_falls(drawn, tmp_path, task, epochs):
+    cfg = load_config(new_project(tmp_path / 'new', drawn / task, epochs=epochs))
+    size = cfg.train_dataloader.batch_size
+    iterations = {'boxes': 3, 'label_maps': 2, 'classes': 1}[task]
+    assert size == {'boxes': 2, 'label_maps': 4, 'classes': 32}[task]
+    optimizer = torch.optim.AdamW([torch.zeros(1)], lr=1.0)
+    schedulers = []
+    for config in copy.deepcopy(cfg.param_scheduler):
+        if config.pop('convert_to_iter_based', False):
+            config['end'] *= iterations
+        config['by_epoch'] = False
+        config['optimizer'] = optimizer
+        schedulers.append(PARAM_SCHEDULERS.build(config))
+    rates = []
+    for _ in range(epochs * iterations):
+        rates.append(optimizer.param_groups[0]['lr'])
+        for scheduler in schedulers:
+            scheduler.step()
+    assert rates[0] == pytest.approx(0.001)
+    assert max(rates) > (0.4 if epochs == 2 else 0.9)
+    assert epochs == 2 or rates[-1] < 0.03
+
+
 def test_sizes_follow_from_the_images(drawn, tmp_path):
     def scales(size):
         data = tmp_path / f'{size}'
@@ -303,7 +343,7 @@ def test_odd_names_and_paths_survive(drawn, tmp_path):
     data = tmp_path / "dätä it's {{ x }}"
     layouts.yolo(drawn, tmp_path / 'link target', polygons=True)
     data.symlink_to(tmp_path / 'link target')
-    layouts.write(data / 'data.yaml', json.dumps(dict(names=NAMES)))
+    layouts.write(data / 'data.yaml', f'names: {json.dumps(NAMES)}')
     project = tmp_path / 'new {{ one }} ö'
     config = new_project(project, data)
     cfg = load_config(config, options=WORKERS)

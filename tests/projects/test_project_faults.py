@@ -1,7 +1,8 @@
 """Folders that cannot become a project: one line with the remedy, and nothing is written."""
 
 import json
-import re
+from pathlib import PurePosixPath
+from types import SimpleNamespace
 
 import layouts
 import pytest
@@ -9,6 +10,8 @@ from PIL import Image
 
 from mmgcvit.errors import UserError
 from mmgcvit.projects import new_project
+from mmgcvit.projects.folder import Folder
+from mmgcvit.projects.splits import divide
 
 BOX = '0 0.5 0.5 0.5 0.5'
 
@@ -71,6 +74,10 @@ FAULTS = {
         lambda d: (image(d / 'a.png'), layouts.write(d / 'a.json', '{"shapes": []}')),
         r'such as a\.json, are of LabelMe: export them as COCO',
     ),
+    'no annotations': (
+        lambda d: coco(d, annotations=[]),
+        r'annotations\.json lists images, but no annotations with a category_id\.',
+    ),
     'broken JSON': (
         lambda d: (image(d / 'a.png'), layouts.write(d / 'a.json', '{"images": [')),
         r'a\.json is left out: it is not JSON',
@@ -103,15 +110,15 @@ FAULTS = {
     ),
     'one image': (
         lambda d: yolo(d, BOX),
-        'has 1 annotated images, and a training needs at least 2',
+        r'images in .* is 1, and a training needs at least 2',
     ),
     'one image in both splits': (
         both_splits,
-        r'1 images are in the training and .* pictures/1\.png',
+        r'in both the training and the validation split \(1, for example pictures/1\.png\)',
     ),
     'the same image in both splits': (
         linked_splits,
-        r'images/val/val\.png \(the same file as images/train/train\.png\): remove',
+        r'images/val/val\.png, the same file as images/train/train\.png\): remove',
     ),
     'no categories': (lambda d: coco(d, categories=[]), 'has no list of categories'),
     'other categories': (
@@ -169,6 +176,10 @@ FAULTS = {
     'broken XML': (
         lambda d: (image(d / 'a.png'), layouts.write(d / 'a.xml', '<annotation>')),
         r'a\.xml is not an annotation of Pascal VOC \(ParseError',
+    ),
+    'names without numbers': (
+        lambda d: yolo(d, BOX, BOX, names='{a: 0}'),
+        r'names in data\.yaml has a key that is not the number of a class',
     ),
     'broken YAML': (
         lambda d: yolo(d, BOX, BOX, names='[a'),
@@ -260,18 +271,57 @@ def test_images_without_objects_are_used_and_images_without_label_files_are_not(
     config = new_project(tmp_path / 'new', data)
     assert 'filter_cfg=dict(filter_empty_gt=False' in config.read_text()
     shown = notes(capsys)
-    assert any(
-        re.search(r'1 images without a label file are left out .*: images/3', n)
-        or re.search(r'for example images/3\.png', n)
-        for n in shown
-    )
-    assert any('2 text files are not used, because no image has their name' in n for n in shown)
+    assert any('left out, images without a label file' in n and 'images/3.png' in n for n in shown)
+    assert any('label files without an image of their name: 2, ' in n for n in shown)
     splits = [
         json.loads((tmp_path / f'new/annotations/{s}.json').read_text()) for s in ('train', 'val')
     ]
     assert [len(split['images']) for split in splits] == [4, 1]
-    # the only image with the second class stays in training
-    assert 2 in {each['category_id'] for each in splits[0]['annotations']}
+
+
+def test_every_class_keeps_a_training_image(tmp_path):
+    items = [
+        SimpleNamespace(path=PurePosixPath(f'{n}.png'), split=None, classes={min(n, 8)})
+        for n in range(10)
+    ]
+    train, val = divide(items, Folder(tmp_path))
+    assert len(train) == 9 and val[0] in items[8:]
+    assert divide(items[::-1], Folder(tmp_path)) == (train, val)
+
+
+def test_class_that_only_the_validation_has_is_left_out(tmp_path, capsys):
+    data = tmp_path / 'data'
+    for split, text in (('train', BOX), ('val', f'1{BOX[1:]}\n{BOX}')):
+        image(data / f'{split}/images/{split}.png')
+        layouts.write(data / f'{split}/labels/{split}.txt', text)
+    layouts.write(data / 'data.yaml', 'names: [a, b]')
+    new_project(tmp_path / 'new', data)
+    content = json.loads((tmp_path / 'new/annotations/val.json').read_text())
+    assert [each['category_id'] for each in content['annotations']] == [1]
+    assert [each['name'] for each in content['categories']] == ['a']
+    assert any("for example 'b'" in note for note in notes(capsys))
+
+
+def without_area(content):
+    del content['annotations'][0]['area']
+
+
+def with_supercategory(content):
+    content['categories'].append(dict(id=2, name='a'))
+
+
+@pytest.mark.parametrize('change', [None, without_area, with_supercategory, 'utf-8-sig'])
+def test_files_of_both_splits_are_copied_only_if_something_changes(tmp_path, change):
+    data = tmp_path / 'data'
+    coco(data, 'train.json')
+    coco(data, 'val.json', (2, 3))
+    content = json.loads((data / 'val.json').read_text())
+    if callable(change):
+        change(content)
+    encoding = change if isinstance(change, str) else None
+    (data / 'val.json').write_text(json.dumps(content), encoding=encoding)
+    new_project(tmp_path / 'new', data)
+    assert (tmp_path / 'new/annotations').exists() == (change is not None)
 
 
 def test_boxes_are_clipped_to_the_image_and_some_masks_are_not_used(tmp_path, capsys):
@@ -317,4 +367,4 @@ def test_splits_of_settings_and_of_tests(tmp_path, capsys):
         for path in sorted((tmp_path / 'new/annotations').iterdir())
     ]
     assert files == [['images/0.png', 'images/2.png'], ['images/1.png']]
-    assert any('1 images of a test split are left out' in note for note in notes(capsys))
+    assert any('left out, images of a test split' in note for note in notes(capsys))

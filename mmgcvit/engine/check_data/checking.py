@@ -18,6 +18,7 @@ from .config import CONFIG, Setup, class_counts
 from .image_folders import IMAGE_FOLDERS
 from .label_maps import LABEL_MAPS
 from .masks import SPLITS
+from .panoptic import PANOPTIC
 from .report import Check, Checks, Note, Problem, Report, Unchecked
 from .split import Split
 
@@ -32,7 +33,7 @@ OF_CONFIG: Checks = {**CLASSIFIERS, **CONFIG, class_counts: (folder_labels,)}
 NAMES = tuple(
     dict.fromkeys(
         name_of(check)
-        for checks in (COCO, LABEL_MAPS, IMAGE_FOLDERS, OF_CONFIG)
+        for checks in (COCO, PANOPTIC, LABEL_MAPS, IMAGE_FOLDERS, OF_CONFIG)
         for check in checks
     )
 )
@@ -73,6 +74,8 @@ def check_data(
 
 
 def _checks_of(split: Split) -> Checks:
+    if 'CocoPanopticDataset' in split.bases:
+        return PANOPTIC
     if 'CocoDataset' in split.bases:
         return COCO
     return IMAGE_FOLDERS if 'CustomDataset' in split.bases else LABEL_MAPS

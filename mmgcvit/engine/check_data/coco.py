@@ -166,7 +166,7 @@ def annotation_fields(split: Split) -> Iterator[Problem]:
         ('annotations', ANNOTATION_KEYS),
     ):
         for number, entry in enumerate(split.content[key]):
-            if not _has_fields(entry, wanted):
+            if not has_fields(entry, wanted):
                 yield Problem(
                     f'{split.path}: entry {number} of {key!r} lacks one of {", ".join(wanted)}, '
                     'or has a value that is not a number: export it again'
@@ -174,7 +174,8 @@ def annotation_fields(split: Split) -> Iterator[Problem]:
                 break
 
 
-def _has_fields(entry: Any, keys: Sequence[str]) -> bool:
+def has_fields(entry: Any, keys: Sequence[str]) -> bool:
+    """Return whether an entry of an annotation file has fields of the right type."""
     return (
         isinstance(entry, Mapping)
         and all(key in entry for key in keys)

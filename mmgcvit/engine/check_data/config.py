@@ -95,13 +95,16 @@ def evaluator_files(setup: Setup) -> Iterator[Problem]:
     """Evaluators that read other annotations than their dataset uses."""
     for name in setup.splits:
         leaves = [split for split in setup.datasets if name in split.names]
-        if len(leaves) != 1 or name == 'train' or 'CocoPanopticDataset' in leaves[0].bases:
-            continue  # panoptic annotations are in several files
+        if len(leaves) != 1 or name == 'train':
+            continue
+        is_panoptic = 'CocoPanopticDataset' in leaves[0].bases
         leaf = leaves[0].leaf
         wanted = os.path.join(leaf.get('data_root') or '', leaf.get('ann_file') or '')
         used, total = leaves[0].counts.images, len(leaves[0].content.get('images', ()))
         for place, evaluator in find_evaluators(setup.cfg, name):
             path = evaluator.get('ann_file')
+            if is_panoptic and 'seg_prefix' not in evaluator:
+                continue  # it reads the instances
             if path and leaf.get('ann_file') and os.path.realpath(path) != os.path.realpath(wanted):
                 yield Problem(
                     f'{place}.ann_file is {path}, but the {name} dataset reads {wanted}: set '

@@ -50,8 +50,8 @@ class Counts:
         images: Number of images after the dataset's filter, or None if unknown.
         annotated: Number of images with an instance or pixel of a class, or None if unknown. Of
             label maps, only the opened ones are counted.
-        unit: 'instances' or 'pixels'.
-        classes: Number of instances or pixels by class, empty if unknown.
+        unit: 'instances', 'segments' or 'pixels'.
+        classes: Number of instances, segments or pixels by class, empty if unknown.
     """
 
     images: int | None = None

@@ -24,6 +24,7 @@ from PIL import Image
 from ...errors import describe
 from ...registry import class_of
 from ...sampling import evenly
+from ..known_errors import known_failure
 from .report import Counts, Problem, Unchecked
 
 FEW = 5000  # files that can be looked up within a moment, on a network file system too
@@ -341,7 +342,7 @@ def dataset(split: Split) -> Iterator[Problem]:
         return
     name = getattr(split.cls, '__name__', split.cls)
     known = {'CocoDataset', 'BaseSegDataset', 'CustomDataset'}
-    if not split.bases & known or 'CocoPanopticDataset' in split.bases:
+    if not split.bases & known:
         raise Unchecked(f'{name} is neither a COCO dataset nor a segmentation dataset of folders')
     root = split.leaf.get('data_root')
     if root and not split.is_remote and not os.path.isdir(root):
@@ -363,7 +364,8 @@ def dataset(split: Split) -> Iterator[Problem]:
         pass  # the checks that open images report it
     except Exception as error:
         yield Problem(
-            f'the transforms that load files cannot be built ({_reason(error)}): correct '
+            known_failure(error)  # such as a missing package
+            or f'the transforms that load files cannot be built ({_reason(error)}): correct '
             f'{split.option}.pipeline'
         )
     # mmpretrain's datasets can have the classes of their folders, which are not yet read

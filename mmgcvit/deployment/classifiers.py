@@ -1,0 +1,55 @@
+"""Classifiers as graphs: from an image of any size to the probability of each class.
+
+H, W: height and width of the image, K: number of classes.
+"""
+
+from mmpretrain.models.classifiers import ImageClassifier
+from mmpretrain.models.heads import ClsHead
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .image import ImageInput
+
+
+def classifier_graph(model: nn.Module, image: ImageInput) -> nn.Module:
+    """Return the graph of a classifier.
+
+    Raises:
+        UserError: If the classifier cannot be exported.
+    """
+    head = getattr(model, 'head', None)
+    usual = all(
+        getattr(type(head), name, None) is getattr(ClsHead, name)
+        for name in ('predict', '_get_predictions')
+    )
+    if type(model) is not ImageClassifier or not usual:
+        raise UserError(
+            f'model is {type(model).__name__} with {type(head).__name__}, which cannot be '
+            'exported: use ImageClassifier with LinearClsHead, or export only the backbone '
+            '(docs/graph_modes.md)'
+        )
+    return Classifier(model, image)
+
+
+class Classifier(nn.Module):
+    """Classifier that predicts one class per image.
+
+    Args:
+        model: Classifier of mmpretrain.
+        image: Input of the graph.
+    """
+
+    outputs = {'scores': {}}  # noqa: RUF012
+
+    def __init__(self, model: ImageClassifier, image: ImageInput) -> None:
+        super().__init__()
+        self.image, self.model = image, model
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the probability of each class, (K,).
+
+        Args:
+            image: RGB, (H, W, 3), uint8.
+        """
+        x, _ = self.image(image)
+        return self.model.head(self.model.extract_feat(x))[0].softmax(0)
