@@ -160,7 +160,7 @@ def _merge(
     boxes, scores, groups = (torch.cat(parts) for parts in zip(*levels, strict=True))
     (large,) = is_larger(boxes, cfg.get('min_bbox_size', -1)).nonzero(as_tuple=True)
     boxes, scores, groups = boxes[large], scores[large], groups[large]
-    kept, scores = suppress(boxes, scores, groups, cfg.nms, cfg.max_per_img)
+    kept, scores = suppress(boxes, scores, groups, cfg['nms'], cfg['max_per_img'])
     return boxes[kept], scores, groups[kept]
 
 

@@ -81,7 +81,9 @@ class ResumableMLflowBackend(MLflowVisBackend):
 
     def _init_env(self) -> None:
         if self._id.read():
-            self._tracked_config_keys = []  # MLflow refuses other values of a run's settings
+            self._tracked_config_keys: list[
+                str
+            ] = []  # MLflow refuses other values of a run's settings
         _connect('mlflow', self._start_run, 'check MLFLOW_TRACKING_URI and that its server runs')
         self._id.write(self._mlflow.active_run().info.run_id)
 

@@ -14,6 +14,7 @@ from mmengine import fileio
 from mmengine.evaluator import BaseMetric
 
 from ..datasets.panoptic import segment_ids
+from ..errors import UserError
 from ..registry import METRICS
 
 VOID = -1
@@ -68,7 +69,10 @@ class PanopticMetric(BaseMetric):
             annotation = self.annotations[sample['img_id']]
             path = os.path.join(self.seg_prefix, annotation['file_name'])
             content = np.frombuffer(fileio.get(path, backend_args=self.backend_args), np.uint8)
-            colors = cv2.imdecode(content, cv2.IMREAD_COLOR)[..., ::-1]
+            image = cv2.imdecode(content, cv2.IMREAD_COLOR)
+            if image is None:
+                raise UserError(f'{path} is damaged or not an image: copy it again')
+            colors = image[..., ::-1]
             segments = {
                 each['id']: (labels.get(each['category_id'], VOID), bool(each.get('iscrowd')))
                 for each in annotation['segments_info']

@@ -51,8 +51,9 @@ class PlacedMasks(BitmapMasks):
 
     def __getitem__(self, index: int | slice) -> 'dict[str, Any] | PlacedMasks':
         """Return the run lengths of one mask, or the masks of a slice."""
-        found = self.masks[index]
-        return PlacedMasks(found, *self.size) if isinstance(index, slice) else found
+        if isinstance(index, slice):
+            return PlacedMasks(self.masks[index], *self.size)
+        return self.masks[index]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield each mask, (H, W), uint8."""

@@ -174,6 +174,7 @@ class TiledModel(BaseTTAModel):
                 left = duration(time_left(began, done, total))
                 text = f'{done} of {total} tiles ({left} left)'
                 print_log(f'{sample.get("img_path", "image")}: {text}', logger='current')
+        assert merged is not None  # an image has at least one tile
         merged.write(sample)
         return sample
 

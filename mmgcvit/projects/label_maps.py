@@ -144,7 +144,8 @@ def _open(folder: Folder, image: Relative, file: Relative) -> _Map:
             f'its image {image} has {size[0]}×{size[1]}: create label maps of the same size as '
             'their images'
         )
-    colors = loaded.getcolors(MOST)
+    # of each color its pixels, and one value or three, which depends on the mode
+    colors: Any = loaded.getcolors(MOST)
     if colors is None:
         raise UserError(
             f'the label map {folder.path / file} has more than {MOST} different values: save one '

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError, printable
+from ..errors import UserError, one_line, printable
 from ..files import replacing
 from ..task import CLASSIFICATION, DETECTION, SEGMENTATION, Task
 from . import class_folders, coco, label_maps, voc, yolo
@@ -74,11 +74,17 @@ def new_project(
     folder = Folder(data)
     form, found = _choose(folder, task, form)
     print(printable(f'{data}: {found}'), flush=True)
-    with replacing(project) as partial:
-        partial.mkdir()
-        content = FORMATS[form].read(folder, partial)
-        text = config_text(content, data, project, arch, epochs, weights)
-        (partial / CONFIG).write_text(text, encoding='utf-8')
+    try:
+        with replacing(project) as partial:
+            partial.mkdir()
+            content = FORMATS[form].read(folder, partial)
+            text = config_text(content, data, project, arch, epochs, weights)
+            (partial / CONFIG).write_text(text, encoding='utf-8')
+    except OSError as error:
+        raise UserError(
+            f'{project} was not written ({one_line(error)}): correct the permissions, free some '
+            'space, or pass another folder'
+        ) from error
     for note in folder.notes:
         print(printable(f'note: {note}'))
     recipe = recipe_of(content)

@@ -1,5 +1,6 @@
 """Folders that cannot become a project: one line with the remedy, and nothing is written."""
 
+import errno
 import json
 from pathlib import PurePosixPath
 from types import SimpleNamespace
@@ -254,6 +255,19 @@ def test_project_that_cannot_be_there(tmp_path, monkeypatch, project, message):
     monkeypatch.chdir(tmp_path / 'empty')
     with pytest.raises(UserError, match=message):
         new_project(tmp_path / project, tmp_path / 'data')
+
+
+def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    label_maps(tmp_path / 'data', 0, 255)
+
+    def save(self, path):
+        path.write_text('half')
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(Image.Image, 'save', save)
+    with pytest.raises(UserError, match=r'new was not written \(.*No space left.*\): correct the'):
+        new_project(tmp_path / 'new', tmp_path / 'data')
+    assert [path.name for path in tmp_path.iterdir()] == ['data']
 
 
 def test_data_that_are_no_folder(tmp_path):

@@ -22,7 +22,7 @@ from .coco import (
     loading,
     reading,
 )
-from .report import Problem, Unchecked
+from .report import Checks, Problem, Unchecked
 from .split import Split, channels, dataset, images
 
 FIELDS = {
@@ -145,7 +145,7 @@ def segment_counts(split: Split) -> Iterator[Problem]:
 
 
 # check → checks that have to succeed first
-PANOPTIC = {
+PANOPTIC: Checks = {
     dataset: (),
     annotation_file: (dataset,),
     panoptic_fields: (annotation_file,),
