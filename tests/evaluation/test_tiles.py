@@ -19,8 +19,14 @@ from torch import nn
 
 from mmgcvit.engine.device import Machine
 from mmgcvit.errors import UserError
-from mmgcvit.evaluation import adapt_tiles, add_tile_options, keep_polygons, tile_options
-from mmgcvit.evaluation.placed_masks import PlacedMasks
+from mmgcvit.evaluation import (
+    adapt_dump,
+    adapt_tiles,
+    add_tile_options,
+    keep_polygons,
+    tile_options,
+)
+from mmgcvit.evaluation.placed_masks import DumpPlacedMasks, PlacedMasks
 from mmgcvit.evaluation.tile_options import TileOptions
 from mmgcvit.evaluation.tiles import TiledModel, Tiles, spans
 
@@ -243,6 +249,20 @@ def test_a_config_is_changed_behind_the_loading_of_the_image(log):
     # batches are of tiles
     assert cfg.model.batch_size == 4 and cfg.test_dataloader.batch_size == 1
     assert '--tiles: 800x800 pixels, overlap 200' in log
+
+
+def test_masks_are_dumped_as_they_are(tmp_path):
+    cfg = config(bbox_head=dict())
+    adapt_dump(cfg, CPU, path=str(tmp_path / 'found.pkl'))
+    adapt_tiles(cfg, CPU, TileOptions())
+    assert cfg.test_evaluator[-1].type == 'mmgcvit.DumpPlacedMasks'
+    found = predict(Blobs(), squares((150, 150), PLACES, edge=20), 64, overlap=24).to_dict()
+    dump = DumpPlacedMasks(out_file_path=str(tmp_path / 'found.pkl'))
+    dump.process(None, [found, dict(found, pred_instances=dict(scores=torch.ones(1)))])
+    first, second = dump.results
+    assert first['pred_instances']['masks'] is found['pred_instances']['masks'].masks
+    assert first['pred_instances'].keys() == found['pred_instances'].keys()
+    assert second['pred_instances'].keys() == {'scores'}
 
 
 def test_annotated_masks_stay_polygons():
