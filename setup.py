@@ -6,7 +6,16 @@ from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 
 # tools that work only in a checkout
-CHECKOUT_ONLY = {'compare', 'make_docs', 'make_pictures', 'quickstart', 'run_tests', 'setup_env'}
+CHECKOUT_ONLY = {
+    'compare',
+    'make_docs',
+    'make_pictures',
+    'make_site',
+    'quickstart',
+    'run_tests',
+    'setup_env',
+    'test_matrix',
+}
 # an import hook for mmcv's operators, see mmgcvit/mmcv_ops
 HOOK = ('', [f'mmgcvit/mmcv_ops/site/_mmgcvit_mmcv_ops.{end}' for end in ('py', 'pth')])
 
@@ -31,7 +40,7 @@ class BuildPackages(build_py):
 
 
 def resources() -> list[tuple[str, list[str]]]:
-    """Return the folders in ``mmgcvit/.mim`` with their files; see ``mmgcvit.files.resources``.
+    """Return the folders in ``mmgcvit/.mim`` with their files; see ``mmgcvit.installed.resources``.
 
     The wheels of OpenMMLab have this layout, which mim and mmengine read.
     """

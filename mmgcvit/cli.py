@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from .errors import did_you_mean
-from .files import resources
+from .installed import resources
 from .version import __version__
 
 COMMANDS = {
@@ -48,7 +49,7 @@ SCRIPT = re.compile(r'(?:\b(?:python|bash) )?\btools/(\w+\.(?:py|sh))')
 def main() -> None:
     """Run the command line ``mmgcvit COMMAND [arguments]``."""
     tools = resources() / 'tools'
-    scripts = {name: tools / file for name, file in COMMANDS.items() if (tools / file).is_file()}
+    scripts = {name: tools / file for name, file in COMMANDS.items()}
     command, *arguments = sys.argv[1:] or ['--help']
     if command in ('-h', '--help'):
         print(overview(scripts))
@@ -83,7 +84,8 @@ def overview(scripts: Mapping[str, Path]) -> str:
 def run_python(command: str, script: Path, arguments: Sequence[str]) -> None:
     """Run a Python script in this process, as ``python SCRIPT`` does, under another name."""
     tree = ast.parse(script.read_bytes())
-    tree.body[0].value.value = as_commands(tree.body[0].value.value)  # the docstring, for --help
+    docstring: Any = tree.body[0]
+    docstring.value.value = as_commands(docstring.value.value)  # for --help
     sys.argv = [f'mmgcvit {command}', *arguments]
     sys.path.insert(0, str(script.parent))
     # processes that multiprocessing spawns import the file of this module
@@ -124,7 +126,7 @@ def as_commands(text: str) -> str:
 
 
 def _summary(script: Path) -> str:
-    return re.match('[^:.\n]*', documentation(script))[0]
+    return re.split('[:.\n]', documentation(script), maxsplit=1)[0]
 
 
 def _error(message: str, code: int = 1) -> int:

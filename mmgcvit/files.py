@@ -1,12 +1,10 @@
-"""Atomic file writes, and the files that come with the package."""
+"""Atomic file writes: a crash, a kill or a full disk never leaves a partial file."""
 
 import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-from .errors import UserError, did_you_mean
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
@@ -59,6 +57,30 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
 
 
+def files_below(folder: Path, other_than: Path | None = None) -> Iterator[Path]:
+    """Yield the files of a folder and its subfolders, in order of their names.
+
+    Hidden files and folders are left out. Symlinks are followed, except to a folder that contains
+    them.
+
+    Args:
+        folder: The folder.
+        other_than: A folder that is left out with all its files.
+    """
+    but = {other_than.resolve()} if other_than is not None else set()
+    for current, subfolders, names in os.walk(folder, followlinks=True):
+        # a symlink to one of these would be followed without end
+        open_folders = {folder.resolve(), Path(current).resolve(), *Path(current).resolve().parents}
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if not name.startswith('.') and Path(current, name).resolve() not in open_folders | but
+        )
+        for name in sorted(names):
+            if not name.startswith('.'):
+                yield Path(current, name)
+
+
 def remove_partial_files(folder: Path, suffix: str) -> None:
     """Remove the partial files with this suffix that killed processes left in a folder.
 
@@ -79,41 +101,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def resources() -> Path:
-    """Return the folder that contains ``configs``, ``tools`` and ``metafile.yml``.
-
-    It is the folder ``.mim`` of an installed wheel, or the checkout.
-    """
-    package = Path(__file__).resolve().parent
-    installed = package / '.mim'
-    return installed if installed.is_dir() else package.parent
-
-
-def config_path(name: str) -> str:
-    """Return the path of a config that comes with the package.
-
-    A config that inherits from it, for any tool of mmdet, mmseg or mmpretrain::
-
-        _base_ = __import__('mmgcvit').config_path('detection/cascade_gcvit_s.py')
-
-    Args:
-        name: Path in ``configs``, such as ``'detection/cascade_gcvit_s.py'``.
-
-    Raises:
-        UserError: If there is no such config.
-    """
-    names = config_names()
-    if name not in names:
-        raise UserError(
-            f'mmgcvit has no config {name}{did_you_mean(name, names)}: use the name of a file in '
-            f'{resources() / "configs"}'
-        )
-    return str(resources() / 'configs' / name)
-
-
-def config_names() -> list[str]:
-    """Return the names of the configs that come with the package."""
-    configs = resources() / 'configs'
-    return sorted(path.relative_to(configs).as_posix() for path in configs.rglob('*.py'))

@@ -7,60 +7,91 @@ the locations listed here. Configs need no ``custom_imports``.
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import METRICS as MMENGINE_METRICS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
-from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
-from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
-from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
-from mmengine.registry import Registry, init_default_scope
+from .installed import with_pip
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmgcvit', locations=['mmgcvit.models'])
+try:
+    # from either distribution: mmengine or onedl-mmengine
+    from mmengine import registry as mmengine_registry
+    from mmengine.registry import Registry, init_default_scope
+except ModuleNotFoundError as error:
+    if error.name != 'mmengine':
+        raise
+    raise ModuleNotFoundError(
+        with_pip(
+            'This part of mmgcvit requires mmengine, which is not installed. For detectors, '
+            'segmentors and classifiers, in a checkout of mmgcvit, run `pip install '
+            "'.[openmmlab]'` or `pip install '.[onedl]'`. Do not install both distributions in one "
+            'environment. The backbone (`from mmgcvit import GCViT`) and mmgcvit.weights do not '
+            'need mmengine.'
+        ),
+        name='mmengine',
+    ) from error
+
+MODELS = Registry(
+    'model', parent=mmengine_registry.MODELS, scope='mmgcvit', locations=['mmgcvit.models']
+)
 DATASETS = Registry(
     'dataset',
-    parent=MMENGINE_DATASETS,
+    parent=mmengine_registry.DATASETS,
     scope='mmgcvit',
     locations=['mmgcvit.engine.rehearsal.samples'],
 )
 DATA_SAMPLERS = Registry(
     'data sampler',
-    parent=MMENGINE_DATA_SAMPLERS,
+    parent=mmengine_registry.DATA_SAMPLERS,
     scope='mmgcvit',
     locations=['mmgcvit.engine.rehearsal.samples'],
 )
 FUNCTIONS = Registry(
-    'function', parent=MMENGINE_FUNCTIONS, scope='mmgcvit', locations=['mmgcvit.engine.fsdp']
+    'function',
+    parent=mmengine_registry.FUNCTIONS,
+    scope='mmgcvit',
+    locations=['mmgcvit.engine.fsdp'],
 )
 HOOKS = Registry(
     'hook',
-    parent=MMENGINE_HOOKS,
+    parent=mmengine_registry.HOOKS,
     scope='mmgcvit',
     locations=['mmgcvit.engine.hooks', 'mmgcvit.visualization'],
 )
 METRICS = Registry(
-    'metric', parent=MMENGINE_METRICS, scope='mmgcvit', locations=['mmgcvit.evaluation']
+    'metric', parent=mmengine_registry.METRICS, scope='mmgcvit', locations=['mmgcvit.evaluation']
 )
 OPTIM_WRAPPERS = Registry(
     'optim_wrapper',
-    parent=MMENGINE_OPTIM_WRAPPERS,
+    parent=mmengine_registry.OPTIM_WRAPPERS,
     scope='mmgcvit',
     locations=['mmgcvit.engine.optimizers'],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
-    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    parent=mmengine_registry.OPTIM_WRAPPER_CONSTRUCTORS,
     scope='mmgcvit',
     locations=['mmgcvit.engine.optimizers'],
 )
 RUNNERS = Registry(
-    'runner', parent=MMENGINE_RUNNERS, scope='mmgcvit', locations=['mmgcvit.engine.brief_runner']
+    'runner',
+    parent=mmengine_registry.RUNNERS,
+    scope='mmgcvit',
+    locations=['mmgcvit.engine.brief_runner'],
 )
 STRATEGIES = Registry(
-    'strategy', parent=MMENGINE_STRATEGIES, scope='mmgcvit', locations=['mmgcvit.engine.fsdp']
+    'strategy',
+    parent=mmengine_registry.STRATEGIES,
+    scope='mmgcvit',
+    locations=['mmgcvit.engine.fsdp'],
+)
+TRANSFORMS = Registry(
+    'transform',
+    parent=mmengine_registry.TRANSFORMS,
+    scope='mmgcvit',
+    locations=['mmgcvit.datasets.loading'],
+)
+VISBACKENDS = Registry(
+    'vis_backend',
+    parent=mmengine_registry.VISBACKENDS,
+    scope='mmgcvit',
+    locations=['mmgcvit.engine.loggers'],
 )
 
 

@@ -10,6 +10,11 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# tools that work only in a checkout
+CHECKOUT_ONLY = {
+    *('compare.py', 'make_docs.py', 'make_pictures.py', 'make_site.sh', 'quickstart.py'),
+    *('quickstart.sh', 'run_tests.sh', 'setup_env.sh', 'test_matrix.py', 'test_matrix.sh'),
+}
 BUILD = """
 import sys
 from setuptools import build_meta

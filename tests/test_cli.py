@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import forks
+import packed
 import pytest
 from toy import toy_config
 
-from mmgcvit import cli
-from mmgcvit.files import config_names, config_path, resources
+from mmgcvit import cli, installed
+from mmgcvit.installed import config_names, config_path, resources
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,11 +50,9 @@ def test_every_tool_has_a_command(in_this_process):
     code, printed = in_this_process('--help')
     assert code == 0 and in_this_process() == (0, printed)
     tools = {path.name for end in ('py', 'sh') for path in ROOT.glob(f'tools/[!_]*.{end}')}
-    without = {'compare.py', 'make_docs.py', 'make_pictures.py', 'quickstart.py'}
-    without |= {'quickstart.sh', 'run_tests.sh', 'setup_env.sh'}
-    assert tools - set(cli.COMMANDS.values()) == without
-    for name, file in cli.COMMANDS.items():
-        assert (f'\n  {name:19}  ' in printed) == (file in tools)
+    assert {*cli.COMMANDS.values()} == tools - packed.CHECKOUT_ONLY
+    for name in cli.COMMANDS:
+        assert f'\n  {name:19}  ' in printed
 
 
 def test_an_unknown_command_names_a_close_one(in_this_process):
@@ -111,3 +110,22 @@ def test_a_packaged_config_is_found_by_its_name(mmgcvit):
 def test_packaged_configs_are_those_of_the_checkout():
     assert resources() == ROOT
     assert 'detection/cascade_gcvit_s.py' in config_names()
+
+
+def test_a_tool_of_another_version_than_the_package(tmp_path):
+    copy = tmp_path / 'tools' / 'plot_log.py'
+    copy.parent.mkdir()
+    copy.write_text((ROOT / 'tools' / 'plot_log.py').read_text())
+    (tmp_path / 'mmgcvit').mkdir()
+    (tmp_path / 'mmgcvit' / 'version.py').write_text("__version__ = '9.8'\n")
+    code, printed = forks.run(copy, tmp_path, out=tmp_path / 'out')
+    assert code == 1 and printed.count('\n') == 1
+    assert f'plot_log.py has version 9.8, but imports version {cli.__version__}' in printed
+    assert f'pip install --editable {tmp_path}' in printed
+
+
+def test_an_installed_package_names_itself_for_pip(monkeypatch):
+    text = "in a checkout of mmgcvit, run pip install '.[hub]'"
+    assert installed.with_pip(text) == text
+    monkeypatch.setattr(installed, 'resources', lambda: Path('mmgcvit/.mim'))
+    assert installed.with_pip(text) == "run pip install 'mmgcvit[hub]'"

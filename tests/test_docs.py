@@ -130,7 +130,6 @@ def test_python_in_pages_compiles(page):
 def test_drop_in_config_is_a_complete_recipe(tmp_path, page):
     (config,) = (block for block in python_blocks(page) if block.startswith('_base_'))
     (change,) = (b for b in python_blocks('docs/other_heads.md') if b.startswith('optim_wrapper'))
-    config = config.replace('PATH/TO/mmgcvit', str(ROOT))
     for name, text, lr in (('config', config, 1e-4), ('changed', config + change, 6e-5)):
         (tmp_path / f'{name}.py').write_text(text)
         cfg = Config.fromfile(tmp_path / f'{name}.py')

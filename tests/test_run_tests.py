@@ -54,20 +54,21 @@ def run_tests(tmp_path):
 def test_all_parts_run_and_their_times_are_shown(run_tests, arguments, setup, selected):
     done, calls = run_tests(*arguments)
     assert done.returncode == 0, done.stdout
-    assert calls == [setup, '-m ruff format --check .', '-m ruff check .', PYTEST + selected]
+    lint = ['-m ruff format --check .', '-m ruff check .', '-m mypy']
+    assert calls == [setup, *lint, PYTEST + selected]
     *_, table = done.stdout.split('=== result ===\n')
     rows = [line.rsplit(maxsplit=3) for line in table.splitlines()]
     assert [(name.strip(), verdict) for name, verdict, *_ in rows] == [
-        (name, 'passed') for name in ('setup', 'ruff format', 'ruff check', 'pytest')
+        (name, 'passed') for name in ('setup', 'ruff format', 'ruff check', 'mypy', 'pytest')
     ]
     assert all(unit == 's' and seconds.isdigit() for *_, seconds, unit in rows)
 
 
-@pytest.mark.parametrize('part', ['setup', 'ruff format', 'ruff check', 'pytest'])
+@pytest.mark.parametrize('part', ['setup', 'ruff format', 'ruff check', 'mypy', 'pytest'])
 def test_a_part_that_fails_is_shown_and_only_the_setup_ends_the_run(run_tests, part):
     done, calls = run_tests(BREAK=part)
     assert done.returncode == 1
-    assert len(calls) == (1 if part == 'setup' else 4)
+    assert len(calls) == (1 if part == 'setup' else 5)
     *_, table = done.stdout.split('=== result ===\n')
     (failed,) = [line for line in table.splitlines() if 'FAILED' in line]
     assert failed.startswith(part) and table.count('passed') == len(calls) - 1

@@ -24,7 +24,7 @@ SAVED = 75  # exit code of a training that saved a checkpoint because of SIGTERM
 REPORTED = (1, 2, SAVED, 128 + signal.SIGINT)
 TIME_TO_SAVE = 60  # seconds
 TIME_TO_END = 30  # seconds, after another process has failed
-CAUSES = {
+CAUSES: dict[int, str] = {
     signal.SIGKILL: 'the node is probably out of memory (dmesg shows it): reduce '
     'train_dataloader.batch_size or train_dataloader.num_workers',
     signal.SIGBUS: 'shared memory is probably full: enlarge /dev/shm (docker run --shm-size=8g), '

@@ -27,7 +27,8 @@ def end(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)  # where signals are only delivered later
 
 
-end.gives_way = True  # to any other handler, see mmgcvit/engine/tool.py
+# to any other handler, see mmgcvit/engine/tool.py
+end.gives_way = True  # type: ignore[attr-defined]  # functions accept any attribute
 for _number, _handler in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGTERM, signal.SIG_DFL),

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if plan.json:
         write_atomically(plan.json, json.dumps(as_json(plan, results), indent=2).encode())
     if plan.plot:
-        plot(plan, results)
+        plot(plan, results, plan.plot)
 
 
 def parse(argv: Sequence[str] | None) -> Plan:
@@ -284,7 +284,7 @@ def as_json(plan: Plan, results: Results) -> dict:
     }
 
 
-def plot(plan: Plan, results: Results) -> None:
+def plot(plan: Plan, results: Results, path: Path) -> None:
     panels: dict = {}
     for title, value in (('forward', forward), ('training step', training)):
         panels[title] = {}
@@ -297,9 +297,9 @@ def plot(plan: Plan, results: Results) -> None:
             if line:
                 panels[title][name] = line
     try:
-        print(f'wrote {plot_cost_per_pixel(panels, plan.plot)}')
+        print(f'wrote {plot_cost_per_pixel(panels, path)}')
     except ValueError as error:
-        raise UserError(f'--plot {plan.plot}: {error}') from error
+        raise UserError(f'--plot {path}: {error}') from error
 
 
 if __name__ == '__main__':

@@ -29,14 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(args.config, options=args.cfg_options)
     report = check_data(cfg, None if args.full else args.samples, show=show)
     show('')
-    print(report.table())
-    for note in report.notes:
-        print(f'note: {note}')
+    print(report.text())
     if report.problems:
-        for number, problem in enumerate(report.problems, 1):
-            print(f'{number}. {problem.text}')
+        number = len(report.problems)
         raise UserError(f'{number} problem{"s" * (number > 1)} found, listed above')
-    print('no problems found')
 
 
 def show(text: str) -> None:

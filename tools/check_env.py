@@ -130,9 +130,22 @@ def check_environment() -> Report:
         missing = [module for module in missing if module not in LIBRARIES]
     if missing:
         report.problems.append(f'{MISSING}: {", ".join(missing)}: {install_command()}')
+    if 'mmgcvit' not in failed:
+        check_version(report)
     if not {'torch', 'mmgcvit', 'mmcv'} & set(failed):
         check_operators(report)
     return report
+
+
+def check_version(report: Report) -> None:
+    """Compare the version of this script with that of the package."""
+    from mmgcvit.errors import UserError
+    from mmgcvit.installed import require_own_version
+
+    try:
+        require_own_version(__file__)
+    except UserError as error:
+        report.problems.append(str(error))
 
 
 def install_command() -> str:
@@ -142,7 +155,9 @@ def install_command() -> str:
         extra = "'.[openmmlab-compiled]'"
     elif any(versions_of(STACKS['onedl'])):
         extra = "'.[onedl]'"
-    return f'in a checkout of mmgcvit, run pip install {extra}'
+    from mmgcvit.installed import with_pip
+
+    return with_pip(f'in a checkout of mmgcvit, run pip install {extra}')
 
 
 def import_failure(module: str) -> str | None:
@@ -234,10 +249,11 @@ def conflicts(versions: dict[str, str]) -> Iterator[str]:
             f'both stacks are installed and overwrite each other ({both}): create a new '
             f'environment, then {install_command()}'
         )
-    if {'opencv-python', 'opencv-python-headless'} <= versions.keys():
+    opencv = [versions[name] for name in MODULES['cv2'] if name in versions]
+    if len({*opencv}) > 1:  # of the same version, as onedl's dependencies install both, they agree
         yield (
-            'opencv-python and opencv-python-headless are both installed and overwrite each other: '
-            'uninstall both, then install one of them'
+            f'opencv-python {opencv[0]} and opencv-python-headless {opencv[1]} are both installed '
+            'and overwrite each other: uninstall both, then install one of them'
         )
     if {'mmcv', 'mmcv-lite'} <= versions.keys():
         yield (

@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     conversion = convert_weights(args.pop('source'), args.pop('out'), **args)
     rows = [('tensors', 'number', 'parameters', 'result')]
     for group in conversion.groups:
-        counts = (f'{n:,}' if n else '' for n in (group.tensors, group.parameters))
-        rows.append((group.name, *counts, group.became))
+        tensors, parameters = (f'{n:,}' if n else '' for n in (group.tensors, group.parameters))
+        rows.append((group.name, tensors, parameters, group.became))
     first, second, third = (max(len(row[i]) for row in rows) for i in range(3))
     for name, tensors, parameters, became in rows:
         print(f'{printable(name):{first}}  {tensors:>{second}}  {parameters:>{third}}  {became}')

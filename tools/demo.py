@@ -1,6 +1,7 @@
 """Draw the predictions of a model on an image, a video, or all files of a folder.
 
     python tools/demo.py IMAGE|FOLDER|VIDEO CONFIG CHECKPOINT [--out DIR] [--score-thr 0.3]
+        [--tiles [SIZE]]
 
 Detectors, segmentors and classifiers: the drawn images (PNG) or videos (MP4), and the predictions
 as JSON, with masks as COCO's RLE and label maps as PNG. Files that cannot be read are reported and
@@ -8,6 +9,7 @@ skipped; the exit code is then 1.
 """
 
 from mmgcvit.engine import config_parser, run_tool
+from mmgcvit.evaluation import add_tile_options, tile_options
 from mmgcvit.inference import run_demo
 
 
@@ -23,6 +25,7 @@ def main() -> None:
         help='detectors: draw only instances with a higher score (default: 0.3)',
     )
     parser.add_argument('--device', help='cpu, cuda or cuda:N (default: the GPU if there is one)')
+    add_tile_options(parser)
     args = parser.parse_args()
     run_demo(
         args.input,
@@ -32,6 +35,7 @@ def main() -> None:
         score_thr=args.score_thr,
         device=args.device,
         options=args.cfg_options,
+        tiles=tile_options(args),
     )
 
 

@@ -1,9 +1,11 @@
 """Draw the small shapes dataset in the layouts of COCO and ADE20K, or one for classification.
 
     python tools/draw_shapes.py data/shapes
+    python tools/draw_shapes.py data/shapes --panoptic
     python tools/draw_shapes.py data/shape_classes --classes
 
-With --classes, each image shows one shape, and the folders are those of mmpretrain's CustomDataset.
+With --panoptic, there are also COCO's panoptic annotations, for Mask2Former and Panoptic FPN. With
+--classes, each image shows one shape, and the folders are those of mmpretrain's CustomDataset.
 A complete dataset with the same settings is not drawn again. See mmgcvit/datasets/.
 """
 
@@ -29,7 +31,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             default=getattr(Settings, name),
             help=f'{meaning} (default: %(default)s)',
         )
-    parser.add_argument(
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument(
+        '--panoptic',
+        action='store_true',
+        help="draw COCO's panoptic annotations too, with the background as stuff",
+    )
+    kinds.add_argument(
         '--classes',
         action='store_true',
         help='draw one shape per image, in folders of classes for classification',
@@ -41,8 +49,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     try:
-        draw = draw_shape_classes if args.classes else draw_shapes
-        draw(args.root, args.num_train, args.num_val, args.seed, args.overwrite)
+        settings = (args.root, args.num_train, args.num_val, args.seed, args.overwrite)
+        if args.classes:
+            draw_shape_classes(*settings)
+        else:
+            draw_shapes(*settings, panoptic=args.panoptic)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
 

@@ -17,6 +17,7 @@ from mmgcvit.analysis.doc_tables import (
     NAIVE,
     NAIVE_ALL,
     SOURCES,
+    Table,
     ablations,
     comparison,
     differences,
@@ -133,7 +134,7 @@ CLASSIFIERS = zoo('classification', [f'Top 1 Accuracy ({source})' for source in 
 AP = ['box AP (paper)', 'mask AP (paper)']
 PERFORMANCE = ['cpu', 'cpu-versions', 'recompute', 'image-sizes', 'gpu', 'gpu-profile']
 PERFORMANCE += ['forward-parts', 'training-parts']
-TABLES = {
+TABLES: dict[str, dict[str, Table]] = {
     'README.md': {'sizes': sizes},
     'docs/model_zoo.md': {
         'classification': CLASSIFIERS,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up the environment and runs the lint checks and the tests.
+# Sets up the environment and runs the lint checks, the type checks and the tests.
 #
 #   bash tools/run_tests.sh [--all | --nightly] [--stack openmmlab|onedl] [pytest arguments]
 #
@@ -53,6 +53,7 @@ cd "$here/.."
 python=$MMGCVIT_VENV/bin/python
 part 'ruff format' "$python" -m ruff format --check .
 part 'ruff check' "$python" -m ruff check .
+part 'mypy' "$python" -m mypy
 # --dist loadfile runs the tests of a file in one process, since they share fixtures
 part 'pytest' "$python" -m pytest -ra --durations=10 --durations-min=1 --disable-warnings \
     -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reorder \

@@ -1,6 +1,7 @@
 """Evaluate a checkpoint on the config's test set.
 
-    python tools/test.py CONFIG CHECKPOINT [--tta] [--out FILE.pkl] [--show-dir DIR]
+    python tools/test.py CONFIG CHECKPOINT [--tta | --tiles [SIZE]] [--out FILE.pkl]
+        [--show-dir DIR]
 
 For several processes, use tools/dist_test.sh or tools/slurm_test.sh.
 """
@@ -19,7 +20,15 @@ from mmgcvit.engine import (
     run_tool,
     runner_parser,
 )
-from mmgcvit.evaluation import adapt_dump, adapt_tta
+from mmgcvit.errors import UserError
+from mmgcvit.evaluation import (
+    adapt_dump,
+    adapt_tiles,
+    adapt_tta,
+    add_tile_options,
+    keep_polygons,
+    tile_options,
+)
 from mmgcvit.visualization import PaintPredictions, adapt_drawing
 
 
@@ -36,7 +45,10 @@ def main() -> None:
         help='test-time augmentation: merge the predictions for several views of each image '
         '(detectors: only boxes)',
     )
+    add_tile_options(parser)
     args = parser.parse_args()
+    if args.tta and args.tiles is not None:
+        raise UserError('--tta and --tiles cannot be combined: remove one of them')
     cfg = load_config(args.config, args.work_dir, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.load_from = check_checkpoint(args.checkpoint)
@@ -45,6 +57,9 @@ def main() -> None:
         options.append(partial(adapt_dump, path=args.out))
     if args.tta:
         options.append(adapt_tta)
+    if tiles := tile_options(args):
+        keep_polygons(cfg)
+        options.append(partial(adapt_tiles, options=tiles))
     runner = build_runner(cfg, *options)
     require_data(cfg, splits=('test',))
     if args.show_dir:

@@ -1,7 +1,7 @@
 """Train a detector, segmentor or classifier.
 
     python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] [--auto-scale-lr]
-        [--no-rehearsal]
+        [--log-to tensorboard|wandb|mlflow] [--no-rehearsal]
 
 For several processes, use tools/dist_train.sh or tools/slurm_train.sh. tools/rehearse.py tries all
 steps of a training in about a minute.

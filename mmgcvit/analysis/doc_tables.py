@@ -210,7 +210,7 @@ def comparison(data: Mapping[str, Any]) -> Table:
     def ours(model: dict, columns: Sequence[str]) -> list[str]:
         metrics = metrics_of(model)
         numbers = [published(model, key) for key in ('Parameters (M)', 'FLOPs (G)')]
-        numbers += [metrics[f'{column} (paper)'] for column in columns]
+        numbers += [str(metrics[f'{column} (paper)']) for column in columns]
         return [f'**GC ViT** [{model["Name"]}](../{model["Config"]})', *numbers]
 
     return table

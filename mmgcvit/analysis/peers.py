@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ def import_libraries(name: str) -> None:
 def _timm(name: str, shape: tuple[int, int]) -> nn.Module:
     import timm
 
-    options = dict(features_only=True, pretrained=False)
+    options: dict[str, Any] = dict(features_only=True, pretrained=False)
     try:
         return timm.create_model(name, img_size=shape, **options)
     except TypeError:

@@ -70,7 +70,7 @@ def _batch(
     image_shape: tuple[int, int, int],
 ) -> dict:
     random = Generator().manual_seed(0)
-    batch = {'inputs': [], 'data_samples': []}
+    batch: dict[str, list] = {'inputs': [], 'data_samples': []}
     for _ in range(batch_size):
         image = torch.randint(256, image_shape, generator=random, dtype=torch.uint8)
         batch['inputs'].append(image)

@@ -97,7 +97,8 @@ def measure(settings: Settings, phase: str) -> Speed:
     memory_before = 0 if device == 'cuda' else peak_process_memory()
     cfg = load_config(settings.config, options=settings.cfg_options)
     task = require_task(cfg)
-    shape = tuple(settings.shape or task.timed_shape)
+    height, width = settings.shape or task.timed_shape
+    shape = (height, width)
     try:
         seconds = _measure(cfg, settings, phase, shape, device)
     except UserError:

@@ -104,7 +104,7 @@ def draw_scene(seed: int, part: int, index: int, only: str | None = None) -> Sce
         hues.append(_new_hue(rng, hues))
         depth = shape.depth(height, width)
         if rng.random() < 0.4:  # a soft shadow on the shapes below
-            shift = np.float32([[1, 0, rng.uniform(-6, 6)], [0, 1, rng.uniform(2, 8)]])
+            shift = np.array([[1, 0, rng.uniform(-6, 6)], [0, 1, rng.uniform(2, 8)]], np.float32)
             shade = cv2.warpAffine((depth > 0).astype(np.float32), shift, (width, height))
             canvas *= 1 - 0.45 * cv2.GaussianBlur(shade, (0, 0), 4)[..., None]
         fill = _fill(rng, height, width, _vivid(rng, hues[-1]), contrast=0.4)

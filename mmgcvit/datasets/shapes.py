@@ -9,6 +9,11 @@ config can train on them after a change of ``data_root``::
     ROOT/ADEChallengeData2016/images/{training,validation}/ADE_{train,val}_00000001.jpg
     ROOT/ADEChallengeData2016/annotations/{training,validation}/ADE_{train,val}_00000001.png
 
+With ``panoptic=True``, there are also COCO's panoptic annotations, with the background as stuff::
+
+    ROOT/coco/annotations/panoptic_{train2017,val2017}.json
+    ROOT/coco/annotations/panoptic_{train2017,val2017}/000000000001.png
+
 H, W: height and width of an image in pixels. In images, polygons and boxes, pixel (row, column)
 covers [column, column + 1) x [row, row + 1).
 """
@@ -18,12 +23,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from .folder import VERSION, Layout, Settings, draw_dataset
+from .panoptic import panoptic_annotation, panoptic_categories, segment_colors
 from .scene import CLASSES, Scene, draw_scene, without_small_parts
 
 ADE_BACKGROUND = 1
@@ -49,8 +56,11 @@ class Split:
             ade / 'annotations' / self.ade / f'{stem}.png',
         )
 
-    def annotations(self, root: Path) -> Path:
-        return root / 'coco' / 'annotations' / f'instances_{self.coco}.json'
+    def annotations(self, root: Path, kind: str = 'instances') -> Path:
+        return root / 'coco' / 'annotations' / f'{kind}_{self.coco}.json'
+
+    def panoptic_map(self, root: Path, index: int) -> Path:
+        return self.annotations(root, 'panoptic').with_suffix('') / f'{index:012d}.png'
 
 
 TRAIN = Split('train2017', 'training', 'ADE_train')
@@ -64,6 +74,7 @@ def draw_shapes(
     seed: int = Settings.seed,
     overwrite: bool = False,
     progress: bool = True,
+    panoptic: bool = False,
 ) -> bool:
     """Draw the dataset in the folder ``root``, in the layouts of COCO and ADE20K.
 
@@ -83,6 +94,7 @@ def draw_shapes(
         seed: Seed, at least 0.
         overwrite: See :func:`~mmgcvit.datasets.folder.draw_dataset`.
         progress: Whether to print messages, and a progress bar on a terminal.
+        panoptic: Whether to draw COCO's panoptic annotations too. The other files are the same.
 
     Returns:
         True if the dataset was drawn, False if a complete dataset with these settings existed.
@@ -93,7 +105,8 @@ def draw_shapes(
             :func:`~mmgcvit.datasets.folder.draw_dataset`.
     """
     settings = Settings(num_train, num_val, seed)
-    return draw_dataset(SHAPES, root, settings, overwrite, progress)
+    layout = PANOPTIC_SHAPES if panoptic else SHAPES
+    return draw_dataset(layout, root, settings, overwrite, progress)
 
 
 def label_map(scene: Scene) -> np.ndarray:
@@ -112,39 +125,60 @@ def coco_annotations(scene: Scene, image_id: int) -> list[dict]:
         polygons = _polygons(mask)
         points = np.concatenate(polygons)
         low, high = points.min(0), points.max(0)
-        annotation = dict(id=image_id * 100 + number, image_id=image_id, iscrowd=0)
-        annotation['category_id'] = CLASSES.index(shape.name) + 1
-        annotation['segmentation'] = [polygon.ravel().tolist() for polygon in polygons]
-        annotation['area'] = float(mask.sum())
-        annotation['bbox'] = [*low.tolist(), *(high - low).tolist()]
+        annotation = dict(
+            id=image_id * 100 + number,
+            image_id=image_id,
+            iscrowd=0,
+            category_id=CLASSES.index(shape.name) + 1,
+            segmentation=[polygon.ravel().tolist() for polygon in polygons],
+            area=float(mask.sum()),
+            bbox=[*low.tolist(), *(high - low).tolist()],
+        )
         annotations.append(annotation)
     return annotations
 
 
-def _files(root: Path, settings: Settings) -> Iterator[Path]:
+def _files(root: Path, settings: Settings, panoptic: bool = False) -> Iterator[Path]:
     splits = ((TRAIN, settings.num_train), (VAL, settings.num_val))
     for split, _ in splits:
         yield split.annotations(root)
+        if panoptic:
+            yield split.annotations(root, 'panoptic')
     for split, count in splits:
-        for index in range(count):
-            yield from split.paths(root, index + 1)
+        for index in range(1, count + 1):
+            yield from split.paths(root, index)
+            if panoptic:
+                yield split.panoptic_map(root, index)
 
 
-def _draw(root: Path, settings: Settings, update: Callable[[], None]) -> None:
+def _draw(
+    root: Path, settings: Settings, update: Callable[[], None], panoptic: bool = False
+) -> None:
     for part, (split, count) in enumerate(((TRAIN, settings.num_train), (VAL, settings.num_val))):
-        _draw_split(root, split, part, count, settings.seed, update)
+        _draw_split(root, split, part, count, settings.seed, update, panoptic)
 
 
 SHAPES = Layout('shapes', 'shapes.json', _files, _draw)
+# the same settings and stamp: a dataset with more files is complete for both
+PANOPTIC_SHAPES = Layout(
+    'shapes', 'shapes.json', partial(_files, panoptic=True), partial(_draw, panoptic=True)
+)
 
 
 def _draw_split(
-    root: Path, split: Split, part: int, count: int, seed: int, update: Callable[[], None]
+    root: Path,
+    split: Split,
+    part: int,
+    count: int,
+    seed: int,
+    update: Callable[[], None],
+    panoptic: bool,
 ) -> None:
     annotations_file = split.annotations(root)
-    for path in (annotations_file, *split.paths(root, 1)):
+    maps = [split.panoptic_map(root, 1)] if panoptic else []
+    for path in (annotations_file, *split.paths(root, 1), *maps):
         path.parent.mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images, annotations, panoptic_annotations = [], [], []
     for index in range(1, count + 1):
         scene = draw_scene(seed, part, index)
         height, width = scene.image.shape[:2]
@@ -158,12 +192,21 @@ def _draw_split(
         image = dict(id=index, file_name=coco_image.name, width=width, height=height, license=1)
         images.append(image)
         annotations += coco_annotations(scene, index)
+        if panoptic:
+            path = split.panoptic_map(root, index)
+            ids, annotation = panoptic_annotation(scene, index)
+            path.write_bytes(_encoded('.png', segment_colors(ids)[..., ::-1], []))
+            panoptic_annotations.append(dict(annotation, file_name=path.name))
         update()
     info = dict(description=f'mmgcvit shapes, seed {seed}, {split.coco}', version=str(VERSION))
     apache = dict(id=1, name='Apache-2.0', url='https://www.apache.org/licenses/LICENSE-2.0')
     categories = [dict(id=i, name=name, supercategory='shape') for i, name in enumerate(CLASSES, 1)]
     dataset = dict(info=info, licenses=[apache], categories=categories)
     annotations_file.write_text(json.dumps(dict(dataset, images=images, annotations=annotations)))
+    if panoptic:
+        dataset.update(categories=panoptic_categories(), images=images)
+        content = json.dumps(dict(dataset, annotations=panoptic_annotations))
+        split.annotations(root, 'panoptic').write_text(content)
 
 
 def jpeg(image: np.ndarray) -> bytes:

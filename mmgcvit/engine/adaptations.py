@@ -134,7 +134,7 @@ def adapt_precision(cfg: Config, machine: Machine) -> None:
     if machine.device == 'cpu' or (in_bfloat16 and not without_boxes):
         for name in ONLY_AMP:
             wrapper.pop(name, None)
-        wrapper.type = 'mmgcvit.BFloat16OptimWrapper'
+        wrapper['type'] = 'mmgcvit.BFloat16OptimWrapper'
 
 
 def adapt_optimizer(cfg: Config, machine: Machine) -> None:

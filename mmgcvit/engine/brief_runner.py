@@ -7,12 +7,13 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from mmengine.dist import master_only
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import MMLogger
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
 
 from ..registry import RUNNERS
 
@@ -30,7 +31,7 @@ class BriefRunner(Runner):
         python tools/train.py CONFIG --cfg-options runner_type=mmgcvit.BriefRunner
     """
 
-    def build_logger(self, *args, **kwargs) -> MMLogger:
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build the logger; see :meth:`mmengine.runner.Runner.build_logger`."""
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
@@ -48,17 +49,17 @@ class BriefRunner(Runner):
         super().register_hooks(default_hooks, custom_hooks)
         self.register_hook(ProgressHook(sys.stdout), priority='LOWEST')
 
-    def train(self):
+    def train(self) -> nn.Module:
         """Train; see :meth:`mmengine.runner.Runner.train`."""
         with contextlib.redirect_stdout(_PrintsToLog(self.logger)):
             return super().train()
 
-    def val(self):
+    def val(self) -> dict[str, float]:
         """Validate; see :meth:`mmengine.runner.Runner.val`."""
         with contextlib.redirect_stdout(_PrintsToLog(self.logger)):
             return super().val()
 
-    def test(self):
+    def test(self) -> dict[str, float]:
         """Test; see :meth:`mmengine.runner.Runner.test`."""
         with contextlib.redirect_stdout(_PrintsToLog(self.logger)):
             return super().test()

@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from mmengine.utils import is_installed
 
 from ..errors import UserError, close_names, one_line
-from ..files import config_names, config_path
+from ..installed import config_names, config_path
 from .launch import process_rank
 from .options import apply_options, walk
 
@@ -231,7 +231,7 @@ def _place(error: Exception, path: str | os.PathLike) -> str:
     file = next(files, os.fspath(path))
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if frame.f_code.co_filename == file]
-    lines += [error.lineno] if isinstance(error, SyntaxError) else []
+    lines += [error.lineno] if isinstance(error, SyntaxError) and error.lineno else []
     return f'{os.path.relpath(file)}:{lines[-1]}' if lines else os.path.relpath(file)
 
 

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ _PACKAGES = (
     'mmgcvit',
 )
 _Result = TypeVar('_Result')
+Reason = Literal['loss', 'gradients', 'error']
 
 
 class Image(TypedDict):
@@ -83,7 +84,7 @@ class FailedStep(TypedDict):
     be read after the error, or if there are none.
     """
 
-    reason: Literal['loss', 'gradients', 'error']
+    reason: Reason
     error_type: str | None
     error: str | None
     iteration: int
@@ -105,9 +106,9 @@ def random_state() -> RandomState:
 
     On CUDA, this includes the generator of the current GPU. It does not wait for the GPU.
     """
-    state = {
+    state: RandomState = {
         'python': random.getstate(),
-        'numpy': np.random.get_state(),
+        'numpy': np.random.get_state(),  # type: ignore[typeddict-item]  # a tuple by default
         'torch': torch.get_rng_state(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -146,7 +147,7 @@ def images_of(batch: Any) -> list[Image]:
     """Return the path and the id of each image of a batch, None where a sample has none."""
     samples = batch.get('data_samples') if isinstance(batch, dict) else None
     return [
-        {name: getattr(sample, name, None) for name in ('img_path', 'img_id')}
+        Image(img_path=getattr(sample, 'img_path', None), img_id=getattr(sample, 'img_id', None))
         for sample in (samples if isinstance(samples, list | tuple) else ())
     ]
 
@@ -166,7 +167,7 @@ def versions() -> dict[str, str]:
 def write_failed_step(
     runner: Runner | FlexibleRunner,
     step: Step,
-    reason: str,
+    reason: Reason,
     error: BaseException | None = None,
     weights_changed: bool = False,
 ) -> str:
@@ -202,7 +203,7 @@ def write_failed_step(
 def _content(
     runner: Runner | FlexibleRunner,
     step: Step,
-    reason: str,
+    reason: Reason,
     error: BaseException | None,
     weights_changed: bool,
 ) -> FailedStep:
@@ -216,7 +217,8 @@ def _content(
         'processes': get_world_size(),
         'images': to_plain(images_of(step.batch)),
         'losses': _unless_it_fails(lambda: {k: v.item() for k, v in step.losses.items()}),
-        'batch': _unless_it_fails(lambda: to_plain(step.batch)),
+        # a file without it counts as damaged
+        'batch': _unless_it_fails(lambda: to_plain(step.batch)),  # type: ignore[typeddict-item]
         'random_state': step.random_state,
         'weights': _unless_it_fails(lambda: _weights(runner.model)),
         'weights_changed': weights_changed,
@@ -253,7 +255,7 @@ def read_failed_step(path: str | Path) -> FailedStep:
         )
     if damage := mismatch(content, FailedStep, ''):
         raise damaged(path, damage)
-    return content
+    return cast(FailedStep, content)
 
 
 def damaged(path: str | Path, damage: str) -> UserError:

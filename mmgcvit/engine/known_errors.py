@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, get_type_hints
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
@@ -26,6 +27,12 @@ from .options import walk
 UNEXPECTED = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
 MISSING = re.compile(r'(\w+)(?:\.__init__)?\(\) missing \d+ required .*?arguments?: (.+)')
 NO_TYPE = re.compile(r'(\S+) is not in the (.+?) registry')
+NO_NUMPY = re.compile(r"module 'numpy' has no attribute '(\w+)'")
+# of packages whose release on PyPI does not work with NumPy 1.24 and later
+REPLACED = {
+    'lvis': 'pip install --force-reinstall --no-deps '
+    'git+https://github.com/lvis-dataset/lvis-api.git'
+}
 WORKER_KILLED = re.compile(r'DataLoader worker .*(is killed by signal: [^.]*|exited unexpectedly)')
 IN_WORKER = f'{UserError.__module__}.{UserError.__qualname__}: '
 SHARED_MEMORY = (
@@ -48,6 +55,11 @@ def known_error(error: BaseException) -> str | None:
         # torch raises an error of a data worker again with its traceback as the text
         return str(error).rpartition(IN_WORKER)[2].strip()
     return _first((*FAILURES, _kind, *MISTAKES, _named_value), error)
+
+
+def known_failure(error: BaseException) -> str | None:
+    """Return an error whose cause is not in the config, as :func:`known_error` does, or None."""
+    return _first(FAILURES, error)
 
 
 def _first(
@@ -113,8 +125,14 @@ def _disk(error: BaseException) -> str | None:
 
 
 def _package(error: BaseException) -> str | None:
-    if isinstance(error, ImportError) and 'install' in str(error):
-        return f'{_text(error, 300)} (the Python environment is {sys.prefix})'
+    text = _text(error, 300)
+    # mmdet's metrics raise a RuntimeError
+    if (isinstance(error, ImportError) and 'install' in text) or (
+        isinstance(error, RuntimeError) and 'is not installed' in text
+    ):
+        if 'panopticapi' in text:
+            text += ' Or use mmgcvit.LoadPanopticAnnotations and mmgcvit.PanopticMetric without it'
+        return f'{text} (the Python environment is {sys.prefix})'
     # mmpretrain derives classes from what it could not import
     if isinstance(error, TypeError) and str(error) == 'NoneType takes no arguments':
         return (
@@ -122,6 +140,18 @@ def _package(error: BaseException) -> str | None:
             "does not work with transformers 5: pip install 'transformers<5'"
         )
     return None
+
+
+def _numpy(error: BaseException) -> str | None:
+    """Name a package that uses what newer versions of NumPy do not have."""
+    removed = isinstance(error, AttributeError) and NO_NUMPY.search(str(error))
+    if not removed:
+        return None
+    names = (str(frame.f_globals.get('__name__')).partition('.')[0] for frame in _frames(error))
+    package = next((name for name in names if name != 'numpy'), 'a package')
+    remedy = REPLACED.get(package, f'install a newer version of {package}')
+    version = np.__version__
+    return f'{package} uses np.{removed[1]}, which NumPy {version} does not have: {remedy}'
 
 
 def _file(error: BaseException) -> str | None:
@@ -339,7 +369,7 @@ def _type(error: BaseException) -> str | None:
     registry = next((v['registry'] for v in variables if 'registry' in v), None)
     found = isinstance(error, KeyError) and NO_TYPE.search(str(error.args[0]))
     # mmengine's constructor of optimizers
-    optimizer = next(
+    optimizer: Mapping[str, Any] = next(
         (v['optimizer_cfg'] for v in variables if v.get('optimizer_cls', 0) is None), {}
     )
     name = found[1] if found else optimizer.get('type')
@@ -362,7 +392,7 @@ def _type(error: BaseException) -> str | None:
 
 
 # of the machine and its files
-FAILURES = (_memory, _data_worker, _disk, _package, _file, _encoding)
+FAILURES = (_memory, _data_worker, _disk, _package, _numpy, _file, _encoding)
 # in the config
 MISTAKES = (_argument, _missing_argument, _value, _no_dict, _type)
 

@@ -2,7 +2,7 @@
 
 import argparse
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -58,7 +58,7 @@ class ReadOptions(argparse.Action):
         self,
         parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
-        values: Sequence[str],
+        values: Any,  # list[str]; argparse allows others
         option_string: str | None = None,
     ) -> None:
         options = dict(getattr(namespace, self.dest) or {})
@@ -131,7 +131,8 @@ def _parse_word(text: str, as_given: str) -> Any:
 
 def _split(text: str, separator: str, maxsplit: int = -1) -> list[str]:
     """Split at separators outside of quotes and brackets, at most ``maxsplit`` times."""
-    parts, start = [], 0
+    parts: list[str] = []
+    start = 0
     for i, char, depth in _outside_quotes(text):
         if char == separator and depth == 0 and len(parts) != maxsplit:
             parts.append(text[start:i])
@@ -224,7 +225,7 @@ def _make_room(cfg: Config, keys: Sequence[str]) -> None:
             if not (key.isdigit() and int(key) < len(node)):
                 return  # mmengine reports the error
             node = node[int(key)]
-        elif isinstance(node, Mapping | Config):
+        elif isinstance(node, MutableMapping | Config):
             if following is not None and following.isdigit() and node.get(key) is None:
                 if following != '0':
                     raise KeyError(f'{".".join(keys)}: there is no {key} yet, start with index 0')
@@ -261,8 +262,9 @@ def _refuse_replaced(cfg: Config, options: Mapping[str, Any]) -> None:
     settings = dict(walk(cfg))
     for name, value in options.items():
         replaced = settings.get(name)
-        is_class = isinstance(replaced, Mapping) and 'type' in replaced
-        if is_class and value is not None and not isinstance(value, Mapping):
+        if not isinstance(replaced, Mapping) or 'type' not in replaced:
+            continue
+        if value is not None and not isinstance(value, Mapping):
             keys = ', '.join(f'{name}.{key}' for key in list(replaced)[:SHOWN])
             raise UserError(
                 f'--cfg-options {name}={value} replaces the settings of {replaced["type"]}: set '

@@ -3,7 +3,7 @@
 Without one, visualizers fail in the middle of a run, and mmseg's datasets when they are built.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -44,7 +44,7 @@ def complete_palette(palette: Sequence[Color] | str | None, num_classes: int) ->
     return colors + [tuple(color) for color in made_up[len(colors) :]]
 
 
-def _complete(dataset: Mapping[str, Any], scope: str | None) -> None:
+def _complete(dataset: MutableMapping[str, Any], scope: str | None) -> None:
     """Complete the palette of a dataset's config."""
     defaults = getattr(class_of(dataset, DATASETS, scope), 'METAINFO', {})
     metainfo = dict(dataset.get('metainfo') or {})

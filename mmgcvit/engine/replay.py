@@ -137,7 +137,7 @@ def _print_head(content: FailedStep) -> None:
     rank = f' of process {content["rank"]}' if content['processes'] > 1 else ''
     _say(f'iteration {content["iteration"]}{rank}: {what}')
     batch = content['batch']
-    inputs = batch.get('inputs') if isinstance(batch, dict) else None
+    inputs: Any = batch.get('inputs') if isinstance(batch, dict) else None
     # images of equal size may be one tensor
     has_items = isinstance(inputs, list | tuple) or (isinstance(inputs, Tensor) and inputs.dim())
     finite = [_all_finite(item) for item in inputs] if has_items else []
@@ -188,7 +188,7 @@ def _config(plain: ReplayedConfig, path: str | Path, allow_imports: bool) -> Con
     # custom_imports were handled above
     keys = [key for key in get_type_hints(ReplayedConfig) if key != 'custom_imports']
     try:
-        cfg = Config({key: plain[key] for key in keys if plain.get(key) is not None})
+        cfg = Config({k: v for k, v in plain.items() if k in keys and v is not None})
         for key in _OPTIMIZER:
             (cfg.get('optim_wrapper') or {}).pop(key, None)
         if not allow_imports:

@@ -35,13 +35,13 @@ class ShortScreen:
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build the logger; see :meth:`mmengine.runner.Runner.build_logger`."""
-        logger = super().build_logger(*args, **kwargs)
+        logger = super().build_logger(*args, **kwargs)  # type: ignore[misc]  # of the runner
         keep_dumps_in_file(logger)
         return logger
 
     def build_strategy(self, *args: Any, **kwargs: Any) -> BaseStrategy:
         """Build the strategy, which builds FlexibleRunner's logger."""
-        strategy = super().build_strategy(*args, **kwargs)
+        strategy = super().build_strategy(*args, **kwargs)  # type: ignore[misc]  # of the runner
         keep_dumps_in_file(strategy.logger)
         return strategy
 
@@ -50,7 +50,7 @@ class ShortScreen:
         with warnings.catch_warnings():
             # torch 2.14 warns in every process about an argument that mmengine sets
             warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
-            return super().wrap_model(*args, **kwargs)
+            return super().wrap_model(*args, **kwargs)  # type: ignore[misc]  # of the runner
 
     def build_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         """Build a dataloader whose dataset names images that its pipeline cannot process.
@@ -58,7 +58,7 @@ class ShortScreen:
         Raises:
             UserError: If the dataset is empty.
         """
-        loader = super().build_dataloader(*args, **kwargs)
+        loader = super().build_dataloader(*args, **kwargs)  # type: ignore[misc]  # of the runner
         require_images(loader.dataset)
         name_failing_images(loader.dataset)
         return loader

@@ -10,7 +10,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch.distributed
 from mmengine.dist import is_distributed
@@ -18,6 +18,7 @@ from mmengine.logging import MMLogger
 
 from ..cli import as_commands
 from ..errors import printable
+from ..installed import require_own_version
 from ..mmcv_ops import enable
 from .known_errors import known_error
 from .launch import process_rank
@@ -43,9 +44,12 @@ def run_tool(main: Callable[[], None]) -> None:
     if gives_way(signal.getsignal(signal.SIGINT)):  # of tools/_signals.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
     enable()
+    # mmengine imports it, several times per config; check_env.py reports setuptools without it
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
     if process_rank() and not sys.warnoptions:
         warnings.simplefilter('ignore')  # the first process shows the same warnings
     try:
+        require_own_version(getattr(sys.modules['__main__'], '__file__', None))
         main()
     except SystemExit as end:
         if isinstance(end.code, str):
@@ -176,7 +180,7 @@ class SetLocalRank(argparse.Action):
         self,
         parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
-        values: int,
+        values: Any,  # int; argparse allows others
         option_string: str | None = None,
     ) -> None:
         os.environ.setdefault('LOCAL_RANK', str(values))

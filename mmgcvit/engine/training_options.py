@@ -7,6 +7,7 @@ from mmengine.config import Config
 
 from .adaptations import Adaptation, adapt_amp, adapt_lr_scaling
 from .config import load_config
+from .loggers import LOGGERS, log_to
 from .tool import runner_parser
 
 
@@ -37,6 +38,13 @@ def training_parser(description: str | None) -> argparse.ArgumentParser:
         const=adapt_lr_scaling,
         help="scale the learning rate with the batch size, based on the config's base_batch_size",
     )
+    parser.add_argument(
+        '--log-to',
+        nargs='+',
+        choices=LOGGERS,
+        default=(),
+        help='also log losses and metrics to these programs; --resume continues their runs',
+    )
     return parser
 
 
@@ -46,4 +54,6 @@ def training_config(args: argparse.Namespace) -> tuple[Config, Sequence[Adaptati
     cfg.launcher = args.launcher
     if args.resume:
         cfg.resume = args.resume
+    if args.log_to:
+        log_to(cfg, args.log_to)
     return cfg, args.options or ()

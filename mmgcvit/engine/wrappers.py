@@ -1,20 +1,20 @@
 """Access to wrapped datasets (repeated, concatenated, mixed), their configs and wrapped models."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from mmengine.model import is_model_wrapper
 from torch import nn
 
 
-def dataset_configs(dataset: Any, option: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def dataset_configs(dataset: Any, option: str) -> Iterator[tuple[str, MutableMapping[str, Any]]]:
     """Yield the place and the config of every dataset that is not a wrapper.
 
     Args:
         dataset: Config of a dataset or of a wrapper. For anything else, nothing is yielded.
         option: Its place in the config.
     """
-    if not isinstance(dataset, Mapping):
+    if not isinstance(dataset, MutableMapping):
         return
     if dataset.get('datasets'):
         for number, part in enumerate(dataset['datasets']):

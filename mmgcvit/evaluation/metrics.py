@@ -3,7 +3,7 @@
 H, W: height and width of an image in pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mmengine.evaluator import DumpResults
 from ..engine.device import Machine
 from ..errors import UserError
 from ..registry import METRICS
-from ..task import CLASSIFICATION, SEGMENTATION, task_of
+from ..task import CLASSIFICATION, SEGMENTATION, Task, task_of
 
 
 @METRICS.register_module()
@@ -46,12 +46,15 @@ def adapt_dump(cfg: Config, machine: Machine, path: str) -> None:
         raise UserError(
             f'--out must end in .pkl or .pickle, got {path}: use a name such as results.pkl'
         )
-    dumps = {SEGMENTATION: 'mmgcvit.DumpLabelMaps', CLASSIFICATION: 'DumpResults'}
+    dumps: dict[Task | None, str] = {
+        SEGMENTATION: 'mmgcvit.DumpLabelMaps',
+        CLASSIFICATION: 'DumpResults',
+    }
     dump = dict(type=dumps.get(task_of(cfg), 'mmdet.DumpDetResults'), out_file_path=path)
     cfg.test_evaluator = [*evaluators(cfg), dump]
 
 
-def evaluators(cfg: Config) -> Sequence[Mapping]:
+def evaluators(cfg: Config) -> Sequence[MutableMapping]:
     """Return the list of a config's test evaluators. The config may have one or a list."""
     found = cfg.get('test_evaluator') or []
     return found if isinstance(found, list | tuple) else [found]

@@ -65,15 +65,16 @@ def adapt_tta(cfg: Config, machine: Machine) -> None:
     else:
         _remove_masks(cfg)
         cfg.tta_model = cfg.get('tta_model') or DETECTOR_TTA
-        cfg.tta_pipeline = cfg.get('tta_pipeline') or [*_test_datasets(cfg)[0].pipeline[:-1], FLIPS]
+        cfg.tta_pipeline = cfg.get('tta_pipeline') or [*test_datasets(cfg)[0].pipeline[:-1], FLIPS]
     model = copy.copy(cfg.tta_model)  # ** would resolve a type that is a class
     model.module = cfg.model
     cfg.model = model
-    for dataset in _test_datasets(cfg):
+    for dataset in test_datasets(cfg):
         dataset.pipeline = cfg.tta_pipeline
 
 
-def _test_datasets(cfg: Config) -> list[ConfigDict]:
+def test_datasets(cfg: Config) -> list[ConfigDict]:
+    """Return the configs of the test datasets, without wrappers."""
     found = dataset_configs(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
     return [dataset for _, dataset in found]
 
@@ -87,10 +88,11 @@ def _remove_masks(cfg: Config) -> None:
             wants_masks = True
             evaluator['metric'] = [name for name in wanted if name != 'segm'] or ['bbox']
     roi_head = cfg.model.get('roi_head') or {}
-    if roi_head.pop('mask_head', None) is not None:
+    fuses_masks = cfg.model.get('panoptic_fusion_head') is not None
+    if not fuses_masks and roi_head.pop('mask_head', None) is not None:
         roi_head.pop('mask_roi_extractor', None)
         print_log('--tta: mmdet merges only boxes, masks are skipped', logger='current')
-    elif wants_masks:
+    elif wants_masks or fuses_masks:
         cls = class_of(cfg.model, MODELS, cfg.get('default_scope'))
         raise UserError(
             f'--tta: mmdet merges only boxes, and {getattr(cls, "__name__", cfg.model.type)} has '

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..engine import known_error
 from ..errors import UserError, describe, place, printable
+from ..evaluation.tile_options import TileOptions
 from ..files import replacing, write_atomically
 from ..progress import duration, time_left
 from .inferencers import Inferencer, Result, build_inferencer
@@ -32,6 +33,7 @@ def run_demo(
     score_thr: float | None = None,
     device: str | None = None,
     options: Mapping[str, Any] | None = None,
+    tiles: TileOptions | None = None,
 ) -> None:
     """Predict and draw an image, a video, or all images and videos of a folder and its subfolders.
 
@@ -49,6 +51,7 @@ def run_demo(
         score_thr: See :func:`build_inferencer`.
         device: 'cpu', 'cuda' or 'cuda:N'.
         options: Settings that override the config.
+        tiles: Predict each image in tiles, see :meth:`.TrainedModel.in_tiles`.
 
     Raises:
         UserError: If an argument is wrong, or files were skipped because they cannot be read. The
@@ -58,7 +61,10 @@ def run_demo(
     if out.exists() and not out.is_dir():
         raise UserError(f'--out {out} is a file: pass the name of a folder')
     inputs = find_inputs(path, out)
-    inferencer = build_inferencer(load_trained(config, checkpoint, device, options), score_thr)
+    trained = load_trained(config, checkpoint, device, options)
+    if tiles:
+        trained = trained.in_tiles(tiles)
+    inferencer = build_inferencer(trained, score_thr)
     _announce(inputs, out)
     skipped = 0
     began = time.monotonic()

@@ -18,14 +18,16 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.infer import BaseInferencer
 from mmengine.registry import VISUALIZERS
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 from ..errors import UserError
 from ..registry import class_of
 from ..task import CLASSIFICATION, DETECTION, SEGMENTATION
 from ..visualization.cam import SCORE_THR, require_score
-from ..visualization.painting import VISUALIZER_TYPES
+from ..visualization.painting import VISUALIZER_TYPES, without_empty_map
 from .model import TrainedModel
 
 OPACITY = 0.5  # of the colors of segments, through which the image is visible
@@ -86,7 +88,7 @@ def build_inferencer(trained: TrainedModel, score_thr: float | None = None) -> I
     return _classifier(trained) if trained.task is CLASSIFICATION else _detector(trained, score_thr)
 
 
-class _OfTrainedModel:
+class _OfTrainedModel(BaseInferencer):
     """Base class, for mmengine's inferencers, that uses a finished model and its pipeline."""
 
     def __init__(self, trained: TrainedModel) -> None:
@@ -131,12 +133,15 @@ def _detector(trained: TrainedModel, score_thr: float) -> Inferencer:
         def infer(self, path: str | os.PathLike) -> Result:
             image = trained.load_image(path)
             sample = self.predict(path)
+            segments = _segments(sample, trained.classes)
+            sample = without_empty_map(sample, len(trained.classes))
             with warnings.catch_warnings():
                 # of every box that ends at the border of the image
                 warnings.filterwarnings('ignore', 'Warning: The .* is out of bounds')
                 (picture,) = self.visualize(
                     [image], [sample], return_vis=True, pred_score_thr=score_thr
                 )
+            sample.pop('pred_panoptic_seg', None)  # mmdet needs panopticapi to return it
             (found,) = self.postprocess([sample])['predictions']
             names = [trained.classes[label] for label in found.get('labels', ())]
             drawn = Counter(
@@ -144,11 +149,29 @@ def _detector(trained: TrainedModel, score_thr: float) -> Inferencer:
                 for name, score in zip(names, found.get('scores', ()), strict=True)
                 if score > score_thr
             )
-            summary = ', '.join(f'{number} {name}' for name, number in drawn.most_common())
             record = dict(_size(image), **found, names=names)
+            if segments is not None:
+                record['segments'] = segments
+                drawn = Counter(segment['name'] for segment in segments)
+            summary = ', '.join(f'{number} {name}' for name, number in drawn.most_common())
             return Result(picture, record, summary or 'no instances')
 
     return Detector(trained)
+
+
+def _segments(sample: BaseDataElement, classes: Sequence[str]) -> list[dict] | None:
+    """Return the segments of a panoptic prediction, or None if the model makes no such one."""
+    from mmdet.evaluation import INSTANCE_OFFSET
+
+    if 'pred_panoptic_seg' not in sample:
+        return None
+    ids, pixels = sample.pred_panoptic_seg.sem_seg.unique(return_counts=True)
+    found = zip((ids % INSTANCE_OFFSET).tolist(), pixels.tolist(), strict=True)
+    return [
+        dict(label=label, name=classes[label], pixels=count)
+        for label, count in found
+        if label < len(classes)  # others stand for pixels without a segment
+    ]
 
 
 def _segmentor(trained: TrainedModel) -> Inferencer:
@@ -167,10 +190,10 @@ def _segmentor(trained: TrainedModel) -> Inferencer:
                 dict(label=int(value), name=_name(trained.classes, value), pixels=int(count))
                 for value, count in zip(values, pixels, strict=True)
             ]
-            largest = sorted(segments, key=lambda segment: -segment['pixels'])[:TOP]
+            largest = np.argsort(-pixels, kind='stable')[:TOP]
             summary = ', '.join(
-                f'{segment["name"].strip()} {segment["pixels"] / labels.size:.0%}'
-                for segment in largest
+                f'{_name(trained.classes, values[i]).strip()} {pixels[i] / labels.size:.0%}'
+                for i in largest
             )
             dtype = np.uint8 if len(trained.classes) < 256 else np.uint16
             record = dict(_size(image), segments=segments)

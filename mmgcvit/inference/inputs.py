@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import files_below
 
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.npy', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 VIDEOS = ('.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
@@ -61,24 +62,13 @@ def find_inputs(path: str | os.PathLike, out: Path) -> list[Input]:
             f'--out {out} is the folder of the inputs, whose pictures would be inputs of the next '
             'run: pass another folder'
         )
-    found, others = [], Counter()
-    for folder, subfolders, names in os.walk(path, followlinks=True):
-        # a symlink to one of these would be followed without end
-        open_folders = {path.resolve(), Path(folder).resolve(), *Path(folder).resolve().parents}
-        subfolders[:] = sorted(
-            name
-            for name in subfolders
-            if not name.startswith('.')
-            and Path(folder, name).resolve() not in open_folders | {out.resolve()}
-        )
-        for name in sorted(names):
-            file = Path(folder, name)
-            if name.startswith('.'):
-                continue
-            if file.suffix.lower() in IMAGES + VIDEOS:
-                found.append(Input(file, file.relative_to(path).as_posix()))
-            else:
-                others[file.suffix.lower() or 'without suffix'] += 1
+    found: list[Input] = []
+    others: Counter[str] = Counter()
+    for file in files_below(path, out):
+        if file.suffix.lower() in IMAGES + VIDEOS:
+            found.append(Input(file, file.relative_to(path).as_posix()))
+        else:
+            others[file.suffix.lower() or 'without suffix'] += 1
     left_out = ', '.join(f'{number} {suffix}' for suffix, number in others.most_common(4))
     if not found:
         raise UserError(

@@ -6,8 +6,8 @@ H, W: height and width of an image in pixels.
 import copy
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -25,6 +25,8 @@ from ..engine.device import Machine, choose_device, require_device
 from ..engine.palettes import Color, adapt_palettes, complete_palette
 from ..engine.wrappers import dataset_configs
 from ..errors import UserError, describe
+from ..evaluation.tile_options import TileOptions, split
+from ..evaluation.tiles import CutTiles, TiledModel
 from ..registry import class_of
 from ..task import Task, require_task
 from ..visualization.images import load_image
@@ -88,6 +90,19 @@ class TrainedModel:
     def load_batch(self, path: str | os.PathLike) -> dict[str, Any]:
         """Return the batch of one image file, the argument of ``model.test_step``."""
         return pseudo_collate([self.load_sample(path)])
+
+    def in_tiles(self, options: TileOptions) -> 'TrainedModel':
+        """Return a detector or segmentor that predicts images in tiles.
+
+        Raises:
+            UserError: If the options do not suit the test pipeline, or the model is a classifier.
+        """
+        pipeline = self.dataset.pipeline
+        size, overlap = options.of(pipeline.transforms, self.task)
+        loading, following = split(pipeline.transforms)
+        dataset = copy.copy(self.dataset)
+        dataset.pipeline = type(pipeline)([*loading, CutTiles(size, overlap, following)])
+        return replace(self, model=TiledModel(self.model).eval(), dataset=dataset)
 
 
 def load_trained(
@@ -176,7 +191,7 @@ def _loads_annotations(transform: Mapping[str, Any], cfg: Config) -> bool:
     return 'Annotation' in getattr(cls, '__name__', '')
 
 
-def _of_files(transform: Mapping[str, Any]) -> Mapping[str, Any]:
+def _of_files(transform: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Return a transform that reads local files, not the database of the config's images."""
     backends = [key for key in ('backend_args', 'file_client_args') if key in transform]
     for key in backends:
@@ -225,6 +240,8 @@ def _class_names(
 
 def _num_classes(model: nn.Module, task: Task) -> int | None:
     """Return the number of classes of the model's heads, or None if it is not known."""
-    heads = [getattr(model, name) for name in task.heads if getattr(model, name, None) is not None]
+    # other heads of a panoptic model know only the classes of things
+    names = ('panoptic_fusion_head', *task.heads)
+    heads = [getattr(model, name) for name in names if getattr(model, name, None) is not None]
     numbers = (getattr(module, 'num_classes', None) for head in heads for module in head.modules())
     return next((number for number in numbers if isinstance(number, int)), None)

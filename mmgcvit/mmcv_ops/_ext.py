@@ -4,6 +4,7 @@ mmcv looks up operators in this module by name. The operators that detectors and
 implemented with torchvision or PyTorch. A call of any other operator raises an error that names it.
 """
 
+from collections.abc import Callable
 from typing import NoReturn
 
 import torchvision
@@ -61,11 +62,11 @@ def get_compiling_cuda_version() -> str:
     return get_compiler_version()
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Callable[..., NoReturn]:
     if name.startswith('_'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
-    def unavailable(*args, **kwargs) -> NoReturn:
+    def unavailable(*args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError(
             f"mmcv's operator '{name}' is not available: the installed mmcv has no compiled "
             'operators, and mmgcvit only implements the ones that common detectors and segmentors '

@@ -94,7 +94,7 @@ def softnms(
     """
     boxes, scores = at_least_float32(boxes, scores)
     left = torch.arange(len(boxes), device=boxes.device)
-    order = []
+    order: list[Tensor] = []
     # one iteration per remaining box, since each score depends on the previous selections
     while len(left):
         best = scores[left].argmax()

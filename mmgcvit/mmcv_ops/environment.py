@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError, describe
+from ..installed import with_pip
 from .site._mmgcvit_mmcv_ops import enable
 
 DISTRIBUTIONS = ('mmcv', 'mmcv-lite', 'onedl-mmcv', 'mmcv-full')
-INSTALL = "in a checkout of mmgcvit, run pip install '.[openmmlab]' (or '.[onedl]', never both)"
+INSTALL = with_pip(
+    "in a checkout of mmgcvit, run pip install '.[openmmlab]' (or '.[onedl]', never both)"
+)
 FOLDER = Path(__file__).parent
 
 
@@ -93,6 +96,7 @@ def require_operators() -> Operators:
             ) from error
         except Exception:
             continue  # not installed, or broken, which is reported where the library is used
+    assert extension.__file__ is not None
     file = Path(extension.__file__)
     return Operators(mmcv, file.parent != FOLDER, file)
 
@@ -100,7 +104,7 @@ def require_operators() -> Operators:
 def _no_extension(mmcv: str, error: Exception) -> str:
     """Return why ``mmcv._ext`` cannot be imported, whether it is mmcv's or this package's."""
     spec = importlib.util.find_spec('mmcv._ext')
-    if spec is not None and Path(spec.origin).parent != FOLDER:
+    if spec is not None and spec.origin is not None and Path(spec.origin).parent != FOLDER:
         return (
             f'the compiled operators of {mmcv} cannot be loaded ({describe(error)}). The usual '
             'cause is that they were compiled for another PyTorch version than the installed '

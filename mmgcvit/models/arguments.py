@@ -3,16 +3,18 @@
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import TypeGuard, TypeVar
 
 NUM_STAGES = 4
+T = TypeVar('T')
 
 
-def is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """Whether ``value`` is an integer; booleans do not count."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def is_real(value: object) -> bool:
+def is_real(value: object) -> TypeGuard[float]:
     """Whether ``value`` is a finite real number; booleans do not count."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -46,7 +48,7 @@ def one_per_stage(name: str, value: object, minimum: int) -> tuple[int, ...]:
     )
 
 
-def one_of(name: str, value: object, allowed: Sequence) -> object:
+def one_of(name: str, value: T, allowed: Sequence[T]) -> T:
     """Return ``value`` if it is one of the allowed values.
 
     Raises:
@@ -64,9 +66,12 @@ def sequence_of(name: str, value: object, allowed: Sequence[str]) -> tuple[str, 
     Raises:
         ValueError: Otherwise.
     """
-    # a string is itself a sequence of strings
-    is_sequence = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    if is_sequence and all(isinstance(v, str) and v in allowed for v in value):
+    if (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)  # which is itself a sequence of strings
+        and len(value) > 0
+        and all(isinstance(v, str) and v in allowed for v in value)
+    ):
         return tuple(value)
     raise ValueError(
         f'{name}={value!r} is not allowed: give a sequence of {" and ".join(map(repr, allowed))}'

@@ -18,13 +18,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from mmengine.logging import print_log
-from mmengine.model import BaseModule, PretrainedInit, initialize
-from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from .. import ops
-from ..registry import MODELS, class_of
+from ..optional_mmengine import MODELS, BaseModule, initialize, is_pretrained, print_log
 from .arch import DENSE_PREDICTION, classifier, resolve_arch
 from .arguments import NUM_STAGES, integer, is_int, one_of, one_per_stage, rate, sequence_of
 
@@ -517,7 +514,7 @@ class GCViT(BaseModule):
                 is not available, readable or suitable.
         """
         configs = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
-        pretrained = [c for c in configs if class_of(c, WEIGHT_INITIALIZERS) is PretrainedInit]
+        pretrained = [c for c in configs if is_pretrained(c)]
         if not pretrained or self.is_init:
             super().init_weights()
             return
@@ -527,7 +524,7 @@ class GCViT(BaseModule):
         initialize(self, [c for c in configs if c not in pretrained])
         for config in pretrained:
             load_init_cfg(self, config)
-        self.is_init = True
+        self.is_init: bool = True
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Return the layer id of a parameter and the number of layers, for layer-wise lr decay.
@@ -591,7 +588,7 @@ def _resize_bias_tables_on_load(
 
     Tables that cannot be resized are left unchanged, so that ``load_state_dict`` rejects them.
     """
-    resized = {}
+    resized: dict[str, Tensor] = {}
     for i, stage in enumerate(model.stages):
         for j, block in enumerate(stage.blocks):
             # the name in a state dict; names of parameters may include those of wrappers

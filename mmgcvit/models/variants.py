@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..errors import UserError
-from ..registry import MODELS
+from ..optional_mmengine import MODELS
 from .arguments import one_of
 from .gcvit import Downsampler, GCViT, Stem, WindowAttention, init_linear
 

@@ -1,6 +1,5 @@
 """Cache of position biases, for evaluation on a CPU."""
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from .windows import Windows
 @dataclass
 class _Entry:
     table: Tensor
-    biases: dict[Hashable, Tensor]
+    biases: dict[tuple[int, int, torch.dtype], Tensor]  # by height and width of the window
 
 
 _cache = WeakIdKeyDictionary()

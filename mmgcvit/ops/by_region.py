@@ -49,8 +49,8 @@ def attend_by_region(
         biases: Results of :func:`.position_biases`, if already computed.
     """
     out = []
-    for region, *parts in split_regions(inputs, biases):
-        attended = attend(*parts, inputs.dropout).transpose(1, 2)
+    for region, query, key, value, bias in split_regions(inputs, biases):
+        attended = attend(query, key, value, bias, inputs.dropout).transpose(1, 2)
         if is_exporting():
             # Attention of the ONNX exporter returns another memory layout than PyTorch's, so the
             # exporter would find a view in the graph where it needs a copy.
@@ -100,7 +100,7 @@ def heads_of(part: Tensor, region: Region, inputs: Inputs) -> tuple[Tensor, Tens
     """
     part = part.unflatten(1, (region.num_windows, region.num_tokens)).unflatten(-1, inputs.qkv_dims)
     *query, key, value = part.permute(3, 0, 1, 4, 2, 5).unbind()
-    if query:
+    if inputs.global_query is None:
         return query[0], key, value
     w = inputs.windows.window_size
     real = inputs.global_query.unflatten(1, (w, w))[:, : region.height, : region.width]
@@ -110,6 +110,7 @@ def heads_of(part: Tensor, region: Region, inputs: Inputs) -> tuple[Tensor, Tens
 
 def padding_by_head(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Return the key and value of a padded token, (1, h, d) each."""
+    assert inputs.padding is not None  # only called for windows with padding
     *_, key, value = inputs.padding.unflatten(-1, inputs.qkv_dims).unbind(1)
     return key, value
 

@@ -72,7 +72,8 @@ def _differentiable_gradients(
     """Return gradients that can be differentiated again, computed with plain operations."""
     # One input may be computed from another, for example tokens from the padding. Differentiation
     # with respect to views keeps their gradients separate, and autograd adds them afterwards.
-    inputs = Inputs(*(x.view_as(x) if isinstance(x, Tensor) else x for x in inputs[:-1]))
+    views = {n: x.view_as(x) for n, x in inputs._asdict().items() if isinstance(x, Tensor)}
+    inputs = inputs._replace(**views)
     learning = [x for x, needs in zip(inputs[:-1], needed, strict=True) if needs]
     grads = iter(
         torch.autograd.grad(
@@ -91,15 +92,11 @@ def _gradients(inputs: Inputs, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     qkv, windows, table, global_query, padding, _ = inputs
     # half precision is slow on CPUs, and differences of scores would cancel
     accum_dtype = torch.promote_types(torch.promote_types(qkv.dtype, table.dtype), torch.float32)
-    grads = Inputs(
-        torch.empty_like(qkv),
-        windows,
-        table,
-        *(
-            None if x is None else torch.zeros_like(x, dtype=accum_dtype)
-            for x in (global_query, padding)
-        ),
+    sums = (
+        None if x is None else torch.zeros_like(x, dtype=accum_dtype)
+        for x in (global_query, padding)
     )
+    grads = Inputs(torch.empty_like(qkv), windows, table, next(sums), next(sums))
     biases, grad_biases = list(reversed_position_biases(table.to(accum_dtype), windows)), []
     split = (windows.split(x) for x in (qkv, grads.qkv, grad_out))
     for region, bias, part, grad_part, grad in zip(windows.regions, biases, *split, strict=True):
@@ -116,7 +113,7 @@ def _gradients(inputs: Inputs, grad_out: Tensor) -> tuple[Tensor | None, ...]:
             padding_by_head(grads) if windows.is_partial(region) else (),
         )
         grad_biases.append(grad_bias)
-        if global_query is not None:
+        if grads.global_query is not None:
             w, size = windows.window_size, (region.height, region.width)
             into = grads.global_query.unflatten(1, (w, w))[:, : size[0], : size[1]]
             into += grad_query.sum(1).transpose(1, 2).flatten(2).unflatten(1, size)
@@ -167,7 +164,7 @@ def _region_gradients(
         scores, weights = scratch('scores', (2, len(query), n, m), accum_dtype)
         by_window = torch.bmm(query, key.mT, out=scores).unflatten(0, window_heads)
         by_window.unflatten(2, size)[..., :n] += bias[of_heads]
-        if m > n:
+        if bias_of_padding is not None:
             by_window[..., n] += bias_of_padding[of_heads]
         torch.softmax(scores, -1, out=weights)
         grad_value = torch.bmm(weights.mT, grad_out)

@@ -75,6 +75,7 @@ def _cheap_outputs_recomputed(block: nn.Module) -> Iterator[None]:
     handles = [norm.register_forward_hook(note_eps, prepend=True) for norm in norms]
     # PyTorch only calls the innermost saved tensor hooks, so the hooks below must call the outer
     # ones, such as those of a checkpoint
+    assert _active_hooks is not None  # see _can_hook
     outer = _active_hooks(False)
 
     def pack(tensor: Tensor) -> Any:
@@ -111,6 +112,7 @@ class _Kept:
         if self.tensor is None:
             # The hooks of a checkpoint unpack a tensor only once. But the input of a norm is read
             # twice: to recompute the norm's output, and by the norm's own backward pass.
+            assert self.unpack_hook is not None
             self.tensor = self.unpack_hook(self.packed)
         elif self.unpack_hook is None and self.tensor._version != self.version:
             # PyTorch does not check versions of tensors that are saved through hooks

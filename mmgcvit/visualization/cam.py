@@ -238,6 +238,7 @@ def _score(model: nn.Module, task: Task, batch: Mapping[str, Any], target: Targe
 
 
 def _detection_score(model: nn.Module, batch: Mapping[str, Any], target: Target) -> Tensor:
+    assert target.score is not None  # of a detection
     with _all_candidates(model, target.score):
         (sample,) = model.test_step(batch)
     found = sample.pred_instances
@@ -260,7 +261,7 @@ def _all_candidates(model: nn.Module, score: float) -> Iterator[None]:
     computed for all candidates, are skipped too. mmdet's one-stage heads detach their scores with
     ``select_single_mlvl``, which is replaced.
     """
-    head = getattr(model, 'roi_head', None) or getattr(model, 'bbox_head', None)
+    head: Any = getattr(model, 'roi_head', None) or getattr(model, 'bbox_head', None)
     with ExitStack() as changes:
         settings = getattr(head, 'test_cfg', None)
         if settings and 'nms' in settings:

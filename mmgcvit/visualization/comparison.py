@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -25,8 +26,8 @@ class Band:
     """
 
     iterations: Sequence[int]
-    mean: Sequence[float]
-    spread: Sequence[float]
+    mean: Sequence[float] | np.ndarray
+    spread: Sequence[float] | np.ndarray
     seconds: float | None = None
 
 
@@ -47,7 +48,7 @@ def comparison_figure(title: str, panels: Mapping[str, Mapping[str, Band]], note
         for number, (name, band) in enumerate(bands.items()):
             color = COLORS[number % len(COLORS)]
             label = f'{name}: {band.mean[-1]:.1f} ± {band.spread[-1]:.1f}'
-            scales = (1, band.seconds / 60) if timed else (1,)
+            scales = (1, band.seconds / 60) if timed and band.seconds else (1,)
             for axis, scale in zip(row, scales, strict=True):
                 x = [scale * iteration for iteration in band.iterations]
                 low, high = (

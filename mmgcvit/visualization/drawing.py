@@ -53,7 +53,9 @@ class DrawLoadedImages(Hook):
         for hook in runner.hooks:
             modules = [sys.modules[base.__module__] for base in type(hook).__mro__]
             module = next((each for each in modules if each.__name__ in MODULES), None)
-            for mode in ('val', 'test') if module else ():
+            if module is None:
+                continue
+            for mode in ('val', 'test'):
                 name = f'after_{mode}_iter'
                 draw = partial(getattr(type(hook), name), hook)
                 setattr(hook, name, partial(self._draw, draw, module, mode))

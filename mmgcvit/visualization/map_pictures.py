@@ -6,6 +6,7 @@ H, W: height and width of an image in pixels.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,8 +25,8 @@ DPI = 100
 MIN_WIDTH, MIN_PANEL = 460, 158  # pixels of a map and of a panel, so that their titles fit
 MARGIN, TITLE, BAR = 10, 46, 92  # pixels around a map: at its edges, above, on the right
 PANEL = 230  # width or height of a panel of a sheet in pixels, whichever is larger
-HALO = dict(edgecolor='black', facecolor='none', linewidth=3)
-LINE = dict(edgecolor='white', facecolor='none', linewidth=1.3)
+HALO: dict[str, Any] = dict(edgecolor='black', facecolor='none', linewidth=3)
+LINE: dict[str, Any] = dict(edgecolor='white', facecolor='none', linewidth=1.3)
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,14 @@ class Panel:
     token: tuple[int, int] | None = None
     rectangle: tuple[float, float, float, float] | None = None
     outline: np.ndarray | None = None
-    rows: Sequence[float] = ()
-    columns: Sequence[float] = ()
+    rows: Sequence[float] | np.ndarray = ()
+    columns: Sequence[float] | np.ndarray = ()
     area: tuple[slice, slice] | None = None
 
     @property
     def highest(self) -> float:
         """Value of the last color: the 99.8th percentile, which single peaks do not change."""
+        assert self.values is not None  # an image alone has no colors
         values = self.values[np.isfinite(self.values)]
         return max(float(np.percentile(values, 99.8)), 1e-12) if values.size else 1.0
 
@@ -104,7 +106,7 @@ def draw_panel(image: np.ndarray, panel: Panel) -> bytes:
     axis = figure.add_axes((MARGIN / size[0], MARGIN / size[1], width / size[0], height / size[1]))
     _draw(axis, image, panel)
     axis.set_title(panel.title, fontsize=10, loc='left')
-    if bar == BAR:
+    if panel.values is not None and panel.values.ndim == 2:
         place = (MARGIN + width + 12) / size[0], MARGIN / size[1], 14 / size[0], height / size[1]
         colors = figure.colorbar(
             ScalarMappable(Normalize(0, panel.highest), COLORS),
@@ -177,7 +179,7 @@ def _draw(axis: Axes, image: np.ndarray, panel: Panel) -> None:
         axis.imshow(gray, cmap='gray', vmin=0, vmax=255, extent=extent)
         values = np.ma.masked_invalid(panel.values)
         if values.ndim == 3:
-            has_value = ~values.mask.any(2) if values.mask.ndim else np.ones((height, width))
+            has_value = ~np.ma.getmaskarray(values).any(2)
             values = np.dstack([values.filled(0), OPACITY * has_value])
             axis.imshow(values, extent=extent, interpolation='nearest')
         else:
@@ -191,9 +193,9 @@ def _draw(axis: Axes, image: np.ndarray, panel: Panel) -> None:
                 interpolation='nearest',
             )
     rows, columns = panel.area or (slice(0, height), slice(0, width))
-    line = dict(colors='white', linewidths=0.8)
-    axis.hlines(panel.rows, columns.start, columns.stop, **line)
-    axis.vlines(panel.columns, rows.start, rows.stop, **line)
+    style: dict[str, Any] = dict(colors='white', linewidths=0.8)
+    axis.hlines(panel.rows, columns.start, columns.stop, **style)
+    axis.vlines(panel.columns, rows.start, rows.stop, **style)
     if panel.outline is not None and panel.outline.any():
         inside = panel.outline.astype(float)
         for color, line in (('black', 3), ('white', 1.3)):

@@ -194,7 +194,9 @@ def blocks_to_record(backbone: GCViT, chosen: list[tuple[int, int]]) -> list[tup
 
 
 def _check_head(backbone: GCViT, chosen: list[tuple[int, int]], head: int | None) -> None:
-    for stage, block in chosen if head is not None else ():
+    if head is None:
+        return
+    for stage, block in chosen:
         table = backbone.stages[stage].blocks[block].attn.relative_position_bias_table
         if not 0 <= head < table.shape[1]:
             raise UserError(

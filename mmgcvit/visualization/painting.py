@@ -106,6 +106,8 @@ class PaintPredictions(Hook):
                 visualizer.visualize_cls(image, sample, classes, out_file=out_file)
             else:
                 sample = _in_original_coordinates(sample, image_dataset(dataset, sample.img_path))
+                if 'pred_panoptic_seg' in sample:
+                    sample = without_empty_map(sample, len(visualizer.dataset_meta['classes']))
                 visualizer.add_datasample(name, image, data_sample=sample, out_file=out_file)
 
     def _warn(self, text: str) -> None:
@@ -126,6 +128,21 @@ def _drawing_visualizer(runner: Runner) -> Visualizer:
     return class_of(VISUALIZER_TYPES[task], VISUALIZERS)()
 
 
+def without_empty_map(sample: BaseDataElement, classes: int) -> BaseDataElement:
+    """Return a sample without its panoptic map if no segment was predicted.
+
+    mmdet's visualizer fails to draw such a map.
+
+    Args:
+        sample: Sample with predictions.
+        classes: Number of classes, which is also the value of pixels without a segment.
+    """
+    if 'pred_panoptic_seg' in sample and (sample.pred_panoptic_seg.sem_seg == classes).all():
+        sample = sample.clone()
+        del sample.pred_panoptic_seg
+    return sample
+
+
 def _in_original_coordinates(sample: BaseDataElement, dataset: Dataset) -> BaseDataElement:
     """Return a sample whose boxes and masks of the ground truth are those of the original image.
 
@@ -134,9 +151,11 @@ def _in_original_coordinates(sample: BaseDataElement, dataset: Dataset) -> BaseD
     """
     from mmcv.transforms import LoadAnnotations, Resize
 
-    transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
     kinds = [
-        kind for each in transforms for kind in (LoadAnnotations, Resize) if isinstance(each, kind)
+        kind
+        for each in _transforms(getattr(dataset, 'pipeline', None))
+        for kind in (LoadAnnotations, Resize)
+        if isinstance(each, kind)
     ]
     if 'gt_instances' not in sample or kinds[:1] != [LoadAnnotations] or Resize not in kinds:
         return sample
@@ -146,6 +165,13 @@ def _in_original_coordinates(sample: BaseDataElement, dataset: Dataset) -> BaseD
     if 'masks' in truth:
         truth.masks = truth.masks.resize(sample.ori_shape)
     return sample
+
+
+def _transforms(pipeline: object) -> Iterator[object]:
+    """Yield the transforms of a pipeline and those that they wrap, such as ``CutTiles``."""
+    for each in getattr(pipeline, 'transforms', ()):
+        yield each
+        yield from _transforms(each)
 
 
 @contextmanager

@@ -56,15 +56,17 @@ class Placement:
                 'the test pipeline flips images, so its maps cannot be placed on the image: '
                 'remove the flip from test_dataloader.dataset.pipeline'
             )
-        image_size = tuple(int(size) for size in metainfo['ori_shape'][:2])
+        rows, columns = (int(size) for size in metainfo['ori_shape'][:2])
         img_shape = tuple(int(size) for size in metainfo['img_shape'][:2])
         factors = np.ravel(metainfo.get('scale_factor', 1.0)).tolist()
         scale = factors[1 % len(factors)], factors[0]  # OpenMMLab's order is x, y
-        resized = [round(size * factor) for size, factor in zip(image_size, scale, strict=True)]
+        resized = [
+            round(size * factor) for size, factor in zip((rows, columns), scale, strict=True)
+        ]
         # Transforms keep no record of the center crop. A padded image is larger than the resized.
-        crop = tuple(max(0, round((a - b) / 2)) for a, b in zip(resized, img_shape, strict=True))
-        seen = tuple(min(a, b) for a, b in zip(resized, img_shape, strict=True))
-        return cls(image_size, seen, scale, crop)
+        top, left = (max(0, round((a - b) / 2)) for a, b in zip(resized, img_shape, strict=True))
+        height, width = (min(a, b) for a, b in zip(resized, img_shape, strict=True))
+        return cls((rows, columns), (height, width), scale, (top, left))
 
     @property
     def seen(self) -> tuple[slice, slice]:
@@ -136,7 +138,8 @@ class Placement:
 
     def _pixel_centers(self) -> tuple[np.ndarray, np.ndarray]:
         """Return y (H,) and x (W,) in the input of the centers of the image's pixels."""
-        return tuple(
+        y, x = (
             (np.arange(size) + 0.5) * scale - crop
             for size, scale, crop in zip(self.image_size, self.scale, self.crop, strict=True)
         )
+        return y, x

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def _files(maps: Maps) -> Iterator[tuple[str, Callable[[], bytes]]]:
     for key in maps.chosen:
         each = maps.attention[key]
         name = f'attention_{each.name}{suffix}.png'
-        yield name, lambda each=each: draw_panel(maps.image, _attention(maps, each))
+        yield name, partial(_draw_attention, maps, each)
     if maps.target is not None:
         stage = options.stage if options.stage in maps.cams else max(maps.cams)
         number = '' if maps.target.number is None else f'_detection{maps.target.number}'
@@ -76,6 +77,10 @@ def _files(maps: Maps) -> Iterator[tuple[str, Callable[[], bytes]]]:
         yield 'maps.npz', maps.npz
 
 
+def _draw_attention(maps: Maps, each: AttentionMap) -> bytes:
+    return draw_panel(maps.image, _attention(maps, each))
+
+
 def _sheet(maps: Maps) -> bytes:
     rows = []
     for i in range(len(maps.backbone.stages)):
@@ -85,7 +90,7 @@ def _sheet(maps: Maps) -> bytes:
         row = [_windows(maps, i), _query(maps, i)]
         for kind in (LOCAL, GLOBAL):
             each = of_kind.get(kind)
-            row.append(each and _small_attention(maps, each))
+            row.append(None if each is None else _small_attention(maps, each))
         if maps.target is not None:
             row.append(_cam(maps, i) if i in maps.cams else None)
         rows.append(row)
@@ -98,10 +103,10 @@ def _sheet(maps: Maps) -> bytes:
 
 
 def _queries(maps: Maps, stages: list[int]) -> bytes:
-    panels = [_query(maps, i) for i in stages]
     panels = [
         replace(panel, title=f'stage {i}: {panel.title}')
-        for i, panel in zip(stages, panels, strict=True)
+        for i in stages
+        if (panel := _query(maps, i)) is not None
     ]
     title = 'Global queries: similar colors mean similar queries'
     return draw_sheet(maps.image, [[Panel('image'), *panels]], title)
@@ -127,8 +132,8 @@ def _query(maps: Maps, i: int) -> Panel | None:
     if query is None:
         return None
     # the query represents the complete input
-    stride = tuple(size / len(query) for size in maps.recording.input_size)
-    colors = maps.placement.to_image(principal_colors(query.cpu().numpy()), stride)
+    height, width = (size / len(query) for size in maps.recording.input_size)
+    colors = maps.placement.to_image(principal_colors(query.cpu().numpy()), (height, width))
     return Panel(f'global query, {len(query)}×{len(query)},\n3 principal components', colors)
 
 
@@ -191,7 +196,7 @@ def _cam(maps: Maps, stage: int) -> Panel:
         values / highest if highest > 0 else values,
         'Grad-CAM / its maximum',
         rectangle=_box(maps),
-        outline=maps.target.mask,
+        outline=maps.target.mask if maps.target else None,
     )
 
 

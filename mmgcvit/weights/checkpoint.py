@@ -150,8 +150,9 @@ class Checkpoint:
         """Names of the classes that the network was trained with, if the metadata has them."""
         saved = self.meta.get('dataset_meta')
         names = saved.get('classes') if isinstance(saved, Mapping) else self.meta.get('CLASSES')
-        known = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-        return tuple(names) if known else ()
+        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+        return ()
 
     @classmethod
     def from_state(
@@ -360,7 +361,7 @@ def tensors_of(content: object, source: str, ema: bool = False) -> State:
         state = state if ema_state is None else ema_state
     elif state is None and ema_state is not None:
         raise UserError(f'{source} contains only EMA weights: set ema=True')
-    elif state is None:
+    if state is None:
         state = content if isinstance(content, Mapping) else {}
     tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:

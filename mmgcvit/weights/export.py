@@ -108,6 +108,7 @@ def convert_weights(
     _check_arguments(out, to, dtype)
     checkpoint = open_checkpoint(source, prefix, ema, sha256)
     checkpoint.require_backbone()
+    assert checkpoint.path is not None and checkpoint.layout is not None
     name, size = checkpoint.source, checkpoint.size
     if size is None:
         raise UserError(f'{name} contains only part of a GC ViT backbone: use a complete file')
@@ -131,7 +132,7 @@ def convert_weights(
         'licence': checkpoint.license or UNKNOWN_LICENSE,
         'converted_by': f'mmgcvit {__version__}',
     }
-    _write(out, state, plain(checkpoint.meta), provenance)
+    write_weights(out, state, plain(checkpoint.meta), provenance)
     return Conversion(out, provenance, _groups(checkpoint, kept, to, size, windows))
 
 
@@ -170,9 +171,20 @@ def _shapes(checkpoint: Checkpoint, windows: Sequence[int]) -> dict[str, tuple[i
     return shapes
 
 
-def _write(
+def write_weights(
     out: Path, state: Mapping[str, Tensor], meta: dict, provenance: Mapping[str, str]
 ) -> None:
+    """Write a weights file, in the format of its suffix.
+
+    Args:
+        out: Output file. An existing file is replaced.
+        state: Tensors.
+        meta: Plain values to write under ``meta``. Safetensors files do not have them.
+        provenance: Notes on the weights. :attr:`Checkpoint.license` reads ``licence``.
+
+    Raises:
+        UserError: If safetensors is needed and not installed.
+    """
     # torch.save would write the complete storage behind a view
     state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     if out.suffix == '.safetensors':

@@ -3,16 +3,16 @@
 import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .. import ops
 from ..errors import UserError
+from ..optional_mmengine import print_log
 from .checkpoint import (
     EMA_KEYS,
     Checkpoint,
@@ -173,10 +173,17 @@ def fit(
         if checkpoint.backbone.get(name.removeprefix(BACKBONE)) is not tensor:
             require_finite(target.names[name], tensor, checkpoint.source)
     dropped = [name for name in offered if name not in target.names]
+
+    def in_model(names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(target.names[name] for name in names)
+
     return Fit(
         {target.names[name]: tensor for name, tensor in tensors.items()},
-        *(tuple(target.names[n] for n in names) for names in (resized, adapted, initial, refused)),
-        dropped=tuple(dropped),
+        in_model(resized),
+        in_model(adapted),
+        in_model(initial),
+        in_model(refused),
+        tuple(dropped),
     )
 
 
@@ -199,6 +206,7 @@ def _require_backbone(checkpoint: Checkpoint, target: _Target) -> None:
         return
     checkpoint.require_backbone()
     found, wanted = checkpoint.size, target.size
+    assert wanted is not None  # the size of a built backbone
     if found is None or (found.fits(wanted) and len(found.depths) < len(wanted.depths)):
         raise UserError(
             f'{source} contains only part of a GC ViT backbone, {len(backbone)} tensors of '
@@ -293,7 +301,7 @@ def _is_of_head(name: str) -> bool:
 
 def _may_be_missing(name: str, values: State) -> bool:
     norm = re.match(rf'{BACKBONE}norm[012]\.', name)
-    return bool(norm) and not any(other.startswith(norm[0]) for other in values)
+    return norm is not None and not any(other.startswith(norm[0]) for other in values)
 
 
 def _differ_in_channels(filters: Tensor | None, shape: tuple[int, ...] | None) -> bool:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from mmengine.runner import CheckpointLoader
 
 from ..errors import UserError
 from . import safe_pickle
@@ -205,6 +204,9 @@ def register_checkpoint_loaders() -> None:
     This applies to all sources of :func:`fetch`. Only this package's tools call this function:
     importing the package does not change mmengine.
     """
+    # imported here, because reading does not need mmengine
+    from mmengine.runner import CheckpointLoader
+
     CheckpointLoader.register_scheme(
         prefixes=('', 'file://', 'http://', 'https://', 'hf://', 'timm://'),
         loader=_load_for_mmengine,

@@ -20,8 +20,9 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 from torch._weights_only_unpickler import _get_allowed_globals
+
+from ..optional_mmengine import HistoryBuffer
 
 __all__ = ['Unpickler', 'inspect', 'load', 'revive', 'stand_ins']
 
@@ -107,7 +108,7 @@ def _named(target: Callable, path: str) -> Callable:
 @functools.cache
 def stand_ins() -> dict[str, Callable]:
     """Return the stand-ins by the path in the file. torch itself does not allow these paths."""
-    targets = {
+    targets: dict[str, Callable] = {
         'mmengine.logging.history_buffer.HistoryBuffer': _History,
         'argparse.Namespace': Namespace,
         'builtins.getattr': _nothing,
@@ -198,6 +199,7 @@ def inspect(file: IO[bytes]) -> list[str]:
     below: list[list[Any]] = []
     memo: dict[int, Any] = {}
     try:
+        argument: Any  # of the type that its opcode has
         for opcode, argument, _ in pickletools.genops(file):
             name = opcode.name
             if name == 'MARK':
@@ -241,7 +243,8 @@ def inspect(file: IO[bytes]) -> list[str]:
 class Unpickler(pickle._Unpickler):
     """Unpickler that only loads allowed globals, and only calls or modifies allowed objects."""
 
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -263,12 +266,12 @@ class Unpickler(pickle._Unpickler):
     def load_reduce(self) -> None:
         """Call a function. The function and its arguments are on the stack."""
         self._require_found(self.stack[-2])
-        super().load_reduce()
+        super().load_reduce()  # type: ignore[misc]  # unknown to typeshed
 
     def load_newobj(self) -> None:
         """Create an instance of a class. The class and its arguments are on the stack."""
         self._require_found(self.stack[-2])
-        super().load_newobj()
+        super().load_newobj()  # type: ignore[misc]  # unknown to typeshed
 
     def load_build(self) -> None:
         """Set the state of an object."""

@@ -15,10 +15,10 @@ from urllib.request import Request, urlopen
 
 import torch
 from filelock import FileLock
-from mmengine.logging import print_log
 
 from ..errors import UserError
 from ..files import write_atomically
+from ..optional_mmengine import print_log
 
 TIMEOUT = 10  # seconds to wait for data from a server
 # folder in torch hub's cache; the names of downloaded files do not begin with a dot
@@ -283,8 +283,7 @@ def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: s
             'checkpoint to the path of a copy'
         ) from error
     endpoint = public_name(constants.ENDPOINT)
-    # without this check, huggingface_hub retries for up to a minute before it uses its cache
-    offline = constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)
+    offline = hub_is_offline()
     for name in names:
         print_log(
             f'loading {name} of {repo} from {endpoint} for {source}, cached in '
@@ -310,6 +309,16 @@ def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: s
             ) from None
         return Path(path)
     raise AssertionError('the last name returns or raises')
+
+
+def hub_is_offline() -> bool:
+    """Whether the Hugging Face Hub does not respond, or ``HF_HUB_OFFLINE`` is set.
+
+    Without this check, huggingface_hub retries for up to a minute before it uses its cache.
+    """
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)
 
 
 def _answers(url: str) -> bool:
@@ -344,8 +353,9 @@ def public_name(source: str) -> str:
     if '@' not in authority and re.match(r'[^\[]*:(?!\d*$)', authority):
         # the text after the colon is not a port, but a password with an unquoted / ? or #
         rest = rest.rpartition('@')[2]
-    authority, path = re.match(r'([^/?#]*)([^?#]*)', rest).groups()
-    return f'{scheme}{authority.rpartition("@")[2]}{path}'
+    rest = re.split(r'[?#]', rest, maxsplit=1)[0]
+    authority, slash, path = rest.partition('/')
+    return f'{scheme}{authority.rpartition("@")[2]}{slash}{path}'
 
 
 def public_text(error: BaseException) -> str:

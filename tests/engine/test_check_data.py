@@ -438,6 +438,6 @@ def test_all_processes_end_when_the_first_finds_bad_data(shapes, tmp_path):
 
 
 def test_every_check_is_in_the_docs_with_its_name():
-    page = (Path(__file__).parents[2] / 'docs' / 'training.md').read_text()
+    page = (Path(__file__).parents[2] / 'docs' / 'your_data.md').read_text()
     table = page[page.index('| check | finds |') :].partition('\n\n')[0]
     assert set(re.findall(r'^\| `([a-z-]+)` \|', table, re.MULTILINE)) == set(NAMES_OF_CHECKS)

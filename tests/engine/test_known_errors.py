@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import pickle
+import types
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -366,11 +368,35 @@ def raising(error):
             ),
             'ImportError: `tifffile` is not installed (',
         ),
+        (
+            # of mmdet's metrics
+            RuntimeError(
+                'panopticapi is not installed, please install it by: pip install git+URL.'
+            ),
+            'panopticapi is not installed, please install it by: pip install git+URL. Or use '
+            'mmgcvit.LoadPanopticAnnotations and mmgcvit.PanopticMetric without it (',
+        ),
         (UserError('set x'), 'set x'),
     ],
 )
 def test_errors_of_the_machine_have_a_remedy(error, message):
     assert message_of(raising(error)).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ('package', 'remedy'),
+    [
+        ('lvis', 'git+https://github.com/lvis-dataset/lvis-api.git'),
+        ('old', ': install a newer version of old'),
+    ],
+)
+def test_a_package_for_an_older_numpy_is_named(package, remedy):
+    module = types.ModuleType(package)
+    code = 'import numpy\ndef evaluate(*_):\n    return numpy.removed'
+    exec(code, module.__dict__)
+    message = message_of(module.evaluate)
+    assert message.startswith(f'{package} uses np.removed, which NumPy {np.__version__} does not')
+    assert message.endswith(remedy)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,13 @@ def test_masks_that_cannot_be_left_out_are_refused():
         adapt_tta(detector(mask_head=dict()), CPU)
 
 
+def test_masks_of_a_panoptic_model_are_needed():
+    cfg = detector(roi_head=dict(mask_head=dict()), panoptic_fusion_head=dict())
+    cfg.test_evaluator = dict(type='mmgcvit.PanopticMetric')
+    with pytest.raises(UserError, match='Detector has no separate mask head'):
+        adapt_tta(cfg, CPU)
+
+
 def test_a_classifier_averages_the_scores_of_its_views():
     cfg = detector(head=dict())
     with pytest.raises(UserError, match='--tta needs tta_pipeline in a classification config'):

@@ -88,6 +88,29 @@ def test_the_threshold_selects_what_is_drawn_only(models, monkeypatch, gray):
     }
 
 
+@pytest.mark.parametrize('with_segments', [True, False])
+def test_segments_of_a_panoptic_model(models, monkeypatch, gray, with_segments):
+    sample, (ellipse, _) = instances()
+    path, image = gray
+    del sample.pred_instances
+    ids = torch.full((1, 80, 120), 3)  # the number of classes: pixels without a segment
+    if with_segments:
+        ids[0, 60:] = 2
+        ids[0, ellipse] = 1 + 2 * 1000
+    sample.pred_panoptic_seg = PixelData(sem_seg=ids)
+    result = build_inferencer(predicting(models, monkeypatch, 'detection', sample)).infer(path)
+    if not with_segments:
+        assert (result.record['segments'], result.summary) == ([], 'no instances')
+        assert np.array_equal(result.picture, image)
+        return
+    assert result.record['segments'] == [
+        dict(label=2, name='triangle', pixels=20 * 120),
+        dict(label=1, name='rectangle', pixels=int(ellipse.sum())),
+    ]
+    assert result.summary == '1 triangle, 1 rectangle'
+    assert not np.array_equal(result.picture[30:50, 30:50], image[30:50, 30:50])
+
+
 def test_a_segmentor_has_a_label_map(models, monkeypatch, gray):
     labels = torch.full((1, 80, 120), 3)
     labels[:, 20:60, 30:90] = 149

@@ -62,6 +62,11 @@ BEFORE = dict(mmengine='0.10.7', mmdet='3.3.0')
         ({'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6'}, None),
         ({**BEFORE, 'mmcv': '2.1.0', 'mmcv-lite': '2.0.1'}, 'pip uninstall mmcv mmcv-lite'),
         ({**BEFORE, 'onedl-mmcv': '2.3.6'}, 'both stacks are installed'),
+        ({'opencv-python': '4.12.0.88', 'opencv-python-headless': '4.12.0.88'}, None),
+        (
+            {'opencv-python': '5.0.0.93', 'opencv-python-headless': '4.12.0.88'},
+            'opencv-python 5.0.0.93 and opencv-python-headless 4.12.0.88 are both',
+        ),
     ],
 )
 def test_what_must_not_be_installed_together(tool, installed, words):

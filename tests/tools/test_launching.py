@@ -199,6 +199,7 @@ def test_mistakes_are_one_line(run, command, variables, message):
             ['test.py', UPERNET, 'https://host/x.pth', '--out', 'x.txt'],
             '--out must end in .pkl or .pickle, got x.txt',
         ),
+        (['test.py', UPERNET, 'x.pth', '--tta', '--tiles'], '--tta and --tiles cannot be combined'),
         (['train.py', UPERNET, '--resume', 'no.pth'], 'the checkpoint no.pth does not exist'),
         (
             ['train.py', UPERNET, '--launcher', 'pytorch'],
@@ -262,6 +263,22 @@ def test_segmentation_merges_views(evaluate, upernet, tmp_path):
         path.name for path in (tmp_path / 'painted').iterdir()
     )
     assert all(image['pred_sem_seg'].ndim == 2 for image in maps)
+
+
+@pytest.mark.slow
+def test_images_are_predicted_in_tiles(evaluate, mask_rcnn, upernet, tmp_path):
+    tiles = ('--tiles', 150, '--tile-overlap', 50, '--out', tmp_path / 'found.pkl')
+    outputs = ('--work-dir', tmp_path / 'boxes', '--show-dir', tmp_path / 'painted')
+    printed = evaluate(CONFIG, mask_rcnn[0] / 'epoch_3.pth', *tiles, *outputs)
+    assert 'not drawn' not in printed and len(list((tmp_path / 'painted').iterdir())) == 4
+    assert metrics_of_test(tmp_path / 'boxes').keys() == metrics_of_validation(mask_rcnn[0]).keys()
+    for image in load(tmp_path / 'found.pkl'):
+        assert {tuple(mask['size']) for mask in image['pred_instances']['masks']} == {
+            image['ori_shape']
+        }
+    evaluate(UPERNET, upernet[0] / 'iter_24.pth', *tiles, '--work-dir', tmp_path / 'maps')
+    assert metrics_of_test(tmp_path / 'maps').keys() == metrics_of_validation(upernet[0]).keys()
+    assert all(image['pred_sem_seg'].min() >= 0 for image in load(tmp_path / 'found.pkl'))
 
 
 @pytest.mark.slow

@@ -96,7 +96,8 @@ def _measure(
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         batches = iter(Runner.build_dataloader(copy.deepcopy(cfg.train_dataloader), seed=0))
     wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
-    loading, seconds = [], {name: [] for name in steps}
+    loading: list[float] = []
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     begin = time.monotonic()
     for number in range(-WARM_UP, rounds):
         start = time.perf_counter()

@@ -142,7 +142,8 @@ class _ShowRemainingTime(Hook):
 
     def __init__(self, remaining: RemainingTime, task: str, screen: TextIO) -> None:
         self._remaining, self._task, self._screen = remaining, task, screen
-        self._iteration, self._start = 0, None
+        self._iteration = 0
+        self._start: float | None = None
 
     def before_train(self, runner: Runner) -> None:
         self._iteration, self._start = runner.iter, time.monotonic()

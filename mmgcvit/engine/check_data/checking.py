@@ -1,7 +1,7 @@
 """Run all checks of a config."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -18,10 +18,9 @@ from .config import CONFIG, Setup, class_counts
 from .image_folders import IMAGE_FOLDERS
 from .label_maps import LABEL_MAPS
 from .masks import SPLITS
-from .report import Note, Problem, Report, Unchecked
+from .panoptic import PANOPTIC
+from .report import Check, Checks, Note, Problem, Report, Unchecked
 from .split import Split
-
-Check = Callable[[Any], Iterator[Problem | Note]]
 
 
 def name_of(check: Check) -> str:
@@ -30,11 +29,11 @@ def name_of(check: Check) -> str:
 
 
 # datasets whose folders differ also have different classes
-OF_CONFIG = {**CLASSIFIERS, **CONFIG, class_counts: (folder_labels,)}
+OF_CONFIG: Checks = {**CLASSIFIERS, **CONFIG, class_counts: (folder_labels,)}
 NAMES = tuple(
     dict.fromkeys(
         name_of(check)
-        for checks in (COCO, LABEL_MAPS, IMAGE_FOLDERS, OF_CONFIG)
+        for checks in (COCO, PANOPTIC, LABEL_MAPS, IMAGE_FOLDERS, OF_CONFIG)
         for check in checks
     )
 )
@@ -74,7 +73,9 @@ def check_data(
     return report
 
 
-def _checks_of(split: Split) -> Mapping[Check, Sequence[Check]]:
+def _checks_of(split: Split) -> Checks:
+    if 'CocoPanopticDataset' in split.bases:
+        return PANOPTIC
     if 'CocoDataset' in split.bases:
         return COCO
     return IMAGE_FOLDERS if 'CustomDataset' in split.bases else LABEL_MAPS
@@ -93,7 +94,7 @@ def _read_skipped(cfg: Config) -> set[str]:
 
 
 def run_checks(
-    checks: Mapping[Check, Sequence[Check]],
+    checks: Checks,
     subject: Any,
     splits: Sequence[str],
     skip: set[str],

@@ -10,7 +10,7 @@ from ...models.arch import DENSE_PREDICTION
 from ...registry import class_of
 from ...task import CLASSIFICATION, inner_model, task_of
 from .config import Setup
-from .report import Problem
+from .report import Checks, Problem
 from .split import find_evaluators, listed
 
 PER_STAGE = ('window_size', 'query_downsamples')
@@ -125,4 +125,4 @@ def _heads(setup: Setup) -> Iterator[tuple[str, Mapping[str, Any]]]:
     return setup.heads() if task_of(setup.cfg) is CLASSIFICATION else iter(())
 
 
-CLASSIFIERS = {folder_labels: (), labels: (), num_classes: (), windows: ()}
+CLASSIFIERS: Checks = {folder_labels: (), labels: (), num_classes: (), windows: ()}

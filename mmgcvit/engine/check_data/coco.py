@@ -14,7 +14,7 @@ from mmengine import fileio
 from ...errors import describe
 from ..encodings import encoding_fault
 from .masks import IGNORED, MISSING, box_options, mask_fault
-from .report import Note, Problem, Unchecked
+from .report import Checks, Note, Problem, Unchecked
 from .split import Split, channels, dataset, find_evaluators, images, listed, read_items
 
 LARGE = 32 * 2**20  # bytes; larger files take more than a second or two to read
@@ -141,9 +141,12 @@ def _read_list(data: mmap.mmap, key: bytes, most: int | None) -> list | None:
     if match is None:
         return None
     text = data[match.end() : match.end() + PART].decode(errors='replace')
-    decoder, elements, position = json.JSONDecoder(), [], 0
+    decoder, position = json.JSONDecoder(), 0
+    elements: list[Any] = []
     while most is None or len(elements) < most:
-        position = SEPARATOR.match(text, position).end()
+        separator = SEPARATOR.match(text, position)
+        assert separator is not None  # it may be empty
+        position = separator.end()
         if text[position : position + 1] in (']', ''):
             break
         element, position = decoder.raw_decode(text, position)
@@ -163,7 +166,7 @@ def annotation_fields(split: Split) -> Iterator[Problem]:
         ('annotations', ANNOTATION_KEYS),
     ):
         for number, entry in enumerate(split.content[key]):
-            if not _has_fields(entry, wanted):
+            if not has_fields(entry, wanted):
                 yield Problem(
                     f'{split.path}: entry {number} of {key!r} lacks one of {", ".join(wanted)}, '
                     'or has a value that is not a number: export it again'
@@ -171,7 +174,8 @@ def annotation_fields(split: Split) -> Iterator[Problem]:
                 break
 
 
-def _has_fields(entry: Any, keys: Sequence[str]) -> bool:
+def has_fields(entry: Any, keys: Sequence[str]) -> bool:
+    """Return whether an entry of an annotation file has fields of the right type."""
     return (
         isinstance(entry, Mapping)
         and all(key in entry for key in keys)
@@ -269,6 +273,9 @@ def reading(split: Split) -> Iterator[Problem | Note]:
         return
     try:
         read_items(split)
+    except ImportError as error:  # LVIS
+        yield Problem(f'{split.cls.__name__} needs another package ({describe(error)})')
+        return
     except Exception as error:
         yield Problem(
             f'{split.cls.__name__} cannot read {split.path} ({describe(error)}): correct it or '
@@ -307,19 +314,20 @@ def image_files(split: Split) -> Iterator[Problem]:
 def image_sizes(split: Split) -> Iterator[Problem]:
     """Images of another size than their entries."""
     differ = [
-        opened
+        (opened, opened.size)
         for opened in split.opened
         if opened.size and opened.size != (opened.item['height'], opened.item['width'])
     ]
     if not differ:
         return
-    item, (height, width) = differ[0].item, differ[0].size
+    first, (height, width) = differ[0]
+    item = first.item
     text = (
         f'{len(differ)} images differ in size (width × height, as loaded) from their entries in '
         f'{split.path}: {item["img_path"]} is {width}×{height}, its entry has '
         f'{item["width"]}×{item["height"]}; correct the entries and their boxes'
     )
-    if differ[0].orientation > 1 and (width, height) == (item['height'], item['width']):
+    if first.orientation > 1 and (width, height) == (item['height'], item['width']):
         text += (
             ', or, if the boxes belong to the image as it is stored (without the rotation of its '
             "Exif data), set color_type='color_ignore_orientation' in LoadImageFromFile of every "
@@ -334,7 +342,9 @@ def instances(split: Split) -> Iterator[Problem | Note]:
         raise Unchecked(
             f'{split.path} was not read completely, because it is large: tools/check_data.py does'
         )
-    counts, kept, ignored, annotated, dropped = Counter(), 0, 0, set(), []
+    counts: Counter[str] = Counter()
+    annotated: set[int] = set()
+    kept, ignored, dropped = 0, 0, []
     names = {category['id']: category['name'] for category in split.content['categories']}
     for annotation, image, instance in used_annotations(split):
         if instance is None:
@@ -474,7 +484,7 @@ def loading(split: Split) -> Iterator[Problem]:
 
 
 # check → checks that have to succeed first
-COCO = {
+COCO: Checks = {
     dataset: (),
     annotation_file: (dataset,),
     annotation_fields: (annotation_file,),

@@ -13,7 +13,7 @@ from ...registry import class_of
 from ...task import SEGMENTATION, inner_model, task_of
 from ..options import walk
 from .masks import box_options, monitored, predicts_masks
-from .report import Problem, Unchecked
+from .report import Checks, Problem, Unchecked
 from .split import Split, find_evaluators
 
 # heads with other classes than the dataset: objects and background, borders and areas, or their own
@@ -95,19 +95,22 @@ def evaluator_files(setup: Setup) -> Iterator[Problem]:
     """Evaluators that read other annotations than their dataset uses."""
     for name in setup.splits:
         leaves = [split for split in setup.datasets if name in split.names]
-        if len(leaves) != 1 or name == 'train' or 'CocoPanopticDataset' in leaves[0].bases:
-            continue  # panoptic annotations are in several files
+        if len(leaves) != 1 or name == 'train':
+            continue
+        is_panoptic = 'CocoPanopticDataset' in leaves[0].bases
         leaf = leaves[0].leaf
         wanted = os.path.join(leaf.get('data_root') or '', leaf.get('ann_file') or '')
+        used, total = leaves[0].counts.images, len(leaves[0].content.get('images', ()))
         for place, evaluator in find_evaluators(setup.cfg, name):
             path = evaluator.get('ann_file')
+            if is_panoptic and 'seg_prefix' not in evaluator:
+                continue  # it reads the instances
             if path and leaf.get('ann_file') and os.path.realpath(path) != os.path.realpath(wanted):
                 yield Problem(
                     f'{place}.ann_file is {path}, but the {name} dataset reads {wanted}: set '
                     f'--cfg-options {place}.ann_file={wanted}'
                 )
-            elif path and 0 < leaves[0].counts.images < len(leaves[0].content.get('images', ())):
-                used, total = leaves[0].counts.images, len(leaves[0].content['images'])
+            elif path and used and used < total:
                 yield Problem(
                     f'{place} evaluates all {total} images of {path}, but the {name} dataset uses '
                     f'{used} of them (indices or filter_cfg), so the metrics are too low: write an '
@@ -311,7 +314,7 @@ def mask_settings(setup: Setup) -> Iterator[Problem]:
         )
 
 
-CONFIG = {
+CONFIG: Checks = {
     evaluator_files: (),
     class_counts: (),
     ignore_index: (),

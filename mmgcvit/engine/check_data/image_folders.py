@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from ...errors import describe
-from .report import Note, Problem, Unchecked
+from .report import Checks, Note, Problem, Unchecked
 from .split import FEW, Split, channels, dataset, images, listed, read_items
 
 
@@ -180,7 +180,7 @@ def empty_class(split: Split) -> Iterator[Problem | Note]:
 
 
 # check → checks that have to succeed first
-IMAGE_FOLDERS = {
+IMAGE_FOLDERS: Checks = {
     dataset: (),
     image_list: (dataset,),
     class_folders: (dataset,),

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from ..encodings import encoding_fault
-from .report import Note, Problem, Unchecked
+from .report import Checks, Note, Problem, Unchecked
 from .split import Split, channels, dataset, images, listed, read_items
 
 
@@ -68,7 +68,7 @@ def label_maps(split: Split) -> Iterator[Problem]:
     faults: dict[str, list[str]] = defaultdict(list)
     classes, ignored = split.classes, split.dataset.ignore_index
     for opened in split.opened:
-        path = opened.item.get('seg_map_path')
+        path = opened.item.get('seg_map_path', '')
         if opened.label_fault:
             faults[opened.label_fault].append(path)
         beyond = [value for value in opened.pixels if value >= len(classes) and value != ignored]
@@ -167,7 +167,7 @@ def empty_class(split: Split) -> Iterator[Problem | Note]:
 
 
 # check → checks that have to succeed first
-LABEL_MAPS = {
+LABEL_MAPS: Checks = {
     dataset: (),
     folders: (dataset,),
     reading: (folders,),

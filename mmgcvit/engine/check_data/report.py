@@ -1,7 +1,8 @@
 """The results of a check."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 MANY = 200  # classes; of more, only the rarest are listed
 RAREST = 20
@@ -31,6 +32,12 @@ class Note:
     text: str
 
 
+# A check is given a dataset or a config. A table maps each check to the checks that have to succeed
+# first.
+Check = Callable[[Any], Iterator[Problem | Note]]
+Checks = Mapping[Check, Sequence[Check]]
+
+
 class Unchecked(Exception):
     """Ends a check that cannot be run; the reason becomes a note."""
 
@@ -43,8 +50,8 @@ class Counts:
         images: Number of images after the dataset's filter, or None if unknown.
         annotated: Number of images with an instance or pixel of a class, or None if unknown. Of
             label maps, only the opened ones are counted.
-        unit: 'instances' or 'pixels'.
-        classes: Number of instances or pixels by class, empty if unknown.
+        unit: 'instances', 'segments' or 'pixels'.
+        classes: Number of instances, segments or pixels by class, empty if unknown.
     """
 
     images: int | None = None
@@ -72,6 +79,12 @@ class Report:
         """Add the results of checks."""
         self.problems += [each for each in found if isinstance(each, Problem)]
         self.notes += [each.text for each in found if isinstance(each, Note)]
+
+    def text(self) -> str:
+        """Return the table of counts, then notes and problems, each on a line."""
+        lines = [self.table(), *(f'note: {note}' for note in self.notes)]
+        lines += [f'{number}. {each.text}' for number, each in enumerate(self.problems, 1)]
+        return '\n'.join(lines if self.problems else [*lines, 'no problems found'])
 
     def table(self) -> str:
         """Format the counts: one line per dataset, then one line per class."""

@@ -24,6 +24,7 @@ from PIL import Image
 from ...errors import describe
 from ...registry import class_of
 from ...sampling import evenly
+from ..known_errors import known_failure
 from .report import Counts, Problem, Unchecked
 
 FEW = 5000  # files that can be looked up within a moment, on a network file system too
@@ -111,10 +112,10 @@ class Split:
             return DATASETS.build(leaf)
 
     @cached_property
-    def classes(self) -> tuple[str, ...] | None:
-        """Class names, None if the dataset has none."""
+    def classes(self) -> tuple[str, ...]:
+        """Class names, empty if the dataset has none."""
         classes = self.dataset.metainfo.get('classes')
-        return tuple(classes) if isinstance(classes, list | tuple) else None
+        return tuple(classes) if isinstance(classes, list | tuple) else ()
 
     @property
     def path(self) -> str:
@@ -125,7 +126,7 @@ class Split:
         return 'train' in self.names
 
     @cached_property
-    def pipeline(self) -> list[tuple[str, dict]]:
+    def pipeline(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Class names and configs of the transforms."""
         scope = self.cfg.get('default_scope')
         steps = [step for step in self.leaf.get('pipeline') or [] if isinstance(step, Mapping)]
@@ -225,11 +226,9 @@ class Split:
         if loaded is None:  # ignore_empty=True: training skips the image
             return None
         pixels = loaded.get('img')
-        opened.size = loaded.get('ori_shape') or getattr(pixels, 'shape', (None,) * 2)[:2]
+        opened.size = loaded.get('ori_shape') or getattr(pixels, 'shape', ())[:2] or None
         if isinstance(pixels, np.ndarray):
             opened.channels = pixels.shape[2] if pixels.ndim > 2 else 1
-        if None in opened.size:
-            opened.size = None
         if _turns(image):
             opened.orientation = _orientation(item['img_path'], image)
         if self.labels is not None and item.get('seg_map_path'):
@@ -343,7 +342,7 @@ def dataset(split: Split) -> Iterator[Problem]:
         return
     name = getattr(split.cls, '__name__', split.cls)
     known = {'CocoDataset', 'BaseSegDataset', 'CustomDataset'}
-    if not split.bases & known or 'CocoPanopticDataset' in split.bases:
+    if not split.bases & known:
         raise Unchecked(f'{name} is neither a COCO dataset nor a segmentation dataset of folders')
     root = split.leaf.get('data_root')
     if root and not split.is_remote and not os.path.isdir(root):
@@ -365,11 +364,13 @@ def dataset(split: Split) -> Iterator[Problem]:
         pass  # the checks that open images report it
     except Exception as error:
         yield Problem(
-            f'the transforms that load files cannot be built ({_reason(error)}): correct '
+            known_failure(error)  # such as a missing package
+            or f'the transforms that load files cannot be built ({_reason(error)}): correct '
             f'{split.option}.pipeline'
         )
     # mmpretrain's datasets can have the classes of their folders, which are not yet read
-    if 'CustomDataset' not in split.bases and split.classes is None:
+    classes = split.dataset.metainfo.get('classes')
+    if 'CustomDataset' not in split.bases and not isinstance(classes, list | tuple):
         yield Problem(
             f'metainfo.classes is not a tuple of names: set {split.option}.metainfo.classes to the '
             'names of the classes; a single class needs a comma: ("cat",)'

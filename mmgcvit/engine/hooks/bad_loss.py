@@ -156,6 +156,7 @@ class BadLossHook(HoldStepHook):
             flags = (bad_loss, False, skipped)
         else:
             flags = (bad_loss, *update)
+        assert self.step is not None  # of before_train_iter
         self.step.losses = losses
         self._unreported.append((self.step, update is not None))
         reduced = self._flags.exchange(*flags)

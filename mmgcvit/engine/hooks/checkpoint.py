@@ -136,7 +136,7 @@ class SafeCheckpointHook(CheckpointHook):
             f'The validation after iteration {runner.iter} was not finished: repeating it now.'
         )
         # after_val saves it again
-        self.last_ckpt = self._path(self._validated_step(runner))
+        self.last_ckpt: str | None = self._path(self._validated_step(runner))
         try:
             runner.val_loop.run()
         except Exception as error:
@@ -346,7 +346,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _is_validation_due(self, runner: Runner) -> bool:
         """Whether the validation after the checkpoint that is resumed from has to be repeated."""
-        mark = [None]
+        mark: list[str | None] = [None]
         if is_main_process() and self._mark(runner).is_file():
             mark[0] = self._mark(runner).read_text()
         broadcast_object_list(mark)

@@ -120,6 +120,7 @@ class ExactResumeHook(Hook):
         loop = runner.train_loop
         if not isinstance(loop, EpochBasedTrainLoop):
             return
+        assert self._segments is not None  # of before_train
         loop.dataloader = self._segments.begin(runner.iter, self._batches, endless=False)
         self._images = self._batches * _images_per_iteration(runner)
         if self._batches:

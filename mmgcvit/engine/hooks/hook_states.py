@@ -72,12 +72,13 @@ class UnknownStates:
 
     def warn_of_changes(self, hooks: Iterable[Hook]) -> None:
         """Log a warning, once, for each hook whose attributes have changed."""
+        attributes = self._attributes or {}
         for hook in _unknown(hooks):
-            before = (self._attributes or {}).get(id(hook)) or {}
+            before = attributes.get(id(hook)) or {}
             now = _plain_attributes(hook)
             changed = [name for name in before if now.get(name) != before[name]]
             if changed:
-                self._attributes[id(hook)] = {}
+                attributes[id(hook)] = {}
                 print_log(
                     f'a resumed training may not be exact: {type(hook).__name__} changes its '
                     f'{", ".join(changed)}, which checkpoints do not contain; give this hook '

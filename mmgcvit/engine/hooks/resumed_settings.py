@@ -189,7 +189,7 @@ def _changes_of_optimizer(runner: Runner, checkpoint: dict) -> Iterator[str]:
     """Yield a line if settings of the optimizer differ; those of the checkpoint are loaded."""
     built = runner.optim_wrapper.optimizer.param_groups
     saved = (checkpoint.get('optimizer') or {}).get('param_groups') or []
-    changes = {}
+    changes: dict[str, tuple[Any, Any]] = {}
     for new, old in zip(built, saved, strict=False):
         for name in new.keys() & old.keys() - {'params'}:
             # the value before the schedule, if there is one

@@ -66,8 +66,9 @@ class StopOnSigtermHook(Hook):
         self._install(runner)  # SafeCheckpointHook may repeat a validation before the training
         self._iteration = runner.iter
         self._validating = self._flags is not None
-        self._saved = self._validating and self._checkpoints.is_saved(runner)
-        self._resumes_with = self._checkpoints.resumes_with(runner) if self._saved else ''
+        checkpoints = self._checkpoints  # None without flags
+        self._saved = checkpoints is not None and checkpoints.is_saved(runner)
+        self._resumes_with = checkpoints.resumes_with(runner) if checkpoints and self._saved else ''
         if self._saved and self._received is not None:
             self._leave_validation()
 
@@ -135,6 +136,7 @@ class StopOnSigtermHook(Hook):
             self._leave_validation()
 
     def _stop(self, runner: Runner, epoch: int, iteration: int) -> NoReturn:
+        assert self._checkpoints is not None  # of _install
         self._checkpoints.save_now(runner, epoch, iteration)
         # srun sends it to the other processes when the first one has ended
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -4,6 +4,8 @@ Clark et al. (ELECTRA, ICLR 2020) introduced it for fine-tuning, Bao et al. (BEi
 vision transformers.
 """
 
+from typing import Any
+
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
@@ -76,7 +78,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'{type(module).__name__}.backbone is {type(backbone).__name__}: remove '
                 'optim_wrapper.constructor'
             )
-        single = []
+        single: list[dict[str, Any]] = []
         super().add_params(single, module, prefix, is_dcn_module)
         params.extend(self._group(single, module, backbone))
 
@@ -84,7 +86,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """Scale the learning rates of single-parameter groups, and merge equal groups."""
         names = {parameter: name for name, parameter in model.named_parameters()}
         _, num_layers = backbone.get_layer_depth('')
-        groups = {}
+        groups: dict[tuple[int, str], dict[str, Any]] = {}
         for settings in single:
             (parameter,) = settings.pop('params')
             name = names[parameter]
@@ -92,7 +94,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             settings = {k: v for k, v in settings.items() if k not in ('lr_mult', 'decay_mult')}
             layer, _ = backbone.get_layer_depth(name, 'backbone.')
             scale = self.decay_rate ** (num_layers - 1 - layer)
-            settings['lr'] = scale * settings.get('lr', self.base_lr)
+            settings.setdefault('lr', self.base_lr)
+            settings['lr'] *= scale
             if parameter.ndim <= 1 or name.endswith('relative_position_bias_table'):
                 settings['weight_decay'] = 0.0
             elif self.base_wd is not None:

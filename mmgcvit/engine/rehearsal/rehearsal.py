@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -94,7 +94,7 @@ def rehearse(
     before = signal.signal(signal.SIGTERM, _interrupt)
     machine = Machine(device := choose_device(), start_processes(cfg, device))
     register_checkpoint_loaders()
-    folder = [tempfile.mkdtemp(prefix='mmgcvit_rehearsal_') if is_main_process() else None]
+    folder = [tempfile.mkdtemp(prefix='mmgcvit_rehearsal_') if is_main_process() else '']
     broadcast_object_list(folder)
     path = Path(folder[0])
     failed = 0
@@ -214,9 +214,8 @@ class _Rehearsal:
     def data(self) -> str:
         """Build the datasets, and load a few items of each through their pipelines."""
         set_default_scope(self.cfg.get('default_scope', 'mmengine'))
-        texts, problems = [], []
-        if is_main_process():
-            problems = self._checked()
+        texts: list[str] = []
+        problems = self._checked() if is_main_process() else []
         warnings = [problem.text for problem in problems if not problem.stops]
         stopping = [problem for problem in problems if problem.stops]
         errors = [problem.text for problem in stopping]
@@ -309,7 +308,7 @@ class _Rehearsal:
 
     def _size(self) -> str:
         model = self.runner.model  # a config if FlexibleRunner has not built it
-        parameters = getattr(model, 'parameters', list)()
+        parameters: Iterable[Tensor] = getattr(model, 'parameters', list)()
         return f'{sum(p.numel() for p in parameters) / 1e6:.1f} M parameters'
 
     def training(self) -> str:

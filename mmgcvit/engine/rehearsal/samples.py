@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mmengine.config import Config
@@ -99,7 +100,8 @@ def worst_items(dataset: Dataset) -> dict[str, int]:
     They are read from the ``width``, ``height`` and ``instances`` of the dataset's items, as in
     COCO files. Without these fields, the result is empty.
     """
-    sizes, instances = {}, {}
+    sizes: dict[int, int] = {}
+    instances: dict[int, int] = {}
     try:
         for index in range(len(dataset)):
             info = dataset.get_data_info(index)
@@ -112,9 +114,9 @@ def worst_items(dataset: Dataset) -> dict[str, int]:
     if not sizes:
         return {}
     return {
-        'largest image': max(sizes, key=sizes.get),
-        'most instances': max(instances, key=instances.get),
-        'smallest image': min(sizes, key=sizes.get),
+        'largest image': max(sizes, key=sizes.__getitem__),
+        'most instances': max(instances, key=instances.__getitem__),
+        'smallest image': min(sizes, key=sizes.__getitem__),
     }
 
 
@@ -141,7 +143,7 @@ def training_items(
     ordinary = itertools.cycle(evenly(length, number * processes))
     heavy = [index for name, index in worst.items() if name != 'smallest image']
     first = itertools.cycle(heavy) if heavy else ordinary
-    chosen = []
+    chosen: list[int] = []
     for _ in range(processes):
         chosen += itertools.islice(first, per_update)
         chosen += [worst['smallest image']] if worst else []
@@ -183,7 +185,7 @@ def load(loader: DataLoader, indices: Sequence[int], option: str) -> None:
             raise UserError(f'{where}: {reason}') from error
     size = getattr(loader.batch_sampler, 'batch_size', None) or 1
     for start in range(0, len(items), size):
-        call(lambda start=start: loader.collate_fn(items[start : start + size]), f'{option}: batch')
+        call(partial(loader.collate_fn, items[start : start + size]), f'{option}: batch')
 
 
 def call(function: Callable[[], Any], what: str) -> Any:

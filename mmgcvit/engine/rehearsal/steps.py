@@ -70,7 +70,7 @@ class FewSteps(Hook):
     ) -> None:
         """Measure an iteration, and stop after the last one."""
         self._note(self.times)
-        if 'loss' in (outputs or {}):
+        if outputs is not None and 'loss' in outputs:
             self.losses.append(outputs['loss'].item())
         if len(self.times) > self.batches:
             runner.train_loop.stop_training = True

@@ -20,6 +20,7 @@ from ...errors import UserError, describe, place
 from ...sampling import evenly
 from ..failed_step import random_state, set_random_state
 from ..hooks.resumed_settings import is_finished
+from ..known_errors import known_failure
 from ..options import walk
 from .samples import limit, take
 
@@ -164,6 +165,8 @@ def explain(error: BaseException, what: str) -> str:
     else:
         remedy = f'correct {what}_dataloader, {what}_evaluator or the model'
     name = 'validation' if what == 'val' else 'test'
+    if known := known_failure(error):
+        return f'the {name} fails: {known}'
     return f'the {name} fails ({describe(error)}, {place(error)}): {remedy}'
 
 

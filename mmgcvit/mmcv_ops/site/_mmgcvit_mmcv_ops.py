@@ -9,26 +9,30 @@ when it uninstalls mmgcvit.
 import os
 import sys
 
+TYPE_CHECKING = False  # type checkers assume True; typing itself is not imported
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
 
 class MmcvExtFinder:
     """A finder at the end of ``sys.meta_path``, which Python uses after all others have failed."""
 
     @staticmethod
-    def find_spec(name, path=None, target=None):
+    def find_spec(name: str, path: object = None, target: object = None) -> 'ModuleSpec | None':
         if name != 'mmcv._ext':
             return None
         from importlib.util import find_spec, spec_from_file_location
 
         package = find_spec('mmgcvit')
         # find_spec may return an unrelated folder named mmgcvit instead of the package
-        for folder in package.submodule_search_locations if package else ():
+        for folder in (package and package.submodule_search_locations) or ():
             file = os.path.join(folder, 'mmcv_ops', '_ext.py')
             if os.path.isfile(file):
                 return spec_from_file_location(name, file)
         return None
 
 
-def enable():
+def enable() -> None:
     """Register the finder in this process, if it is not registered yet."""
     if not any(getattr(finder, '__name__', '') == 'MmcvExtFinder' for finder in sys.meta_path):
         sys.meta_path.append(MmcvExtFinder)

@@ -1,0 +1,261 @@
+"""GC ViT with ``from_pretrained``, ``save_pretrained`` and ``push_to_hub`` of the Hugging Face Hub.
+
+A repository or folder has three files: ``config.json`` with the arguments of the network,
+``model.safetensors`` and a model card.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import (
+    ModelCard,
+    ModelCardData,
+    PyTorchModelHubMixin,
+    constants,
+    hf_hub_download,
+)
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+from ..errors import UserError
+from ..files import write_atomically
+from ..installed import resources
+from ..models import GCViT
+from ..weights.checkpoint import UNKNOWN_LICENSE, open_checkpoint
+from ..weights.export import write_weights
+from ..weights.fit import Fit, load_checkpoint
+from ..weights.layouts import LAYOUTS
+from ..weights.sources import hub_is_offline, public_name, public_text
+
+CODE_LICENSE = 'Apache-2.0'
+CARD = """---
+{{ card_data }}
+---
+
+# GC ViT {{ arch }}
+
+The backbone of GC ViT (Global Context Vision Transformer), with {{ parameters }} parameters and
+feature maps of {{ channels }} channels at strides {{ strides }}.
+
+```python
+from mmgcvit.integrations.hugging_face import HubGCViT
+
+backbone = HubGCViT.from_pretrained('OWNER/REPOSITORY')
+```
+
+- Paper: [Global Context Vision Transformers]({{ paper_url }})
+- License of the weights: {{ weights_license }}
+- License of the code: {{ code_license }}
+{% if results %}
+Results of the published classifier of this size on ImageNet-1k. They were not measured with the
+weights in this repository:
+{% for name, value in results.items() %}
+- {{ name }}: {{ value }}
+{%- endfor %}
+{% endif %}"""
+
+
+class HubGCViT(
+    GCViT,
+    PyTorchModelHubMixin,
+    library_name='mmgcvit',
+    paper_url='https://arxiv.org/abs/2206.09959',
+    pipeline_tag='image-feature-extraction',
+    tags=['gcvit', 'backbone'],
+    model_card_template=CARD,
+):
+    """GC ViT that is loaded from and saved to the Hugging Face Hub or a folder.
+
+    The arguments are those of :class:`mmgcvit.GCViT`. All but ``init_cfg`` are saved.
+
+    Attributes:
+        weights_license (str): License of the weights for the model card. Empty if unknown.
+
+    Example:
+        >>> from mmgcvit.integrations.hugging_face import HubGCViT
+        >>> model = HubGCViT('tiny')
+        >>> fitted = model.load_weights('timm://gcvit_tiny.in1k')
+        >>> model.save_pretrained('gcvit_tiny')
+        >>> model = HubGCViT.from_pretrained('gcvit_tiny', window_size=12)
+    """
+
+    weights_license = ''
+
+    def load_weights(self, source: str | os.PathLike, ema: bool = False) -> Fit:
+        """Load weights in any layout, and note their license for the model card.
+
+        Args:
+            source: Path or URL, see :func:`mmgcvit.weights.load_pretrained`.
+            ema: Use the EMA weights.
+
+        Raises:
+            UserError: If the file is not available or readable, or does not match the model.
+        """
+        checkpoint = open_checkpoint(source, ema=ema)
+        fitted = load_checkpoint(self, checkpoint)
+        self.weights_license = checkpoint.license
+        return fitted
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> 'HubGCViT':
+        """Load a model from a folder or a repository, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: Folder written by :meth:`save_pretrained`, or
+                OWNER/REPOSITORY on the Hub.
+            local_files_only: Use only the cache. It is also used if the Hub does not respond.
+            **options: ``revision``, ``token``, ``cache_dir`` and ``force_download`` of
+                :class:`huggingface_hub.ModelHubMixin`, and arguments of the network that replace
+                the saved ones. Position biases are resized to another ``window_size``.
+
+        Raises:
+            UserError: If the model is not available, its files cannot be read, or its weights do
+                not match its config.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        offline = local_files_only or (not os.path.isdir(name) and hub_is_offline())
+        with _one_line(
+            f'{name} could not be loaded',
+            'give a folder that save_pretrained wrote, or OWNER/REPOSITORY on the Hub; a private '
+            'repository needs a token',
+        ):
+            return super().from_pretrained(name, local_files_only=offline, **options)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **arguments: Any,
+    ) -> 'HubGCViT':
+        path = os.path.join(model_id, constants.SAFETENSORS_SINGLE_FILE)
+        if not os.path.isdir(model_id):
+            path = hf_hub_download(
+                model_id,
+                constants.SAFETENSORS_SINGLE_FILE,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+        if 'arch' not in arguments:
+            raise UserError(
+                f"{model_id} has no {constants.CONFIG_NAME} with the network's arch: give a folder "
+                'or repository that save_pretrained wrote, or set arch'
+            )
+        model = cls(**arguments)
+        model.load_weights(path)
+        return model.eval()
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        """The network's arguments, without ``init_cfg``, whose path is one of this machine."""
+        arguments = self._hub_mixin_config  # collected by the mixin
+        assert isinstance(arguments, dict)
+        return {name: value for name, value in arguments.items() if name != 'init_cfg'}
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_weights(
+            save_directory / constants.SAFETENSORS_SINGLE_FILE,
+            self.state_dict(),
+            meta={},
+            provenance={
+                'layout': 'mmgcvit',
+                'licence': self.weights_license or UNKNOWN_LICENSE,
+            },
+        )
+        text = json.dumps(self._arguments, indent=2, sort_keys=True)
+        write_atomically(save_directory / constants.CONFIG_NAME, text.encode())
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the files of :meth:`save_pretrained` to a repository, which is created if needed.
+
+        Args:
+            repo_id: OWNER/REPOSITORY.
+            **options: See :meth:`huggingface_hub.ModelHubMixin.push_to_hub`.
+
+        Returns:
+            URL of the commit.
+
+        Raises:
+            UserError: If the Hub does not respond or rejects the upload.
+        """
+        if hub_is_offline():
+            raise UserError(
+                f'{repo_id} was not uploaded: {public_name(constants.ENDPOINT)} does not respond; '
+                'use save_pretrained, and upload the folder on a machine with network access'
+            )
+        with _one_line(
+            f'{repo_id} was not uploaded',
+            'log in with `hf auth login` as a user who can write to this repository',
+        ):
+            return super().push_to_hub(repo_id, **options)
+
+    def generate_model_card(self, license: str | None = None) -> ModelCard:
+        """Return the model card, with published results of the size from metafile.yml.
+
+        Args:
+            license: License of the weights, such as 'cc-by-nc-sa-4.0'. The default is
+                ``weights_license``.
+        """
+        arch = self._arguments['arch']
+        published = _published(arch)
+        known = published.get('Metadata', {}).get('Weights License')
+        text = license or self.weights_license
+        if license is None and known and known in text:
+            license = known.lower().replace(' ', '-')
+        info = self._hub_mixin_info
+        return ModelCard.from_template(
+            ModelCardData(**info.model_card_data.to_dict(), license=license),
+            template_str=info.model_card_template,
+            arch=arch if isinstance(arch, str) else 'of a custom size',
+            parameters=f'{sum(p.numel() for p in self.parameters()) / 1e6:.1f}M',
+            channels=_row(self.out_channels),
+            strides=_row(self.strides),
+            paper_url=info.paper_url,
+            weights_license=text or f'not recorded. {LAYOUTS["nvidia"].license}',
+            code_license=CODE_LICENSE,
+            results=published['Results'][0]['Metrics'] if published else {},
+        )
+
+
+def _published(arch: object) -> dict[str, Any]:
+    """Return the entry of metafile.yml for NVIDIA's classifier of a size, or an empty dict."""
+    models = yaml.safe_load((resources() / 'metafile.yml').read_text(encoding='utf-8'))['Models']
+    for model in models:
+        if model['Metadata'].get('Backbone') == arch and 'Weights License' in model['Metadata']:
+            return model
+    return {}
+
+
+def _row(numbers: Iterable[int]) -> str:
+    return ', '.join(map(str, numbers))
+
+
+@contextlib.contextmanager
+def _one_line(what: str, remedy: str) -> Iterator[None]:
+    """Turn errors of files and of the Hub into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, HFValidationError, json.JSONDecodeError) as error:
+        is_missing = isinstance(error, LocalEntryNotFoundError)
+        reason = 'offline, and not in the cache' if is_missing else public_text(error)[:300]
+        raise UserError(f'{what} ({reason}): {remedy}') from None

@@ -1,0 +1,105 @@
+"""Images in folders of classes, for classification."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pathlib import PurePosixPath as Relative
+
+from ..errors import UserError
+from ..files import write_atomically
+from ..sampling import evenly
+from ..task import CLASSIFICATION
+from .data import ANNOTATIONS, Data, Split, in_project, typical_size
+from .folder import OF_ANNOTATIONS, OF_IMAGES, Folder
+from .splits import divide, split_of
+
+SAMPLES = 200  # images of which the size is read
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image, its class and its split."""
+
+    path: Relative
+    name: str
+    split: str | None
+
+    @property
+    def classes(self) -> tuple[str]:
+        return (self.name,)
+
+
+def find(folder: Folder) -> str | None:
+    """Return the folders of classes in words, or None if there are none.
+
+    A folder such as ``masks`` is not a class.
+    """
+    classes = {image.name.lower() for image in _images(folder)}
+    if len(classes) < 2 or classes & OF_ANNOTATIONS:
+        return None
+    return f'folders of {len(classes)} classes'
+
+
+def read(folder: Folder, project: Path) -> Data:
+    """Read folders of classes, and write the list of images of each split to the project.
+
+    Args:
+        folder: The folder.
+        project: Folder to write to.
+
+    Raises:
+        UserError: If there are no images of two classes to train on.
+    """
+    images = _images(folder)
+    used = {image.path for image in images}
+    folder.leave_out(
+        [path for path in folder.images if path not in used],
+        'images in no folder of a class',
+    )
+    train, val = divide(images, folder)
+    names = sorted({image.name for image in train})
+    if len(names) < 2:
+        raise UserError(
+            f'the training images of {folder.path} have one class, {names[0]}: put the images of '
+            'each class into a folder of its own, such as train/CLASS/NAME.jpg'
+        )
+    folder.leave_out(
+        [image.path for image in val if image.name not in names],
+        'validation images of a class without a training image',
+    )
+    val = [image for image in val if image.name in names]
+    sizes = [folder.size(train[i].path) for i in evenly(len(train), SAMPLES)]
+    return Data(
+        CLASSIFICATION,
+        tuple(names),
+        _write_list(project, 'train', train, names),
+        _write_list(project, 'val', val, names),
+        typical_size(sizes),
+    )
+
+
+def _images(folder: Folder) -> list[_Image]:
+    """Return the images in folders of classes.
+
+    The folders of splits are at the top, and all folders there are splits: otherwise, ``train`` may
+    be a class beside ``bus``.
+    """
+    folders = {
+        path: [part for part in path.parts[:-1] if part.lower() not in OF_IMAGES]
+        for path in folder.images
+    }
+    first = {parts[0] for parts in folders.values() if parts}
+    depth = int(all(split_of(Relative(), [name]) for name in first))
+    return [
+        _Image(path, parts[depth], split_of(path, parts[:depth]))
+        for path, parts in folders.items()
+        if len(parts) > depth
+    ]
+
+
+def _write_list(project: Path, split: str, images: Sequence[_Image], names: Sequence[str]) -> Split:
+    labels = {name: label for label, name in enumerate(names)}
+    lines = (f'{image.path} {labels[image.name]}\n' for image in images)
+    file = f'{ANNOTATIONS}/{split}.txt'
+    write_atomically(project / file, ''.join(lines).encode())
+    return Split(len(images), dict(ann_file=in_project(file), data_prefix=''))

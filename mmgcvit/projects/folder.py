@@ -1,0 +1,178 @@
+"""The files of a folder of annotated images, and which of them belong together.
+
+All paths are relative to the folder.
+"""
+
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from pathlib import PurePosixPath as Relative
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from ..errors import UserError, describe
+from ..files import files_below
+from ..progress import duration, time_left
+
+IMAGES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+# names of folders that do not distinguish an image from its annotation, in lower case
+OF_IMAGES = {'image', 'images', 'img', 'imgs', 'img_dir', 'jpegimages', 'obj_train_data'}
+OF_ANNOTATIONS = {
+    *('label', 'labels', 'ann', 'anns', 'ann_dir', 'annotation', 'annotations'),
+    *('mask', 'masks', 'gt', 'segmentation', 'segmentationclass', 'label_maps', 'trimaps'),
+}
+CONTAINERS = OF_IMAGES | OF_ANNOTATIONS
+T = TypeVar('T')
+
+
+@dataclass
+class Folder:
+    """A folder of annotated images.
+
+    Attributes:
+        path: The folder, absolute.
+        notes: What was left out or decided while reading it, one line each.
+    """
+
+    path: Path
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def files(self) -> list[Relative]:
+        """All files except hidden ones, sorted."""
+        return sorted(Relative(file.relative_to(self.path)) for file in files_below(self.path))
+
+    @cached_property
+    def images(self) -> list[Relative]:
+        return self.with_suffix(*IMAGES)
+
+    @cached_property
+    def documents(self) -> dict[Relative, Any]:
+        """The contents of JSON files. Files that cannot be read are noted."""
+        documents = {}
+        for file in with_progress(self.with_suffix('.json'), 'reading .json files'):
+            try:
+                documents[file] = json.loads((self.path / file).read_bytes())
+            except ValueError as error:
+                self.notes.append(f'{file} is left out: it is not JSON ({describe(error, 80)})')
+        return documents
+
+    def with_suffix(self, *suffixes: str) -> list[Relative]:
+        return [file for file in self.files if file.suffix.lower() in suffixes]
+
+    def kinds(self) -> str:
+        """Return the numbers of files by suffix, for messages."""
+        number = Counter(file.suffix.lower() or 'without suffix' for file in self.files)
+        listed = ', '.join(f'{count} {suffix}' for suffix, count in number.most_common(5))
+        return listed or 'no files'
+
+    def size(self, image: Relative) -> tuple[int, int]:
+        """Return the width and height of an image as training loads it: rotated by its Exif tag.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        try:
+            with Image.open(self.path / image) as opened:
+                orientation = opened.getexif().get(0x0112, 1)
+                return opened.size[::-1] if orientation > 4 else opened.size
+        except Exception as error:  # Pillow may raise anything
+            raise UserError(
+                f'{self.path / image} cannot be read ({describe(error, 120)}): replace the image, '
+                'or remove it together with its annotation'
+            ) from error
+
+    def class_names(self, files: Collection[str]) -> tuple[list[str] | None, Relative | None]:
+        """Return the lines of the first file with one of these names, and the file, or None."""
+        file = next((file for file in self.files if file.name in files), None)
+        if file is None:
+            return None, None
+        text = (self.path / file).read_text(encoding='utf-8-sig', errors='replace')
+        return [line.strip() for line in text.splitlines() if line.strip()], file
+
+    def leave_out(self, items: Sequence[Any], what: str) -> None:
+        """Note that items are left out.
+
+        Args:
+            items: The items; if there are none, nothing is noted.
+            what: What they are, in the plural.
+        """
+        if items:
+            self.notes.append(f'left out, {what}: {len(items)}, for example {items[0]}')
+
+
+def partners(
+    images: Iterable[Relative],
+    others: Iterable[Relative],
+    name: Callable[[Relative], str] = lambda file: file.stem,
+    anywhere: bool = False,
+) -> dict[Relative, Relative]:
+    """Find the annotation file of each image by its folder and name.
+
+    ``images/train/a.jpg`` belongs to ``labels/train/a.txt``, to ``train/labels/a.txt`` and to
+    ``train/a.txt``.
+
+    Args:
+        images: The images.
+        others: The annotation files.
+        name: Returns the name of an annotation file's image without its suffix.
+        anywhere: Whether files that are left then belong together by their names alone, if these
+            occur only once.
+
+    Raises:
+        UserError: If several files belong to one image.
+    """
+    images, others = list(images), list(others)
+    candidates = _grouped(others, lambda file: (*_places(file), name(file)))
+    found = {}
+    for image in images:
+        files = candidates.get((*_places(image), image.stem), [])
+        if len(files) > 1:
+            raise UserError(
+                f'{files[0]} and {files[1]} both belong to {image} by their names: remove one of '
+                'them, or pass a folder with one of them'
+            )
+        if files:
+            found[image] = files[0]
+    if anywhere:
+        named = _grouped(set(others) - set(found.values()), name)
+        left = _grouped((image for image in images if image not in found), lambda file: file.stem)
+        for stem, several in left.items():
+            if len(several) == len(named.get(stem, [])) == 1:
+                found[several[0]] = named[stem][0]
+    return found
+
+
+def _grouped(
+    files: Iterable[Relative], key: Callable[[Relative], Hashable]
+) -> dict[Hashable, list[Relative]]:
+    grouped = defaultdict(list)
+    for file in files:
+        grouped[key(file)].append(file)
+    return grouped
+
+
+def _places(file: Relative) -> Iterator[str]:
+    """Yield the folders that distinguish files of the same name."""
+    return (part for part in file.parts[:-1] if part.lower() not in CONTAINERS)
+
+
+def with_progress(items: Sequence[T], what: str) -> Iterator[T]:
+    """Yield items; after some seconds, print the progress and the remaining time.
+
+    Args:
+        items: The items.
+        what: What is done with them, for example 'reading label maps'.
+    """
+    began = shown = time.monotonic()
+    for done, item in enumerate(items):
+        if (now := time.monotonic()) - shown > 5:
+            left = duration(time_left(began, done, len(items)))
+            print(f'{what}: {done} of {len(items)}, {left} left', flush=True)
+            shown = now
+        yield item

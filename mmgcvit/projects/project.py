@@ -1,0 +1,159 @@
+"""A project: a config for a folder of annotated images."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError, printable
+from ..files import replacing
+from ..task import CLASSIFICATION, DETECTION, SEGMENTATION, Task
+from . import class_folders, coco, label_maps, voc, yolo
+from .config import CONFIG, config_text
+from .data import Data
+from .folder import Folder
+from .recipes import recipe_of, schedule_of
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout of annotated images.
+
+    Attributes:
+        task: What is trained on it.
+        find: Returns what a folder holds in words, or None.
+        read: Reads a folder, and writes files to the project.
+    """
+
+    task: Task
+    find: Callable[[Folder], str | None]
+    read: Callable[[Folder, Path], Data]
+
+
+FORMATS = {
+    'coco': Format(DETECTION, coco.find, coco.read),
+    'yolo': Format(DETECTION, yolo.find, yolo.read),
+    'voc': Format(DETECTION, voc.find, voc.read),
+    'masks': Format(SEGMENTATION, label_maps.find, label_maps.read),
+    'folders': Format(CLASSIFICATION, class_folders.find, class_folders.read),
+}
+
+
+def new_project(
+    project: str | os.PathLike,
+    data: str | os.PathLike,
+    task: str | None = None,
+    form: str | None = None,
+    arch: str = 'tiny',
+    epochs: int | None = None,
+    weights: str | None = None,
+) -> Path:
+    """Write a project for a folder of annotated images, and print what was found.
+
+    Args:
+        project: Folder of the project, which must not exist or be empty.
+        data: Folder of the images and annotations. Nothing is written to it.
+        task: Name of the task, if the folder has annotations for several.
+        form: Key of ``FORMATS``, if the folder has annotations in several formats.
+        arch: Size of the backbone.
+        epochs: Number of epochs. By default, it depends on the number of training images.
+        weights: Checkpoint of the backbone, or 'none' to start from random weights. By default,
+            NVIDIA's.
+
+    Returns:
+        The config of the project.
+
+    Raises:
+        UserError: If the annotations cannot be used, or the project cannot be written there.
+    """
+    # not resolved: a path with a symlink may be the one that stays valid
+    project, data = (Path(os.path.abspath(path)) for path in (project, data))
+    _require_folders(project, data)
+    if epochs is not None and epochs < 1:
+        raise UserError(f'--epochs must be at least 1, got {epochs}')
+    folder = Folder(data)
+    form, found = _choose(folder, task, form)
+    print(printable(f'{data}: {found}'), flush=True)
+    with replacing(project) as partial:
+        partial.mkdir()
+        content = FORMATS[form].read(folder, partial)
+        text = config_text(content, data, project, arch, epochs, weights)
+        (partial / CONFIG).write_text(text, encoding='utf-8')
+    for note in folder.notes:
+        print(printable(f'note: {note}'))
+    recipe = recipe_of(content)
+    length = schedule_of(recipe, content.train.images, epochs)
+    print(
+        f'{content.task.name}: {len(content.classes)} classes, {content.train.images} images for '
+        f'training, {content.val.images} for validation'
+    )
+    print(f'{recipe.model} with GC ViT ({arch}), {length.epochs} epochs: {project / CONFIG}')
+    return project / CONFIG
+
+
+def _require_folders(project: Path, data: Path) -> None:
+    """Raise a UserError unless the data exist and the project can be created."""
+    if not data.is_dir():
+        kind = 'is a file' if data.exists() else 'does not exist'
+        raise UserError(
+            f'--data {data} {kind}: pass the folder that contains the images and their annotations'
+        )
+    if project.resolve().is_relative_to(data.resolve()):
+        raise UserError(
+            f'the project {project} would be in the folder of the data {data}, to which nothing is '
+            'written: pass a folder elsewhere'
+        )
+    above = next((path for path in (project, *project.parents) if path.exists()), None)
+    if above is not None and not above.is_dir():
+        raise UserError(f'{above} is a file: pass a new folder for the project')
+    if project.is_dir() and any(project.iterdir()):
+        raise UserError(f'{project} is not empty: pass a new folder for the project')
+    if project == Path.cwd():
+        raise UserError(f'{project} is the current folder: pass the name of a new folder')
+
+
+def _choose(folder: Folder, task: str | None, form: str | None) -> tuple[str, str]:
+    """Return the format to read, and what the folder holds in words."""
+    found = {name: words for name, each in FORMATS.items() if (words := each.find(folder))}
+    if form is not None and form not in found:
+        raise UserError(
+            f'--format {form}: {folder.path} has no such annotations, but '
+            f'{" and ".join(found.values()) or folder.kinds()}: '
+            + (f'pass --format {next(iter(found))}' if found else 'pass another folder')
+        )
+    fitting = {name: words for name, words in found.items() if form in (None, name)}
+    fitting = {
+        name: words for name, words in fitting.items() if task in (None, FORMATS[name].task.name)
+    }
+    if len(fitting) > 1 and form is None:
+        fitting.pop('folders', None)  # images of any format may be in several folders
+    if len(fitting) == 1:
+        return next(iter(fitting.items()))
+    if fitting:
+        raise UserError(
+            f'{folder.path} has several kinds of annotations ({", ".join(fitting.values())}): '
+            f'choose one with --format {" or --format ".join(fitting)}'
+        )
+    if found:
+        names = sorted({FORMATS[name].task.name for name in (found if form is None else [form])})
+        raise UserError(
+            f'--task {task} does not suit {folder.path}, which has {", ".join(found.values())}: '
+            f'pass --task {" or --task ".join(names)}, or a folder with other annotations'
+        )
+    raise UserError(_nothing(folder))
+
+
+def _nothing(folder: Folder) -> str:
+    """Return that a folder has no annotations, and which ones are read."""
+    hint = f' {folder.notes[0]}.' if folder.notes else ''
+    for file, content in folder.documents.items():
+        if isinstance(content, dict) and 'shapes' in content:
+            hint = f' The .json files, such as {file}, are of LabelMe: export them as COCO.'
+        elif isinstance(content, dict) and 'images' in content:
+            hint = f' {file} lists images, but no annotations with a category_id.'
+    return (
+        f'{folder.path} has no annotations in a known format ({folder.kinds()}).{hint} Add one of '
+        'these: a .json file in the format of COCO; a .txt file of YOLO or an .xml file of Pascal '
+        'VOC for each image; label maps in a folder masks beside images; a folder of images for '
+        'each class'
+    )

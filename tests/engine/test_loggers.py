@@ -1,0 +1,140 @@
+"""``--log-to``. The packages wandb and mlflow are replaced, except in the nightly tests."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+from mmengine.config import Config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy import toy_config
+
+from mmgcvit.engine import build_runner
+from mmgcvit.engine.loggers import log_to
+from mmgcvit.errors import UserError
+
+LOCAL = dict(type='LocalVisBackend')
+
+
+def train(work_dir, names, iterations, resume=None, **visualizer):
+    cfg = toy_config(work_dir, iterations=iterations)
+    cfg.resume = resume
+    name = f'{cfg.experiment_name}_visualizer'
+    cfg.visualizer = dict(type='Visualizer', name=name, vis_backends=[LOCAL], **visualizer)
+    log_to(cfg, names)
+    build_runner(cfg).train()
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A wandb that records its runs, and the losses that are logged."""
+    fake = SimpleNamespace(starts=[], losses=[], __spec__='installed')
+
+    def init(**settings):
+        fake.starts.append(settings)
+        fake.run = SimpleNamespace(
+            id=settings['id'] or f'new{len(fake.starts)}', log_code=lambda name: None
+        )
+
+    fake.init = init
+    fake.config = SimpleNamespace(update=lambda *_, **__: None)
+    fake.log = lambda values, commit: fake.losses.extend([values['loss']])
+    fake.join = lambda: fake.losses.append('end')
+    monkeypatch.setitem(sys.modules, 'wandb', fake)
+    return fake
+
+
+@pytest.fixture
+def mlflow(monkeypatch):
+    """An MLflow that records its runs."""
+    fake = SimpleNamespace(starts=[], params=[], location=None, __spec__='installed')
+    fake.set_tracking_uri = lambda uri: setattr(fake, 'uri', uri)
+    fake.get_experiment_by_name = lambda name: fake.location
+    fake.create_experiment = lambda name, artifact_location: setattr(
+        fake, 'location', artifact_location
+    )
+    fake.set_experiment = lambda name: setattr(fake, 'experiment', name)
+    fake.start_run = lambda run_id, run_name: fake.starts.append((run_id, run_name))
+    fake.active_run = lambda: SimpleNamespace(info=SimpleNamespace(run_id='first'))
+    fake.log_params = lambda params: fake.params.append(len(params))
+    fake.log_text = fake.log_metrics = lambda *_: None
+    fake.log_artifact = lambda *_: pytest.fail('files of the work dir were copied')
+    fake.end_run = lambda: fake.starts.append('end')
+    monkeypatch.setitem(sys.modules, 'mlflow', fake)
+    return fake
+
+
+def test_tensorboard_has_the_losses(tmp_path):
+    train(tmp_path, ['tensorboard'], iterations=3)
+    (folder,) = tmp_path.glob('*/vis_data')
+    assert len(EventAccumulator(str(folder)).Reload().Scalars('loss')) == 3
+    assert (folder / 'scalars.json').exists()
+
+
+def test_a_resumed_training_continues_the_run_of_wandb(tmp_path, wandb):
+    train(tmp_path / 'work', ['wandb'], iterations=2)
+    train(tmp_path / 'work', ['wandb'], iterations=3, resume='auto')
+    train(tmp_path / 'work', ['wandb'], iterations=1)
+    runs = [(start['name'], start['id'], start['resume']) for start in wandb.starts]
+    assert runs == [('work', None, None), ('work', 'new1', 'allow'), ('work', None, None)]
+    assert (tmp_path / 'work' / 'wandb_run_id').read_text() == 'new3'
+    assert [loss if loss == 'end' else 'loss' for loss in wandb.losses] == [
+        *('loss', 'loss', 'end'),
+        *('loss', 'end'),
+        *('loss', 'end'),
+    ]
+
+
+def test_a_resumed_training_continues_the_run_of_mlflow(tmp_path, mlflow, monkeypatch):
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
+    train(tmp_path / 'work', ['mlflow'], iterations=1)
+    train(tmp_path / 'work', ['mlflow'], iterations=2, resume='auto')
+    assert mlflow.starts == [(None, 'work'), 'end', ('first', None), 'end']
+    # MLflow refuses changes of settings
+    assert mlflow.params[0] > 10 and mlflow.params[1] == 0
+    assert mlflow.uri == f'sqlite:///{tmp_path}/work/mlflow.db'
+    assert mlflow.location == f'file://{tmp_path}/work/mlartifacts'
+    assert mlflow.experiment == 'mmgcvit'
+
+
+def test_a_run_that_cannot_start_is_reported_before_the_training(tmp_path, wandb):
+    def init(**settings):
+        raise ValueError('No API key configured')
+
+    wandb.init = init
+    with pytest.raises(UserError, match=r'No API key configured\): run "wandb login", or set WAND'):
+        train(tmp_path, ['wandb'], iterations=1)
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_a_missing_package_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(UserError, match='mlflow, which is not installed: run "pip install mlflow"'):
+        log_to(Config(dict(work_dir=str(tmp_path))), ['mlflow'])
+
+
+def test_backends_of_the_config_keep_their_settings(wandb, mlflow):
+    own = [LOCAL, dict(type='WandbVisBackend', init_kwargs=dict(project='mine'))]
+    cfg = Config(dict(work_dir='work', visualizer=dict(type='Visualizer', vis_backends=own)))
+    log_to(cfg, ['wandb', 'mlflow', 'mlflow'])
+    assert cfg.visualizer.vis_backends[:2] == own
+    (added,) = cfg.visualizer.vis_backends[2:]
+    assert added == dict(type='mmgcvit.ResumableMLflowBackend', work_dir='work', resume=False)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize('name', ['wandb', 'mlflow'])
+def test_the_package_itself_continues_a_run(tmp_path, name, monkeypatch):
+    package = pytest.importorskip(name)
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    train(tmp_path, [name], iterations=2)
+    run = (tmp_path / f'{name}_run_id').read_text()
+    train(tmp_path, [name], iterations=3, resume='auto')
+    assert (tmp_path / f'{name}_run_id').read_text() == run
+    if name == 'wandb':
+        assert (
+            len(list(tmp_path.glob(f'*/vis_data/wandb/offline-run-*-{run}/run-{run}.wandb'))) == 2
+        )
+    else:
+        losses = package.MlflowClient().get_metric_history(run, 'loss')
+        assert [loss.step for loss in losses] == [1, 2, 3]

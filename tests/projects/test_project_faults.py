@@ -1,0 +1,402 @@
+"""Folders that cannot become a project: one line with the remedy, and nothing is written."""
+
+import json
+from pathlib import PurePosixPath
+from types import SimpleNamespace
+
+import layouts
+import pytest
+from PIL import Image
+
+from mmgcvit.engine import load_config
+from mmgcvit.errors import UserError
+from mmgcvit.projects import new_project
+from mmgcvit.projects.folder import Folder
+from mmgcvit.projects.splits import divide
+
+BOX = '0 0.5 0.5 0.5 0.5'
+
+
+def yolo(folder, *labels, names='[a, b]'):
+    """Write one image per text; None leaves the label file out."""
+    for number, text in enumerate(labels):
+        image(folder / f'images/{number}.png')
+        if text is not None:
+            layouts.write(folder / f'labels/{number}.txt', text)
+    if names:
+        layouts.write(folder / 'data.yaml', f'names: {names}')
+
+
+def image(path, size=(8, 6), mode='RGB', color=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, color).save(path)
+
+
+def label_maps(folder, *colors, mode='L', size=(8, 6), suffix='.png'):
+    for number, color in enumerate(colors):
+        image(folder / f'images/{number}.png')
+        image(folder / f'masks/{number}{suffix}', size, mode, color)
+
+
+def coco(folder, file='annotations.json', names=(0, 1), **changes):
+    images = [dict(id=n, file_name=f'{n}.png', width=8, height=6) for n in names]
+    box = dict(bbox=[1, 1, 3, 3], area=9, iscrowd=0, category_id=1)
+    objects = [dict(box, id=n + 1, image_id=n) for n in names]
+    content = dict(images=images, annotations=objects, categories=[dict(id=1, name='a')])
+    for n in names:
+        image(folder / f'pictures/{n}.png')
+    layouts.write(folder / file, json.dumps(content | changes))
+
+
+def both_splits(folder):
+    coco(folder, 'train.json')
+    coco(folder, 'val.json', (1, 2))
+
+
+def linked_splits(folder):
+    for split in ('train', 'val'):
+        image(folder / f'images/{split}/{split}.png')
+        layouts.write(folder / f'labels/{split}/{split}.txt', BOX)
+    (folder / 'images/val/val.png').unlink()
+    (folder / 'images/val/val.png').symlink_to(folder / 'images/train/train.png')
+
+
+def soft_edges(folder):
+    (folder / 'masks').mkdir(parents=True)
+    for number in range(2):
+        size = (25, 20)
+        image(folder / f'images/{number}.png', size)
+        mask = Image.new('L', size, 255 * number)
+        for value in range(1, 40):
+            mask.putpixel((value % 25, value // 25), value)
+        mask.save(folder / f'masks/{number}.png')
+
+
+def two_kinds(folder):
+    coco(folder, names=(5, 6))
+    yolo(folder, BOX)
+
+
+FAULTS = {
+    'nothing': (
+        lambda d: image(d / 'a.png'),
+        r'has no annotations in a known format \(1 \.png\)\. Add one of these: a \.json file',
+    ),
+    'labelme': (
+        lambda d: (image(d / 'a.png'), layouts.write(d / 'a.json', '{"shapes": []}')),
+        r'such as a\.json, are of LabelMe: export them as COCO',
+    ),
+    'no annotations': (
+        lambda d: coco(d, annotations=[]),
+        r'annotations\.json lists images, but no annotations with a category_id\.',
+    ),
+    'broken JSON': (
+        lambda d: (image(d / 'a.png'), layouts.write(d / 'a.json', '{"images": [')),
+        r'a\.json is left out: it is not JSON',
+    ),
+    'two kinds': (
+        two_kinds,
+        r'COCO annotations \(annotations\.json\), YOLO labels \(data\.yaml\)\): choose one with '
+        '--format coco or --format yolo',
+    ),
+    'pixels': (
+        lambda d: yolo(d, BOX, '\n0 412 30 20 10\n' + BOX),
+        r'^labels/1\.txt:2: coordinates outside of 0 to 1: divide x and width by',
+    ),
+    'class': (
+        lambda d: yolo(d, BOX, '2 0.5 0.5 0.5 0.5'),
+        r'labels/1\.txt:1: class 2, but there are 2 names, for classes 0 to 1',
+    ),
+    'columns': (
+        lambda d: yolo(d, BOX + ' 0.9', BOX + ' 0.8'),
+        r'labels/0\.txt:1, labels/1\.txt:1: 6 columns, but a box has 5',
+    ),
+    'text': (
+        lambda d: yolo(d, BOX, 'cat 0.5 0.5 0.5 0.5'),
+        r'labels/1\.txt:1: values that are not numbers',
+    ),
+    'empty labels': (lambda d: yolo(d, '', ''), 'none of the 2 images .* has an annotated object'),
+    'no image of a label': (
+        lambda d: (image(d / 'x.png'), layouts.write(d / 'labels/y.txt', BOX), yolo(d)),
+        'no .txt file of .* has the name of an image',
+    ),
+    'one image': (
+        lambda d: yolo(d, BOX),
+        r'images in .* is 1, and a training needs at least 2',
+    ),
+    'one image in both splits': (
+        both_splits,
+        r'in both the training and the validation split \(1, for example pictures/1\.png\)',
+    ),
+    'the same image in both splits': (
+        linked_splits,
+        r'images/val/val\.png, the same file as images/train/train\.png\): remove',
+    ),
+    'no categories': (lambda d: coco(d, categories=[]), 'has no list of categories'),
+    'other categories': (
+        lambda d: (
+            coco(d, 'train.json'),
+            coco(d, 'val.json', (2, 3), categories=[dict(id=1, name='b')]),
+        ),
+        r"val\.json has objects of 'b', which is not a category of train\.json \(a\)",
+    ),
+    'no image of COCO': (
+        lambda d: coco(d, images=[dict(id=0, file_name='x/9.png')]),
+        r"none of the 1 images that annotations\.json lists is below .*'x/9\.png'",
+    ),
+    'ambiguous image': (
+        lambda d: (coco(d), image(d / 'other/1.png')),
+        r"'1\.png' in annotations\.json may be other/1\.png or pictures/1\.png",
+    ),
+    'image without id': (
+        lambda d: coco(d, images=[dict(file_name='0.png')]),
+        r"entry 0 of 'images' in annotations\.json lacks file_name or an id of its own",
+    ),
+    'two files': (
+        lambda d: (coco(d), coco(d, 'more.json')),
+        r'annotations\.json and more\.json of .* both contain annotations: merge them',
+    ),
+    'other size': (
+        lambda d: label_maps(d, 0, 1, size=(6, 8)),
+        r'masks/0\.png has 6×8 pixels, and its image images/0\.png has 8×6',
+    ),
+    'lossy label maps': (
+        lambda d: label_maps(d, 0, 1, suffix='.jpg'),
+        r'masks/0\.jpg is a \.jpg file, in which compression changes the values',
+    ),
+    'one value': (
+        lambda d: label_maps(d, 7, 7),
+        'have the value 7: a segmentor needs at least two',
+    ),
+    'soft edges': (
+        soft_edges,
+        r'have 41 values, but 92% of the pixels are 0 or 255: if these are binary masks with soft',
+    ),
+    'names': (
+        lambda d: (label_maps(d, 5, 9), layouts.write(d / 'classes.txt', 'a\nb\nc')),
+        r'classes\.txt has 3 names, but the label maps have 2 values: 5, 9',
+    ),
+    'large values': (lambda d: label_maps(d, 0, 300, mode='I;16'), 'has values from 300 to 300'),
+    'two label maps': (
+        lambda d: (label_maps(d, 0, 1), image(d / 'masks/1_mask.png', mode='L')),
+        r'masks/1\.png and masks/1_mask\.png both belong to images/1\.png',
+    ),
+    'one class': (
+        lambda d: [image(d / f'{n}/only/{n}.png') for n in ('train', 'val')],
+        r'has no annotations in a known format',
+    ),
+    'broken image': (
+        lambda d: (yolo(d, BOX, BOX), (d / 'images/1.png').write_text('x')),
+        r'images/1\.png cannot be read \(UnidentifiedImageError',
+    ),
+    'broken XML': (
+        lambda d: (image(d / 'a.png'), layouts.write(d / 'a.xml', '<annotation>')),
+        r'a\.xml is not an annotation of Pascal VOC \(ParseError',
+    ),
+    'names without numbers': (
+        lambda d: yolo(d, BOX, BOX, names='{a: 0}'),
+        r'names in data\.yaml has a key that is not the number of a class',
+    ),
+    'object without box': (
+        lambda d: (
+            image(d / 'a.png'),
+            layouts.write(d / 'a.xml', '<a><object><name>b</name><bndbox/></object></a>'),
+        ),
+        r'a\.xml is not an annotation of Pascal VOC \(ValueError: no bndbox/xmin\): each',
+    ),
+    'broken YAML': (
+        lambda d: yolo(d, BOX, BOX, names='[a'),
+        r'data\.yaml is not YAML \(ParserError',
+    ),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_folder(tmp_path, fault):
+    create, message = FAULTS[fault]
+    data = tmp_path / 'data'
+    create(data)
+    before = files(data)
+    with pytest.raises(UserError, match=message) as error:
+        new_project(tmp_path / 'new', data)
+    assert len(str(error.value).splitlines()) == 1
+    assert files(data) == before
+    assert [path.name for path in tmp_path.iterdir()] == ['data']
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+
+
+def test_all_faults_of_labels_are_listed(tmp_path):
+    yolo(tmp_path / 'data', BOX, '0 3 3 3 3', '5 0.5 0.5 0.5 0.5', '1 2')
+    with pytest.raises(UserError) as error:
+        new_project(tmp_path / 'new', tmp_path / 'data')
+    assert len(str(error.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ('project', 'message'),
+    [
+        ('data/new', 'would be in the folder of the data'),
+        ('data', 'would be in the folder of the data'),
+        ('file', 'file is a file: pass a new folder'),
+        ('file/new', 'file is a file: pass a new folder'),
+        ('full', 'full is not empty: pass a new folder'),
+        ('empty', 'empty is the current folder: pass the name of a new folder'),
+    ],
+)
+def test_project_that_cannot_be_there(tmp_path, monkeypatch, project, message):
+    yolo(tmp_path / 'data', BOX, BOX)
+    layouts.write(tmp_path / 'full/file', '')
+    layouts.write(tmp_path / 'file', '')
+    (tmp_path / 'empty').mkdir()
+    monkeypatch.chdir(tmp_path / 'empty')
+    with pytest.raises(UserError, match=message):
+        new_project(tmp_path / project, tmp_path / 'data')
+
+
+def test_data_that_are_no_folder(tmp_path):
+    layouts.write(tmp_path / 'file', '')
+    for name, message in (('none', 'none does not exist: pass'), ('file', 'file is a file: pass')):
+        with pytest.raises(UserError, match=message):
+            new_project(tmp_path / 'new', tmp_path / name)
+
+
+def test_choice_of_format_and_task(tmp_path, capsys):
+    two_kinds(tmp_path / 'data')
+    new_project(tmp_path / 'new', tmp_path / 'data', form='coco')
+    assert 'COCO annotations' in capsys.readouterr().out
+    for task, form, message in (
+        ('segmentation', None, '--task segmentation does not suit .* pass --task detection'),
+        ('segmentation', 'coco', '--task segmentation does not suit .* pass --task detection'),
+        (
+            None,
+            'masks',
+            '--format masks: .* has no such annotations, but COCO .* pass --format coco',
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            new_project(tmp_path / 'other', tmp_path / 'data', task, form)
+    with pytest.raises(UserError, match='--epochs must be at least 1, got 0'):
+        new_project(tmp_path / 'other', tmp_path / 'data', form='coco', epochs=0)
+
+
+def notes(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith('note: ')]
+
+
+def test_images_without_objects_are_used_and_images_without_label_files_are_not(tmp_path, capsys):
+    data = tmp_path / 'data'
+    yolo(data, BOX, BOX + '\n' + BOX.replace('0 ', '1 ', 1), '', None, BOX, BOX)
+    layouts.write(data / 'labels/9.txt', BOX)
+    layouts.write(data / 'labels/test/1.txt', BOX)
+    config = new_project(tmp_path / 'new', data)
+    assert 'filter_cfg=dict(filter_empty_gt=False' in config.read_text()
+    shown = notes(capsys)
+    assert any('left out, images without a label file' in n and 'images/3.png' in n for n in shown)
+    assert any('label files without an image of their name: 2, ' in n for n in shown)
+    splits = [
+        json.loads((tmp_path / f'new/annotations/{s}.json').read_text()) for s in ('train', 'val')
+    ]
+    assert [len(split['images']) for split in splits] == [4, 1]
+
+
+def test_every_class_keeps_a_training_image(tmp_path):
+    items = [
+        SimpleNamespace(path=PurePosixPath(f'{n}.png'), split=None, classes={min(n, 8)})
+        for n in range(10)
+    ]
+    train, val = divide(items, Folder(tmp_path))
+    assert len(train) == 9 and val[0] in items[8:]
+    assert divide(items[::-1], Folder(tmp_path)) == (train, val)
+
+
+def test_class_that_only_the_validation_has_is_left_out(tmp_path, capsys):
+    data = tmp_path / 'data'
+    for split, text in (('train', BOX), ('val', f'1{BOX[1:]}\n{BOX}')):
+        image(data / f'{split}/images/{split}.png')
+        layouts.write(data / f'{split}/labels/{split}.txt', text)
+    layouts.write(data / 'data.yaml', 'names: [a, b]')
+    new_project(tmp_path / 'new', data)
+    content = json.loads((tmp_path / 'new/annotations/val.json').read_text())
+    assert [each['category_id'] for each in content['annotations']] == [1]
+    assert [each['name'] for each in content['categories']] == ['a']
+    assert any("for example 'b'" in note for note in notes(capsys))
+
+
+def without_area(content):
+    del content['annotations'][0]['area']
+
+
+def with_supercategory(content):
+    content['categories'].append(dict(id=2, name='a'))
+
+
+@pytest.mark.parametrize('change', [None, without_area, with_supercategory, 'utf-8-sig'])
+def test_files_of_both_splits_are_copied_only_if_something_changes(tmp_path, change):
+    data = tmp_path / 'data'
+    coco(data, 'train.json')
+    coco(data, 'val.json', (2, 3))
+    content = json.loads((data / 'val.json').read_text())
+    if callable(change):
+        change(content)
+    encoding = change if isinstance(change, str) else None
+    (data / 'val.json').write_text(json.dumps(content), encoding=encoding)
+    new_project(tmp_path / 'new', data)
+    assert (tmp_path / 'new/annotations').exists() == (change is not None)
+
+
+def test_boxes_are_clipped_to_the_image_and_some_masks_are_not_used(tmp_path, capsys):
+    polygon = '0 0.1 0.1 0.9 0.1 0.5 0.9'
+    yolo(tmp_path / 'data', '0 0.1 0.5 0.4 1.0005', polygon)
+    config = new_project(tmp_path / 'new', tmp_path / 'data')
+    boxes = [
+        each['bbox']
+        for split in ('train', 'val')
+        for each in json.loads((tmp_path / f'new/annotations/{split}.json').read_text())[
+            'annotations'
+        ]
+    ]
+    assert sorted(boxes)[0] == pytest.approx([0, 0, 0.3 * 8, 6])
+    assert 'faster-rcnn' in config.read_text()
+    assert any('1 of 2 objects have no mask, so only boxes are used' in n for n in notes(capsys))
+
+
+def test_many_classes_are_on_several_lines(tmp_path):
+    text = '\n'.join(f'{number}{BOX[1:]}' for number in range(80))
+    yolo(tmp_path / 'data', text, text, names=[f'class number {number}' for number in range(80)])
+    config = new_project(tmp_path / 'new', tmp_path / 'data')
+    lines = config.read_text().partition('classes = ')[2].partition(')\n')[0].splitlines()
+    assert 10 < len(lines) < 20 and max(map(len, lines)) <= 100
+    assert load_config(config).train_dataloader.dataset.metainfo.classes[79] == 'class number 79'
+
+
+def test_rotated_photos_have_the_size_that_training_loads(tmp_path):
+    data = tmp_path / 'data'
+    yolo(data, BOX, BOX)
+    for number in range(2):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new('RGB', (8, 6)).save(data / f'images/{number}.png', exif=exif)
+    new_project(tmp_path / 'new', data)
+    content = json.loads((tmp_path / 'new/annotations/train.json').read_text())
+    assert (content['images'][0]['width'], content['images'][0]['height']) == (6, 8)
+    assert content['annotations'][0]['bbox'] == [1.5, 2, 3, 4]
+
+
+def test_splits_of_settings_and_of_tests(tmp_path, capsys):
+    data = tmp_path / 'data'
+    yolo(data, BOX, BOX, BOX, BOX)
+    layouts.write(data / 'first.txt', './images/0.png\nimages/2.png\n')
+    layouts.write(data / 'second.txt', f'{data}/images/1.png\n')
+    layouts.write(data / 'third.txt', 'images/3.png\n')
+    names = 'names: {0: a}\ntrain: first.txt\nval: [second.txt]\ntest: ../third.txt\n'
+    layouts.write(data / 'data.yaml', names)
+    new_project(tmp_path / 'new', data)
+    files = [
+        [image['file_name'] for image in json.loads(path.read_text())['images']]
+        for path in sorted((tmp_path / 'new/annotations').iterdir())
+    ]
+    assert files == [['images/0.png', 'images/2.png'], ['images/1.png']]
+    assert any('left out, images of a test split' in note for note in notes(capsys))
