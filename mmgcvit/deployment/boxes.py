@@ -32,8 +32,13 @@ def require_coder(coder: object, where: str) -> None:
         )
 
 
-def require_nms(settings: Mapping[str, Any], number: int, where: str) -> None:
+def require_nms(settings: Mapping[str, Any] | None, number: int, where: str) -> None:
     """Raise a UserError unless :func:`suppress` supports the settings of NMS."""
+    if not settings:
+        raise UserError(
+            f'{where}.nms is not set, and models without NMS cannot be exported: set it, for '
+            "example to dict(type='nms', iou_threshold=0.5)"
+        )
     kind = settings.get('type', 'nms')
     if kind not in NMS:
         raise UserError(

@@ -78,7 +78,7 @@ def _require_anchor_head(head: nn.Module, where: str) -> None:
     require_coder(head.bbox_coder, where)
     cfg = head.test_cfg
     where = 'test_cfg.rpn' if where == 'rpn_head' else 'test_cfg'
-    require_nms(cfg.nms, cfg.max_per_img, where)
+    require_nms(cfg.get('nms'), cfg.max_per_img, where)
 
 
 def _require_two_stage(model: TwoStageDetector) -> None:
@@ -115,7 +115,8 @@ def _require_two_stage(model: TwoStageDetector) -> None:
     for head in heads.get('mask', ()):
         if not _same(head, FCNMaskHead, 'forward', 'predict_by_feat', '_predict_by_feat_single'):
             raise _refuse('roi_head.mask_head', head, 'FCNMaskHead')
-    require_nms(roi_head.test_cfg.nms, roi_head.test_cfg.max_per_img, 'test_cfg.rcnn')
+    cfg = roi_head.test_cfg
+    require_nms(cfg.get('nms'), cfg.max_per_img, 'test_cfg.rcnn')
 
 
 def _stages(part: nn.Module) -> Sequence[nn.Module]:

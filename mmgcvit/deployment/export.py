@@ -142,7 +142,7 @@ def _record(graph: nn.Module, path: Path, config: str) -> None:
                 opset_version=OPSET,
                 **options,
             )
-    except UserError:
+    except (UserError, OSError):  # OSError: a full disk, for example
         raise
     except Exception as error:  # the exporter can raise anything
         raise UserError(

@@ -71,7 +71,8 @@ class Parity:
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of a report."""
-        yield f'{len(self.seconds)} images, one per run; CPU, {torch.get_num_threads()} threads'
+        number, threads = len(self.seconds), torch.get_num_threads()
+        yield f'{number} images, one per run, on the CPU; threads: {threads}'
         if self.boxes or self.unpaired:
             highest = f', with scores up to {max(self.unpaired):.3f}' if self.unpaired else ''
             yield (

@@ -171,6 +171,7 @@ def test_pooling_of_maps_of_any_size(size):
         ('mask_rcnn', {'model.test_cfg.rcnn.nms.type': 'nms_match'}, "nms.type is 'nms_match'"),
         ('mask_rcnn', {'model.test_cfg.rpn.nms.max_num': 9}, 'test_cfg.rpn.nms.max_num of nms'),
         ('mask_rcnn', {'model.test_cfg.rcnn.max_per_img': -1}, 'rcnn.max_per_img is -1'),
+        ('retinanet', {'model.test_cfg.nms': None}, 'test_cfg.nms is not set'),
         ('mask_rcnn', {'model.roi_head.type': 'PISARoIHead'}, 'roi_head is PISARoIHead'),
         ('retinanet', PAA, 'bbox_head is PAAHead'),
         ('retinanet', {'model.bbox_head.bbox_coder.type': 'TBLRBBoxCoder'}, 'TBLRBBoxCoder'),

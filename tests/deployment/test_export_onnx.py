@@ -1,6 +1,9 @@
 """Files of exported models in ONNX Runtime, compared with the models in PyTorch."""
 
+import re
+import shutil
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +16,8 @@ from torch import nn
 from mmgcvit.deployment import OnnxModel, compare, export, export_onnx, open_images, segmentors
 from mmgcvit.errors import UserError
 
+PAGE = Path(__file__).parents[2] / 'docs/export.md'
+
 
 def inputs_and_outputs(model):
     nodes = [*model.session.get_inputs(), *model.session.get_outputs()]
@@ -20,7 +25,8 @@ def inputs_and_outputs(model):
 
 
 @pytest.mark.parametrize('name', ['retinanet', pytest.param('mask_rcnn', marks=pytest.mark.slow)])
-def test_detector_in_onnx_runtime(models, tmp_path, name):
+def test_detector_in_onnx_runtime(models, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
     trained = load(tmp_path, name)
     lines = []
     path = export_onnx(trained, tmp_path / 'new' / 'a.onnx', say=lines.append)
@@ -45,6 +51,18 @@ def test_detector_in_onnx_runtime(models, tmp_path, name):
     assert max(parity.boxes) < 0.01 and max(parity.scores) < 1e-3
     assert len(parity.masks) == ('masks' in model.outputs) * len(parity.boxes)
     assert min(parity.masks, default=1) > 0.99
+    if 'masks' in model.outputs:
+        capsys.readouterr()
+        run_the_program_of_the_page(path, tmp_path / '0.png')
+        printed = capsys.readouterr().out.splitlines()
+        assert len(printed) > 5 and all(line.split()[0] in model.classes for line in printed)
+
+
+def run_the_program_of_the_page(path, image):
+    (program,) = re.findall('```python\n(.*?)```', PAGE.read_text(), re.DOTALL)
+    path.rename('model.onnx')
+    shutil.copy(image, 'image.jpg')
+    exec(program, {})
 
 
 def test_segmentor_with_the_tool(models, tmp_path, load_tool, capsys):
@@ -61,7 +79,7 @@ def test_segmentor_with_the_tool(models, tmp_path, load_tool, capsys):
         'image': ('tensor(uint8)', ['height', 'width', 3]),
         'label_map': ('tensor(uint8)', ['height', 'width']),
     }
-    assert f'2 images, one per run; CPU, {torch.get_num_threads()} threads' in printed
+    assert f'2 images, one per run, on the CPU; threads: {torch.get_num_threads()}' in printed
     rows = {line[:30].strip(): line[30:].split() for line in printed}
     assert float(rows['pixels of the same class'][-1]) > 0.98
     first, second = map(float, rows['mIoU'])
