@@ -40,7 +40,7 @@ class BuildPackages(build_py):
 
 
 def resources() -> list[tuple[str, list[str]]]:
-    """Return the folders in ``mmgcvit/.mim`` with their files; see ``mmgcvit.files.resources``.
+    """Return the folders in ``mmgcvit/.mim`` with their files; see ``mmgcvit.installed.resources``.
 
     The wheels of OpenMMLab have this layout, which mim and mmengine read.
     """

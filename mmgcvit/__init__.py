@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from .files import config_path
+from .installed import config_path
 from .version import __version__
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from .errors import did_you_mean
-from .files import resources
+from .installed import resources
 from .version import __version__
 
 COMMANDS = {

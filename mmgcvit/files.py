@@ -1,14 +1,10 @@
-"""Atomic file writes, and the files that come with the package."""
+"""Atomic file writes: a crash, a kill or a full disk never leaves a partial file."""
 
 import contextlib
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-from .errors import UserError, did_you_mean
-from .version import __version__
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
@@ -105,67 +101,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def resources() -> Path:
-    """Return the folder that contains ``configs``, ``tools`` and ``metafile.yml``.
-
-    It is the folder ``.mim`` of an installed wheel, or the checkout.
-    """
-    package = Path(__file__).resolve().parent
-    installed = package / '.mim'
-    return installed if installed.is_dir() else package.parent
-
-
-def require_own_version(script: str | None) -> None:
-    """Raise a UserError if a script of a checkout imports a package of another version.
-
-    Args:
-        script: Path of the script, if there is one.
-    """
-    checkout = Path(script or os.devnull).resolve().parent.parent
-    file = checkout / 'mmgcvit' / 'version.py'
-    if not file.is_file():
-        return
-    found = re.search("'(.*)'", file.read_text(encoding='utf-8'))
-    if found and found[1] != __version__:
-        raise UserError(
-            f'{script} has version {found[1]}, but imports version {__version__} of mmgcvit from '
-            f'{Path(__file__).parent}: use the command mmgcvit, which runs the tools of the '
-            f'installed package, or run pip install --editable {checkout}'
-        )
-
-
-def with_pip(text: str) -> str:
-    """Adapt ``pip install '.[EXTRA]'`` in a text to a package that was installed from a wheel."""
-    if resources().name != '.mim':
-        return text
-    return text.replace('in a checkout of mmgcvit, ', '').replace("'.[", "'mmgcvit[")
-
-
-def config_path(name: str) -> str:
-    """Return the path of a config that comes with the package.
-
-    A config that inherits from it, for any tool of mmdet, mmseg or mmpretrain::
-
-        _base_ = __import__('mmgcvit').config_path('detection/cascade_gcvit_s.py')
-
-    Args:
-        name: Path in ``configs``, such as ``'detection/cascade_gcvit_s.py'``.
-
-    Raises:
-        UserError: If there is no such config.
-    """
-    names = config_names()
-    if name not in names:
-        raise UserError(
-            f'mmgcvit has no config {name}{did_you_mean(name, names)}: use the name of a file in '
-            f'{resources() / "configs"}'
-        )
-    return str(resources() / 'configs' / name)
-
-
-def config_names() -> list[str]:
-    """Return the names of the configs that come with the package."""
-    configs = resources() / 'configs'
-    return sorted(path.relative_to(configs).as_posix() for path in configs.rglob('*.py'))

@@ -15,6 +15,10 @@ from torch import nn
 from .errors import UserError
 
 try:
+    from mmengine.logging import HistoryBuffer, print_log
+    from mmengine.model import BaseModule, PretrainedInit, initialize
+    from mmengine.registry import WEIGHT_INITIALIZERS
+
     from .registry import MODELS, class_of
 except ModuleNotFoundError as error:
     if error.name != 'mmengine':
@@ -24,8 +28,8 @@ except ModuleNotFoundError as error:
     class HistoryBuffer:
         """The values of a history of losses in a checkpoint of mmengine."""
 
-        log_history: Any
-        count_history: Any
+        log_history: Sequence[float]
+        count_history: Sequence[float]
         max_length: int
 
     class BaseModule(nn.Module):
@@ -66,9 +70,6 @@ except ModuleNotFoundError as error:
         logging.getLogger('mmgcvit').info(message)
 
 else:
-    from mmengine.logging import HistoryBuffer, print_log
-    from mmengine.model import BaseModule, PretrainedInit, initialize
-    from mmengine.registry import WEIGHT_INITIALIZERS
 
     def is_pretrained(init_cfg: Mapping) -> bool:
         """Whether an initialization config loads pretrained weights."""

@@ -7,7 +7,7 @@ the locations listed here. Configs need no ``custom_imports``.
 from collections.abc import Mapping
 from typing import Any
 
-from .files import with_pip
+from .installed import with_pip
 
 try:
     # from either distribution: mmengine or onedl-mmengine

@@ -9,8 +9,8 @@ import packed
 import pytest
 from toy import toy_config
 
-from mmgcvit import cli, files
-from mmgcvit.files import config_names, config_path, resources
+from mmgcvit import cli, installed
+from mmgcvit.installed import config_names, config_path, resources
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,6 +126,6 @@ def test_a_tool_of_another_version_than_the_package(tmp_path):
 
 def test_an_installed_package_names_itself_for_pip(monkeypatch):
     text = "in a checkout of mmgcvit, run pip install '.[hub]'"
-    assert files.with_pip(text) == text
-    monkeypatch.setattr(files, 'resources', lambda: Path('mmgcvit/.mim'))
-    assert files.with_pip(text) == "run pip install 'mmgcvit[hub]'"
+    assert installed.with_pip(text) == text
+    monkeypatch.setattr(installed, 'resources', lambda: Path('mmgcvit/.mim'))
+    assert installed.with_pip(text) == "run pip install 'mmgcvit[hub]'"

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from mmgcvit.analysis.matrix import results, rows, running
 from mmgcvit.errors import UserError
 
 ROOT = Path(__file__).parents[1]
+BASH = shutil.which('bash')
 PAGE = f'# Supported versions\n\n{results.BEGIN}\n{results.END}\n\nThe end.\n'
 SETUP = """
 echo "setup $*" >>"$CALLS"
@@ -46,7 +48,7 @@ def report(cases):
 
 def script(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'#!/usr/bin/env bash\n{text}')
+    path.write_text(f'#!{BASH}\n{text}')
     path.chmod(0o755)
 
 
@@ -169,21 +171,31 @@ def test_missing_parts_are_reasons(checkout, run, monkeypatch):
         run('--row', 'torch2')
 
 
+def test_an_interruption_ends_all_processes(tmp_path):
+    def interrupt(line):
+        if line.strip().isdigit():
+            pids.append(int(line))
+            raise KeyboardInterrupt
+
+    pids = []
+    commands = running._Commands(tmp_path, interrupt, print, 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        commands.run(['bash', '-c', 'sleep 60 & echo $!; wait'])
+    deadline = time.monotonic() + 10
+    while Path(f'/proc/{pids[0]}/cmdline').exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert time.monotonic() < deadline
+
+
 def test_which_python_is_found(tmp_path, monkeypatch):
     version = f'3.{sys.version_info[1]}'
     monkeypatch.setenv('PATH', str(tmp_path / 'bin'))
     monkeypatch.setenv('PYENV_ROOT', str(tmp_path / 'pyenv'))
     assert matrix.find_python(version) is None
-    command = tmp_path / 'bin' / f'python{version}'
-    script(command, 'exit 127')  # as pyenv's shims
+    script(tmp_path / 'bin' / f'python{version}', 'exit 127')  # as pyenv's shims
     for name in ('9', '10'):
         python = tmp_path / f'pyenv/versions/{version}.{name}/bin/python'
         script(python, f'exec {sys.executable} "$@"')
-        python.write_text(
-            python.read_text().replace(
-                '/usr/bin/env bash', shutil.which('bash', path='/bin:/usr/bin')
-            )
-        )
     tried = [path for path in rows._candidates(version) if 'pyenv' in path]
     assert [Path(path).parts[-3] for path in tried] == [f'{version}.10', f'{version}.9']
     assert os.path.samefile(matrix.find_python(version), sys._base_executable)

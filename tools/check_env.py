@@ -140,7 +140,7 @@ def check_environment() -> Report:
 def check_version(report: Report) -> None:
     """Compare the version of this script with that of the package."""
     from mmgcvit.errors import UserError
-    from mmgcvit.files import require_own_version
+    from mmgcvit.installed import require_own_version
 
     try:
         require_own_version(__file__)
@@ -155,7 +155,7 @@ def install_command() -> str:
         extra = "'.[openmmlab-compiled]'"
     elif any(versions_of(STACKS['onedl'])):
         extra = "'.[onedl]'"
-    from mmgcvit.files import with_pip
+    from mmgcvit.installed import with_pip
 
     return with_pip(f'in a checkout of mmgcvit, run pip install {extra}')
 

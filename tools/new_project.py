@@ -35,8 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('dir', help='folder of the project, new or empty')
-    parser.add_argument('--data', required=True, help='folder of images and annotations')
+    parser.add_argument('dir', metavar='DIR', help='folder of the project, new or empty')
+    parser.add_argument(
+        '--data', required=True, metavar='FOLDER', help='folder of images and annotations'
+    )
     parser.add_argument(
         '--task',
         choices=[task.name for task in TASKS],
@@ -49,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--arch', choices=ARCHS, default='tiny', help='size of the backbone (default: %(default)s)'
     )
     parser.add_argument(
-        '--epochs', type=int, help='number of epochs (default: depends on the number of images)'
+        '--epochs',
+        type=int,
+        metavar='N',
+        help='number of epochs (default: depends on the number of images)',
     )
     parser.add_argument(
         '--weights',

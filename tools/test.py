@@ -21,7 +21,14 @@ from mmgcvit.engine import (
     runner_parser,
 )
 from mmgcvit.errors import UserError
-from mmgcvit.evaluation import adapt_dump, adapt_tiles, adapt_tta, add_tile_options, tile_options
+from mmgcvit.evaluation import (
+    adapt_dump,
+    adapt_tiles,
+    adapt_tta,
+    add_tile_options,
+    keep_polygons,
+    tile_options,
+)
 from mmgcvit.visualization import PaintPredictions, adapt_drawing
 
 
@@ -51,6 +58,7 @@ def main() -> None:
     if args.tta:
         options.append(adapt_tta)
     if tiles := tile_options(args):
+        keep_polygons(cfg)
         options.append(partial(adapt_tiles, options=tiles))
     runner = build_runner(cfg, *options)
     require_data(cfg, splits=('test',))

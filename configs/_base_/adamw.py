@@ -1,6 +1,6 @@
-# AdamW for fine-tuning a pretrained GC ViT, with the learning rate of the COCO recipes. ADE20K has
-# its own in segmentation/_base_/schedule_160k.py; schedules are in detection/_base_/ and there.
-# Norms and position-bias tables have no weight decay.
+# AdamW for fine-tuning a pretrained GC ViT, with the learning rate of the COCO recipes.
+# Segmentation has its own in segmentation/_base_/schedule_160k.py. Schedules are in
+# detection/_base_/ and there. Norms and position-bias tables have no weight decay.
 #
 # Use it in any config of mmdet or mmseg. `_delete_` removes the inherited optimizer, because AdamW
 # does not accept SGD's momentum.

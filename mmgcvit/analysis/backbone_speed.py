@@ -136,8 +136,9 @@ def _training_step(model: nn.Module, images: Tensor, settings: Settings) -> Call
 
 
 def _precision(settings: Settings) -> contextlib.AbstractContextManager:
-    dtype = getattr(torch, settings.dtype)
-    return torch.autocast(settings.device, dtype, enabled=settings.dtype != 'float32')
+    if settings.dtype == 'float32':
+        return contextlib.nullcontext()
+    return torch.autocast(settings.device, getattr(torch, settings.dtype))
 
 
 def _time(step: Callable[[], None], settings: Settings) -> list[float]:

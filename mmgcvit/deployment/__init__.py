@@ -1,5 +1,6 @@
 """Models for other runtimes: complete detectors, segmentors and classifiers as ONNX."""
 
+from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .export import build_graph, export_onnx
 from .report import compare, open_images
 from .runtime import OnnxModel

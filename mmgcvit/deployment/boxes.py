@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torchvision
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from torch import Tensor
-from torchvision.ops import nms
 
 from ..errors import UserError, did_you_mean
 
@@ -110,7 +110,7 @@ def suppress(
         boxes = boxes + (groups.to(boxes) * (farthest + 1))[:, None]
     if settings.get('type', 'nms') == 'soft_nms':
         return _soft_nms(boxes, scores, settings, number)
-    kept = nms(boxes, scores, settings['iou_threshold'])
+    kept = torchvision.ops.nms(boxes, scores, settings['iou_threshold'])
     kept = kept[:number] if number > 0 else kept
     return kept, scores[kept]
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from .resizing import Step, refuse
 
+PREPROCESSORS = ('DetDataPreprocessor', 'SegDataPreProcessor', 'ClsDataPreprocessor')
+
 
 class Sizes(NamedTuple):
     """Sizes of an image, each (2,), int64.
@@ -70,15 +72,15 @@ class ImageInput(nn.Module):
 def _read(preprocessor: nn.Module) -> tuple[int, float, bool]:
     """Return the divisor of padded sizes, the padding, and whether BGR becomes RGB."""
     name = type(preprocessor).__name__
-    if name == 'SegDataPreProcessor':
-        # it pads single images only with these settings
-        padding = dict(preprocessor.test_cfg or {})
-        divisor = padding.pop('size_divisor', None) or 1
-        if padding:
-            raise refuse(f'{name} with test_cfg={preprocessor.test_cfg}', 'size_divisor')
-        return divisor, preprocessor.pad_val, preprocessor.channel_conversion
-    if name not in ('DetDataPreprocessor', 'ImgDataPreprocessor', 'ClsDataPreprocessor'):
-        raise refuse(name, 'the data preprocessor of mmdet, mmseg or mmpretrain')
-    is_classifier = name == 'ClsDataPreprocessor'
-    converts = preprocessor.to_rgb if is_classifier else preprocessor._channel_conversion
-    return preprocessor.pad_size_divisor, preprocessor.pad_value, converts
+    if name not in PREPROCESSORS:
+        raise refuse(name, ' or '.join(PREPROCESSORS))
+    # the name differs between mmpretrain, mmseg and the other preprocessors of mmengine
+    names = ('to_rgb', 'channel_conversion', '_channel_conversion')
+    converts = next(getattr(preprocessor, each) for each in names if hasattr(preprocessor, each))
+    if name != 'SegDataPreProcessor':
+        return preprocessor.pad_size_divisor, preprocessor.pad_value, converts
+    padding = dict(preprocessor.test_cfg or {})  # the only one that counts for single images
+    divisor = padding.pop('size_divisor', None) or 1
+    if padding:
+        raise refuse(f'{name} with test_cfg={preprocessor.test_cfg}', 'size_divisor')
+    return divisor, preprocessor.pad_val, converts

@@ -9,9 +9,9 @@ from statistics import median
 
 import numpy as np
 import torch
+import torchvision
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from ..visualization.cam import SCORE_THR
 
@@ -125,7 +125,8 @@ def as_sample(
 
 def _pairs(first: InstanceData, second: InstanceData) -> tuple[Tensor, Tensor]:
     """Return the indices of detections of one class and place, in pairs."""
-    overlap = box_iou(first.bboxes, second.bboxes) * (first.labels[:, None] == second.labels)
+    overlap = torchvision.ops.box_iou(first.bboxes, second.bboxes)
+    overlap = overlap * (first.labels[:, None] == second.labels)
     left, right = [], []
     if len(second):
         for index in range(len(first)):

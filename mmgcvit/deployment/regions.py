@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from torch import Tensor
-from torchvision.ops import roi_align
 
 
 def one_more(x: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def extract(extractor: SingleRoIExtractor, features: Sequence[Tensor], boxes: Te
         (place,) = (levels == level).nonzero(as_tuple=True)
         places.append(place)
         parts.append(
-            roi_align(
+            torchvision.ops.roi_align(
                 features[level],
                 regions[place],
                 layer.output_size,

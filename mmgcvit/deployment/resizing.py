@@ -112,7 +112,7 @@ def _bicubic(old: Tensor, new: Tensor) -> Tensor:
     distance = (torch.arange(old) + 0.5 - center[:, None]).abs() / ratio.clamp(min=1)
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    weights = torch.where(distance < 1, near, far) * (distance < 2)
     return weights / weights.sum(1, keepdim=True)
 
 

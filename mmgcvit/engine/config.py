@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from mmengine.utils import is_installed
 
 from ..errors import UserError, close_names, one_line
-from ..files import config_names, config_path
+from ..installed import config_names, config_path
 from .launch import process_rank
 from .options import apply_options, walk
 

@@ -18,7 +18,7 @@ from mmengine.logging import MMLogger
 
 from ..cli import as_commands
 from ..errors import printable
-from ..files import require_own_version
+from ..installed import require_own_version
 from ..mmcv_ops import enable
 from .known_errors import known_error
 from .launch import process_rank

@@ -43,7 +43,7 @@ def training_parser(description: str | None) -> argparse.ArgumentParser:
         nargs='+',
         choices=LOGGERS,
         default=(),
-        help='log losses and metrics there as well; a resumed training continues its run',
+        help='also log losses and metrics to these programs; --resume continues their runs',
     )
     return parser
 

@@ -3,7 +3,7 @@
 from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .metrics import DumpLabelMaps, adapt_dump
 from .panoptic import PanopticMetric
-from .tile_options import adapt_tiles, add_tile_options, tile_options
+from .tile_options import adapt_tiles, add_tile_options, keep_polygons, tile_options
 from .tta import adapt_tta
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     'adapt_tiles',
     'adapt_tta',
     'add_tile_options',
+    'keep_polygons',
     'tile_options',
 ]

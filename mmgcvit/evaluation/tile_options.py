@@ -1,6 +1,7 @@
 """The options ``--tiles`` and ``--tile-overlap`` of tools."""
 
 import argparse
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,19 @@ def tile_options(args: argparse.Namespace) -> TileOptions | None:
             raise UserError('--tile-overlap needs --tiles: add it, or remove --tile-overlap')
         return None
     return TileOptions(None if args.tiles is True else args.tiles, args.tile_overlap)
+
+
+def keep_polygons(cfg: Config) -> None:
+    """Let the test pipeline keep annotated polygons, in place, instead of drawing them as bitmaps.
+
+    The bitmaps of 1000 objects in an image of 10000x10000 pixels would be 100 GB. The data checks
+    use the pipeline as well, so a tool calls this before them.
+    """
+    for dataset in test_datasets(cfg):
+        for step in dataset.pipeline:
+            cls = class_of(step, TRANSFORMS, cfg.get('default_scope'))
+            if isinstance(cls, type) and 'poly2mask' in inspect.signature(cls).parameters:
+                step['poly2mask'] = False
 
 
 def adapt_tiles(cfg: Config, machine: Machine, options: TileOptions) -> None:

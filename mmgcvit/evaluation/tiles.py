@@ -104,10 +104,6 @@ class CutTiles(BaseTransform):
         self.overlap = overlap
         self.pipeline = Compose(list(transforms))
         self.transforms = self.pipeline.transforms
-        for transform in self.transforms:
-            if hasattr(transform, 'poly2mask'):
-                # annotated masks would be as many bitmaps of the complete image
-                transform.poly2mask = False
         self.of_tile = Compose([t for t in self.transforms if 'Annotation' not in type(t).__name__])
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
@@ -277,16 +273,26 @@ def keep(instances: InstanceData, tile: Tensor, cut: Tensor) -> Tensor:
         cut: Whether its box ends at a border of its tile within the image, (N,).
     """
     kept = torch.ones(len(instances), dtype=torch.bool)
-    if len(tile.unique()) < 2:
+    tiles = tile.unique()
+    if len(tiles) < 2:
         return kept
     from mmdet.structures.bbox import bbox_overlaps
 
     boxes, labels = instances.bboxes, instances.labels
     order = torch.argsort(instances.scores, descending=True, stable=True)
     order = order[torch.argsort(cut[order].int(), stable=True)]
-    for place, index in enumerate(order):
-        others = order[place + 1 :]
-        others = others[kept[others] & (tile[others] != tile[index])]
+    rank = torch.argsort(order)
+    # a box can only suppress boxes of tiles whose boxes are in the same area
+    areas = [boxes[tile == each] for each in tiles]
+    areas = torch.stack([torch.cat([b[:, :2].amin(0), b[:, 2:].amax(0)]) for b in areas])
+    near = bbox_overlaps(areas, areas).fill_diagonal_(0) > 0
+    neighbors = {
+        int(t): torch.isin(tile, tiles[row]).nonzero()[:, 0]
+        for t, row in zip(tiles, near, strict=True)
+    }
+    for index in order.tolist():
+        others = neighbors[int(tile[index])]
+        others = others[kept[others] & (rank[others] > rank[index])]
         if not kept[index] or not len(others):
             continue
         same_class = labels[others] == labels[index]

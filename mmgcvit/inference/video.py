@@ -88,7 +88,7 @@ class VideoWriter:
         height, width = (max(2, length // 2 * 2) for length in picture.shape[:2])
         if self._writer is None:
             self._size = (width, height)
-            code = cv2.VideoWriter.fourcc(*CODEC)
+            code = cv2.VideoWriter_fourcc(*CODEC)  # type: ignore[attr-defined]  # missing in its stubs
             self._writer = cv2.VideoWriter(str(self.path), code, self.rate, self._size)
             if not self._writer.isOpened():
                 raise UserError(

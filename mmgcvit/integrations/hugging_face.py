@@ -22,7 +22,8 @@ from huggingface_hub import (
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from ..errors import UserError
-from ..files import resources, write_atomically
+from ..files import write_atomically
+from ..installed import resources
 from ..models import GCViT
 from ..weights.checkpoint import UNKNOWN_LICENSE, open_checkpoint
 from ..weights.export import write_weights

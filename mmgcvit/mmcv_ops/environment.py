@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError, describe
-from ..files import with_pip
+from ..installed import with_pip
 from .site._mmgcvit_mmcv_ops import enable
 
 DISTRIBUTIONS = ('mmcv', 'mmcv-lite', 'onedl-mmcv', 'mmcv-full')

@@ -6,6 +6,7 @@ for the files, and ``splits`` for training and validation. ``recipes`` and ``con
 config.
 """
 
+from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .project import FORMATS, new_project
 
 __all__ = ['FORMATS', 'new_project']

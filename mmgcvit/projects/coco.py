@@ -42,8 +42,10 @@ def read(folder: Folder, project: Path) -> Data:
     same = len({tuple(reader.names) for reader in readers}) == 1
     if not same:
         _require_same_classes(readers)
-    in_place = {reader.split: reader.in_place() for reader in readers}
-    usable = same and len(readers) == 2 and all(in_place.values())
+    in_place = {
+        str(reader.split): split for reader in readers if (split := reader.in_place()) is not None
+    }
+    usable = same and len(in_place) == 2
     pictures = [picture for reader in readers for picture in reader.pictures]
     return finish(folder, project, pictures, readers[0].names, in_place if usable else None)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import printable
 from ..models.arch import ARCHS
-from ..task import CLASSIFICATION, DETECTION, SEGMENTATION
+from ..task import CLASSIFICATION, DETECTION, SEGMENTATION, Task
 from .data import Code, Data
 from .recipes import Recipe, Schedule, recipe_of, schedule_of
 
@@ -19,7 +19,7 @@ COCO_ENLARGEMENT, COCO_LONG, COCO_SHORT = 5 / 3, 1333, 800
 # height or width, whichever is smaller, to which the inherited config of UPerNet resizes images
 SEGMENTED, LARGEST_SEGMENTED, SMALLEST_SEGMENTED = 512, 1024, 256
 # stages whose channels a part of the model has as in_channels
-CHANNELS = {
+CHANNELS: dict[Task, dict[str, tuple[int, ...]]] = {
     DETECTION: {'neck': (0, 1, 2, 3)},
     SEGMENTATION: {'decode_head': (0, 1, 2, 3), 'auxiliary_head': (2,)},
     CLASSIFICATION: {'head': (3,)},
@@ -79,7 +79,12 @@ def _paths(data: Data, folder: Path, project: Path) -> Iterator[str]:
     yield assign('data_root', f'{folder}/')
     yield assign('project', f'{project}/')
     yield assign('work_dir', Code("project + 'work_dir'"))
-    yield f'classes = {pformat(data.classes, width=WIDTH - 10, compact=True)}'
+    line = assign('classes', data.classes)
+    if len(line) > WIDTH:
+        names = pformat(data.classes, width=WIDTH - 4, compact=True)[1:-1].rstrip(',')
+        names = names.replace('\n ', '\n    ')
+        line = f'classes = (\n    {names},\n)'
+    yield line
 
 
 def _datasets(data: Data, recipe: Recipe) -> Iterator[str]:
@@ -150,7 +155,7 @@ def _segmentation_pipelines(data: Data) -> Iterator[str]:
 def _model(data: Data, arch: str, weights: str | None) -> Iterator[str]:
     if data.task is DETECTION:
         heads = ('bbox_head', 'mask_head') if data.has_masks else ('bbox_head',)
-        model = dict(roi_head={head: dict(NUM_CLASSES) for head in heads})
+        model: dict[str, Any] = dict(roi_head={head: dict(NUM_CLASSES) for head in heads})
     elif data.task is SEGMENTATION:
         model = dict(decode_head=dict(NUM_CLASSES), auxiliary_head=dict(NUM_CLASSES))
         if any(_segmentation_pipelines(data)):

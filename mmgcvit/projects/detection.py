@@ -46,8 +46,8 @@ def box_of(points: Sequence[float]) -> list[float]:
 def area_of(points: Sequence[float]) -> float:
     """Return the area within a polygon x1, y1, x2, y2, …"""
     xs, ys = points[::2], points[1::2]
-    following = zip(xs[1:] + xs[:1], ys[1:] + ys[:1], strict=True)
-    return abs(sum(x * v - u * y for x, y, (u, v) in zip(xs, ys, following, strict=True))) / 2
+    last = zip((xs[-1], *xs), (ys[-1], *ys), xs, ys, strict=False)
+    return abs(sum(x * v - u * y for x, y, u, v in last)) / 2
 
 
 def finish(
@@ -111,7 +111,8 @@ def finish(
 
 def _write(project: Path, split: str, pictures: Sequence[Picture], classes: Sequence[str]) -> Split:
     ids = {name: number for number, name in enumerate(classes, 1)}
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, picture in enumerate(pictures, 1):
         width, height = picture.size
         images.append(dict(id=image_id, file_name=str(picture.path), width=width, height=height))

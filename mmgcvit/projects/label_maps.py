@@ -1,6 +1,7 @@
 """Images and label maps: one value or color per class."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ CONVERTED = 'label_maps'  # folder of a project
 IGNORED = 255
 GRAY = 0x010101  # a gray level v has the color v * GRAY
 MOST = 256  # values
+# a label map with more values, of which 0 and 255 cover more than this part, has soft edges
+SOFT_VALUES, SOFT_BINARY = 16, 0.9
 
 
 @dataclass
@@ -33,14 +36,14 @@ class _Map:
         path: The image, relative to the folder.
         file: The label map, relative to the folder.
         size: Width and height of the image.
-        colors: Its values as colors 0xRRGGBB.
+        colors: Its values as colors 0xRRGGBB, with their numbers of pixels.
         one_channel: Whether mmseg can load it.
     """
 
     path: Relative
     file: Relative
     size: tuple[int, int]
-    colors: set[int]
+    colors: dict[int, int]
     one_channel: bool
 
     @property
@@ -49,7 +52,7 @@ class _Map:
 
     @property
     def classes(self) -> set[int]:
-        return self.colors
+        return set(self.colors)
 
 
 def find(folder: Folder) -> str | None:
@@ -86,7 +89,7 @@ def read(folder: Folder, project: Path) -> Data:
     )
     progress = with_progress(list(pairs.items()), 'reading label maps')
     maps = [_open(folder, image, file) for image, file in progress]
-    names, labels = _classes(folder, set().union(*(each.colors for each in maps)))
+    names, labels = _classes(folder, sum((Counter(each.colors) for each in maps), Counter()))
     train, val = divide(maps, folder)
     layouts = [_layout(part) for part in (train, val)]
     in_place = (
@@ -147,11 +150,10 @@ def _open(folder: Folder, image: Relative, file: Relative) -> _Map:
             f'the label map {folder.path / file} has more than {MOST} different values: save one '
             'value or color per class, without antialiasing'
         )
-    values = (color for _, color in colors)
     if loaded.mode == 'RGB':
-        found = {red << 16 | green << 8 | blue for red, green, blue in values}
+        found = {red << 16 | green << 8 | blue: number for number, (red, green, blue) in colors}
     else:
-        found = {value * GRAY for value in values}
+        found = {value * GRAY: number for number, value in colors}
     return _Map(image, file, size, found, one_channel)
 
 
@@ -179,15 +181,18 @@ def _load(path: Path) -> tuple[Image.Image, bool]:
     return Image.fromarray(pixels.astype(np.uint8)), True
 
 
-def _classes(folder: Folder, colors: set[int]) -> tuple[list[str], dict[int, int]]:
+def _classes(folder: Folder, colors: Mapping[int, int]) -> tuple[list[str], dict[int, int]]:
     """Return the class names, and the label of each color.
 
     Raises:
-        UserError: If there is one class, or a file of names has another number of them.
+        UserError: If there is one class, or a file of names has another number of them, or if the
+            values are those of soft edges.
     """
     gray = all(color % GRAY == 0 for color in colors)
     names, file = folder.class_names(NAMES)
     labels = {}
+    if gray and not names:
+        _require_sharp_edges(folder, colors)
     # 0 and 255 alone are two classes
     if gray and IGNORED * GRAY in colors and len(colors) > 2 and len(names or ()) != len(colors):
         labels[IGNORED * GRAY] = IGNORED
@@ -195,7 +200,7 @@ def _classes(folder: Folder, colors: set[int]) -> tuple[list[str], dict[int, int
             f'pixels with the value {IGNORED} are ignored: if they are a class, add classes.txt '
             'with the name of each value on a line'
         )
-    used = sorted(colors - labels.keys())
+    used = sorted(colors.keys() - labels.keys())
     shown = [str(color // GRAY) if gray else f'{color:06x}' for color in used]
     if len(used) < 2:
         raise UserError(
@@ -218,6 +223,17 @@ def _classes(folder: Folder, colors: set[int]) -> tuple[list[str], dict[int, int
             f'{", ".join(shown)}. Write the name of each on a line, in this order'
         )
     return names, labels | {color: number for number, color in enumerate(used)}
+
+
+def _require_sharp_edges(folder: Folder, colors: Mapping[int, int]) -> None:
+    """Raise a UserError if the values are those of binary masks with antialiased edges."""
+    binary = sum(colors.get(value * GRAY, 0) for value in (0, 255)) / sum(colors.values())
+    if len(colors) > SOFT_VALUES and binary > SOFT_BINARY:
+        raise UserError(
+            f'the label maps of {folder.path} have {len(colors)} values, but {binary:.0%} of the '
+            'pixels are 0 or 255: if these are binary masks with soft edges, save them without '
+            'antialiasing; otherwise, add classes.txt with the name of each value on a line'
+        )
 
 
 def _layout(maps: Sequence[_Map]) -> dict[str, str] | None:

@@ -99,7 +99,9 @@ def divide(items: Sequence[T], folder: Folder) -> tuple[list[T], list[T]]:
 def _at_random(items: Sequence[T]) -> tuple[list[T], list[T]]:
     """Choose items for validation, so that the training keeps an item of each class."""
     left = Counter(name for item in items for name in set(item.classes))
-    number, train, val = max(1, round(VAL_FRACTION * len(items))), [], []
+    number = max(1, round(VAL_FRACTION * len(items)))
+    train: list[T] = []
+    val: list[T] = []
     for item in random.Random(0).sample(items, len(items)):
         names = set(item.classes)
         if len(val) < number and all(left[name] > 1 for name in names):

@@ -48,7 +48,7 @@ def read(folder: Folder, project: Path) -> Data:
 
 def _splits(folder: Folder) -> dict[str, str]:
     """Return the splits of images by their names."""
-    splits = {}
+    splits: dict[str, str] = {}
     for split in ('test', 'val', 'train'):
         file = Relative('ImageSets/Main', f'{split}.txt')
         for path in (folder.path / each for each in folder.files if each.parts[-3:] == file.parts):
@@ -63,16 +63,28 @@ def _read(folder: Folder, file: Relative) -> tuple[tuple[int, int] | None, list[
         root = ElementTree.parse(folder.path / file).getroot()
         width, height = (int(root.findtext(f'size/{key}') or 0) for key in ('width', 'height'))
         for each in root.iter('object'):
-            corners = (each.find(f'bndbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax'))
-            left, top, right, bottom = (float(corner.text) for corner in corners)
+            keys = ('xmin', 'ymin', 'xmax', 'ymax')
+            left, top, right, bottom = (float(_text(each, f'bndbox/{key}')) for key in keys)
             box = [left, top, right - left, bottom - top]
             difficult = (each.findtext('difficult') or '0').strip() == '1'
-            name = each.find('name').text.strip()
+            name = _text(each, 'name')
             area = box[2] * box[3]
             objects.append(dict(name=name, bbox=box, area=area, iscrowd=int(difficult)))
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError) as error:
         raise UserError(
             f'{folder.path / file} is not an annotation of Pascal VOC ({describe(error, 120)}): '
             'each object needs a name and a bndbox with the numbers xmin, ymin, xmax and ymax'
         ) from error
     return (width, height) if width and height else None, objects
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    """Return the text of an element below another one.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    text = (element.findtext(path) or '').strip()
+    if not text:
+        raise ValueError(f'no {path}')
+    return text

@@ -135,7 +135,7 @@ def _names(folder: Folder, settings: dict[str, Any]) -> list[str] | None:
 
 def _splits(folder: Folder, settings: dict[str, Any]) -> dict[Relative, str]:
     """Return the splits of images that the settings name by folders or by lists of images."""
-    splits = {}
+    splits: dict[Relative, str] = {}
     for split in ('test', 'val', 'train'):
         entries = settings.get(split) or []
         for entry in [entries] if isinstance(entries, str) else entries:

@@ -29,7 +29,7 @@ from mmgcvit.engine.adaptations import adapt_fsdp, adapt_hooks
 from mmgcvit.engine.device import Machine
 from mmgcvit.engine.options import parse_value
 from mmgcvit.errors import UserError
-from mmgcvit.files import config_path
+from mmgcvit.installed import config_path
 from mmgcvit.registry import HOOKS, class_of
 from mmgcvit.visualization import read_training_log
 

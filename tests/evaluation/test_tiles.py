@@ -19,7 +19,7 @@ from torch import nn
 
 from mmgcvit.engine.device import Machine
 from mmgcvit.errors import UserError
-from mmgcvit.evaluation import adapt_tiles, add_tile_options, tile_options
+from mmgcvit.evaluation import adapt_tiles, add_tile_options, keep_polygons, tile_options
 from mmgcvit.evaluation.placed_masks import PlacedMasks
 from mmgcvit.evaluation.tile_options import TileOptions
 from mmgcvit.evaluation.tiles import TiledModel, Tiles, spans
@@ -243,6 +243,18 @@ def test_a_config_is_changed_behind_the_loading_of_the_image(log):
     # batches are of tiles
     assert cfg.model.batch_size == 4 and cfg.test_dataloader.batch_size == 1
     assert '--tiles: 800x800 pixels, overlap 200' in log
+
+
+def test_annotated_masks_stay_polygons():
+    cfg = config(bbox_head=dict())
+    keep_polygons(cfg)
+    _, resize, annotations, pack = cfg.test_dataloader.dataset.dataset.pipeline
+    assert annotations == dict(type='LoadAnnotations', poly2mask=False)
+    assert 'poly2mask' not in resize and 'poly2mask' not in pack
+    cfg = config(decode_head=dict())
+    cfg.default_scope = 'mmseg'  # whose transform of this name has no such argument
+    keep_polygons(cfg)
+    assert cfg.test_dataloader.dataset.dataset.pipeline[2] == dict(type='LoadAnnotations')
 
 
 def options(*arguments):

@@ -149,8 +149,18 @@ def test_initial_values(nano):
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
 
 
+def computes_in_float16():
+    try:
+        torch.conv2d(torch.zeros(1, 1, 3, 3).half(), torch.zeros(1, 1, 3, 3).half())
+    except RuntimeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
 def test_dtypes(model, dtype):
+    if dtype is torch.float16 and not computes_in_float16():
+        pytest.skip('this torch has no convolutions in float16 on a CPU')
     images = torch.randn(1, 3, 40, 72)
     with torch.no_grad():
         wanted = model.eval()(images)

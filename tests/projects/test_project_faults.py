@@ -8,6 +8,7 @@ import layouts
 import pytest
 from PIL import Image
 
+from mmgcvit.engine import load_config
 from mmgcvit.errors import UserError
 from mmgcvit.projects import new_project
 from mmgcvit.projects.folder import Folder
@@ -58,6 +59,17 @@ def linked_splits(folder):
         layouts.write(folder / f'labels/{split}/{split}.txt', BOX)
     (folder / 'images/val/val.png').unlink()
     (folder / 'images/val/val.png').symlink_to(folder / 'images/train/train.png')
+
+
+def soft_edges(folder):
+    (folder / 'masks').mkdir(parents=True)
+    for number in range(2):
+        size = (25, 20)
+        image(folder / f'images/{number}.png', size)
+        mask = Image.new('L', size, 255 * number)
+        for value in range(1, 40):
+            mask.putpixel((value % 25, value // 25), value)
+        mask.save(folder / f'masks/{number}.png')
 
 
 def two_kinds(folder):
@@ -156,6 +168,10 @@ FAULTS = {
         lambda d: label_maps(d, 7, 7),
         'have the value 7: a segmentor needs at least two',
     ),
+    'soft edges': (
+        soft_edges,
+        r'have 41 values, but 92% of the pixels are 0 or 255: if these are binary masks with soft',
+    ),
     'names': (
         lambda d: (label_maps(d, 5, 9), layouts.write(d / 'classes.txt', 'a\nb\nc')),
         r'classes\.txt has 3 names, but the label maps have 2 values: 5, 9',
@@ -180,6 +196,13 @@ FAULTS = {
     'names without numbers': (
         lambda d: yolo(d, BOX, BOX, names='{a: 0}'),
         r'names in data\.yaml has a key that is not the number of a class',
+    ),
+    'object without box': (
+        lambda d: (
+            image(d / 'a.png'),
+            layouts.write(d / 'a.xml', '<a><object><name>b</name><bndbox/></object></a>'),
+        ),
+        r'a\.xml is not an annotation of Pascal VOC \(ValueError: no bndbox/xmin\): each',
     ),
     'broken YAML': (
         lambda d: yolo(d, BOX, BOX, names='[a'),
@@ -338,6 +361,15 @@ def test_boxes_are_clipped_to_the_image_and_some_masks_are_not_used(tmp_path, ca
     assert sorted(boxes)[0] == pytest.approx([0, 0, 0.3 * 8, 6])
     assert 'faster-rcnn' in config.read_text()
     assert any('1 of 2 objects have no mask, so only boxes are used' in n for n in notes(capsys))
+
+
+def test_many_classes_are_on_several_lines(tmp_path):
+    text = '\n'.join(f'{number}{BOX[1:]}' for number in range(80))
+    yolo(tmp_path / 'data', text, text, names=[f'class number {number}' for number in range(80)])
+    config = new_project(tmp_path / 'new', tmp_path / 'data')
+    lines = config.read_text().partition('classes = ')[2].partition(')\n')[0].splitlines()
+    assert 10 < len(lines) < 20 and max(map(len, lines)) <= 100
+    assert load_config(config).train_dataloader.dataset.metainfo.classes[79] == 'class number 79'
 
 
 def test_rotated_photos_have_the_size_that_training_loads(tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import io
 import re
 from pathlib import Path
 
@@ -280,6 +281,14 @@ def test_the_license_of_nvidias_weights_is_logged_once(nano, source, save, log, 
     assert not licenses(log)
 
 
+def saves_float8():
+    try:
+        torch.save(torch.zeros(1).to(torch.float8_e5m2), io.BytesIO())
+    except KeyError:  # of torch 2.1
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ('name', 'change', 'message'),
     [
@@ -288,7 +297,12 @@ def test_the_license_of_nvidias_weights_is_logged_once(nano, source, save, log, 
         ('norm3.bias', lambda t: t.long(), r'norm3\.bias has dtype torch\.int64'),
         ('norm3.bias', lambda t: t.cfloat(), r'norm3\.bias has dtype torch\.complex64'),
         ('stem.conv.bias', lambda t: t.to_sparse(), r'stem\.conv\.bias is sparse'),
-        ('norm3.bias', lambda t: t.to(torch.float8_e5m2), r'has dtype torch\.float8_e5m2'),
+        pytest.param(
+            'norm3.bias',
+            lambda t: t.to(torch.float8_e5m2),
+            r'has dtype torch\.float8_e5m2',
+            marks=pytest.mark.skipif(not saves_float8(), reason='this torch cannot save float8'),
+        ),
         (
             'norm3.bias',
             lambda t: t[:1].clone().expand(64),

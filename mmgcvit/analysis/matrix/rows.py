@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WHEEL = '{wheel}'  # in the packages of a row: the path of the built wheel
-ALL_TOOLS = ('--no-deps', '-r', 'requirements/dev.txt', 'tifffile')
+# setuptools and tifffile are in the files of the stacks; the tests also build wheels
+ALL_TOOLS = ('--no-deps', '-r', 'requirements/dev.txt', 'setuptools>=77,<81', 'tifffile')
 # without packages that the row is about, such as timm
 TEST_TOOLS = ('-c', 'requirements/dev.txt', 'pytest', 'pytest-xdist', 'hypothesis')
 PROBE = 'import ensurepip, sys, venv; print(*sys.version_info[:2], sys._base_executable)'

@@ -177,7 +177,6 @@ class _Commands:
         self._write(f'$ {" ".join(words)}\n')
         self._output, self._doing = [], Path(words[0]).name
         done = threading.Event()
-        threading.Thread(target=self._show_until, args=(done,), daemon=True).start()
         with subprocess.Popen(
             words,
             cwd=self._checkout,
@@ -189,6 +188,7 @@ class _Commands:
             errors='replace',
             start_new_session=True,  # so that its children can be ended too
         ) as process:
+            threading.Thread(target=self._show_until, args=(done,), daemon=True).start()
             try:
                 for line in process.stdout or ():
                     self._write(line)
