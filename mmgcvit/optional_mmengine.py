@@ -53,7 +53,8 @@ except ModuleNotFoundError as error:
         def register_module() -> Callable[[type], type]:
             return lambda module: module
 
-    def initialize(module: nn.Module, init_cfg: Sequence[Mapping]) -> None:
+    # no Sequence[Mapping]: the reader of docstrings (griffe) cannot resolve it under this name
+    def initialize(module: nn.Module, init_cfg: Sequence) -> None:
         """Reject initialization configs other than those of pretrained weights."""
         if init_cfg:
             raise UserError(

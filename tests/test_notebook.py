@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -118,10 +119,13 @@ def test_notebook_runs(tmp_path):
     copy = tmp_path / PATH.name
     shutil.copy(PATH, copy)
     command = [python, ROOT / 'docs' / 'site' / 'run_notebook.py', copy, packed.build()['wheel']]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # the installed package, and not this checkout
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(re.findall(r'^ *\d+\.\d s  ', done.stdout, re.MULTILINE)) == len(CELLS)
     cells = code_cells(copy)
     check_outputs(cells)
+    assert '.venv/lib/' in ''.join(map(printed, cells))
     assert list(map(source, cells)) == list(map(source, CELLS))
     assert str(tmp_path) not in copy.read_text() and sys.prefix not in copy.read_text()
