@@ -1,6 +1,7 @@
 """What build_runner and the tools' options make of a config, in whichever form it names types."""
 
 import copy
+import inspect
 from functools import partial
 from pathlib import Path
 
@@ -251,7 +252,19 @@ def optimizer_of(machine, optimizer, **settings):
     return before, cfg.optim_wrapper.optimizer
 
 
-@pytest.mark.parametrize('cls', [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+needs_fused_sgd = pytest.mark.skipif(
+    'fused' not in inspect.signature(torch.optim.SGD).parameters, reason='SGD before torch 2.3'
+)
+
+
+@pytest.mark.parametrize(
+    'cls',
+    [
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        pytest.param(torch.optim.SGD, marks=needs_fused_sgd),
+    ],
+)
 @pytest.mark.parametrize('wrapper', ['OptimWrapper', 'AmpOptimWrapper', None])
 def test_optimizers_are_fused_on_a_gpu_in_each_form(cls, wrapper, log):
     for form in forms(cls, 'mmengine'):
@@ -287,6 +300,7 @@ def test_other_optimizers_keep_their_settings(machine, optimizer, settings):
     assert after == before
 
 
+@needs_fused_sgd
 def test_an_optimizer_is_fused_with_fsdp_and_in_bfloat16():
     fsdp = dict(strategy=dict(type='mmgcvit.FSDPStrategy', model_wrapper=dict(device_id=0)))
     assert optimizer_of(GPU, dict(type='SGD', lr=0.1), **fsdp)[1].fused is True
