@@ -57,9 +57,9 @@ def known_error(error: BaseException) -> str | None:
     return _first((*FAILURES, _kind, *MISTAKES, _named_value), error)
 
 
-def known_failure(error: BaseException) -> str | None:
-    """Return an error whose cause is not in the config, as :func:`known_error` does, or None."""
-    return _first(FAILURES, error)
+def package_error(error: BaseException) -> str | None:
+    """Return an error of a package that is missing or too old, as :func:`known_error` does."""
+    return _first((_package, _numpy), error)
 
 
 def _first(

@@ -106,9 +106,8 @@ class PaintPredictions(Hook):
                 visualizer.visualize_cls(image, sample, classes, out_file=out_file)
             else:
                 sample = _in_original_coordinates(sample, image_dataset(dataset, sample.img_path))
-                sample = without_empty_map(
-                    sample, len(visualizer.dataset_meta.get('classes') or ())
-                )
+                if 'pred_panoptic_seg' in sample:
+                    sample = without_empty_map(sample, len(visualizer.dataset_meta['classes']))
                 visualizer.add_datasample(name, image, data_sample=sample, out_file=out_file)
 
     def _warn(self, text: str) -> None:

@@ -63,6 +63,23 @@ def test_every_process_saves_its_images(monkeypatch, tmp_path):
     assert not is_main_process(), 'and other parts of mmengine go by the rank as ever'
 
 
+@pytest.mark.parametrize('segments', [0, 1])
+def test_a_panoptic_map_may_have_no_segment(tmp_path, segments):
+    picture = str(tmp_path / '1.png')
+    cv2.imwrite(picture, np.zeros((64, 64, 3), np.uint8))
+    sample = DetDataSample(metainfo=dict(img_path=picture))
+    ids = torch.full((1, 64, 64), 2)  # the number of classes
+    ids[0, :32] -= segments
+    sample.pred_panoptic_seg = PixelData(sem_seg=ids)
+    meta = dict(classes=('thing', 'stuff'), palette=[(255, 0, 0), (0, 255, 0)])
+    dataset = SimpleNamespace(metainfo=meta, data_prefix=dict(img=str(tmp_path)))
+    hook = painted(tmp_path / 'out', sample, DetLocalVisualizer(), dataset)
+    assert hook.failures == 0
+    # to the right of the ground truth; away from the edge and the name of the class
+    corner = cv2.imread(str(tmp_path / 'out' / '1.png'))[8:12, 64 + 8 : 64 + 16]
+    assert corner.reshape(-1, 3).mean(0) == pytest.approx([0, 204 * segments, 0], abs=2)
+
+
 def painted(folder, sample, visualizer, dataset, cfg=None):
     """Draw one sample in folder, and return the hook."""
     loader = SimpleNamespace(dataset=dataset)

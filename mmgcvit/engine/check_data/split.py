@@ -24,7 +24,7 @@ from PIL import Image
 from ...errors import describe
 from ...registry import class_of
 from ...sampling import evenly
-from ..known_errors import known_failure
+from ..known_errors import package_error
 from .report import Counts, Problem, Unchecked
 
 FEW = 5000  # files that can be looked up within a moment, on a network file system too
@@ -366,7 +366,7 @@ def dataset(split: Split) -> Iterator[Problem]:
         pass  # the checks that open images report it
     except Exception as error:
         yield Problem(
-            known_failure(error)  # such as a missing package
+            package_error(error)
             or f'the transforms that load files cannot be built ({_reason(error)}): correct '
             f'{split.option}.pipeline'
         )

@@ -20,7 +20,7 @@ from ...errors import UserError, describe, place
 from ...sampling import evenly
 from ..failed_step import random_state, set_random_state
 from ..hooks.resumed_settings import is_finished
-from ..known_errors import known_failure
+from ..known_errors import package_error
 from ..options import walk
 from .samples import limit, take
 
@@ -165,7 +165,7 @@ def explain(error: BaseException, what: str) -> str:
     else:
         remedy = f'correct {what}_dataloader, {what}_evaluator or the model'
     name = 'validation' if what == 'val' else 'test'
-    if known := known_failure(error):
+    if known := package_error(error):
         return f'the {name} fails: {known}'
     return f'the {name} fails ({describe(error)}, {place(error)}): {remedy}'
 
