@@ -3,6 +3,8 @@
 H, W: height and width of the image, K: number of classes.
 """
 
+from typing import ClassVar
+
 from mmpretrain.models.classifiers import ImageClassifier
 from mmpretrain.models.heads import ClsHead
 from torch import Tensor, nn
@@ -39,7 +41,7 @@ class Classifier(nn.Module):
         image: Input of the graph.
     """
 
-    outputs = {'scores': {}}  # noqa: RUF012
+    outputs: ClassVar[dict[str, dict[int, str]]] = {'scores': {}}
 
     def __init__(self, model: ImageClassifier, image: ImageInput) -> None:
         super().__init__()

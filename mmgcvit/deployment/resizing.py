@@ -3,13 +3,13 @@
 H, W: height and width of the image, h, w: after the transform, in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from mmcv.transforms import CenterCrop, LoadImageFromFile
+from mmcv.transforms import BaseTransform, CenterCrop, LoadImageFromFile
 from mmcv.transforms import Resize as MMCVResize
 from torch import Tensor
 
@@ -116,13 +116,13 @@ def _bicubic(old: Tensor, new: Tensor) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def read_steps(pipeline: Sequence[object]) -> list[Step]:
+def read_steps(pipeline: Sequence[BaseTransform]) -> list[Step]:
     """Return the steps of a test pipeline that change the image.
 
     Raises:
         UserError: If the pipeline has a transform that graphs do not contain.
     """
-    steps = []
+    steps: list[Step] = []
     for transform in pipeline:
         name = type(transform).__name__
         if isinstance(transform, LoadImageFromFile):
@@ -149,7 +149,7 @@ def read_steps(pipeline: Sequence[object]) -> list[Step]:
     return steps
 
 
-def _require(transform: object, settings: dict[str, object]) -> None:
+def _require(transform: BaseTransform, settings: Mapping[str, Any]) -> None:
     found = {name: getattr(transform, name) for name in settings}
     if found != settings:
         texts = (', '.join(f'{k}={v!r}' for k, v in each.items()) for each in (found, settings))
