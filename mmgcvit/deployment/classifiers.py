@@ -41,7 +41,7 @@ class Classifier(nn.Module):
         image: Input of the graph.
     """
 
-    outputs: ClassVar[dict[str, dict]] = {'scores': {}}
+    outputs: ClassVar[dict[str, dict[int, str]]] = {'scores': {}}
 
     def __init__(self, model: ImageClassifier, image: ImageInput) -> None:
         super().__init__()

@@ -7,8 +7,7 @@ refused, also if they are subclasses of supported parts.
 N: number of detections or anchors, P: number of proposals, K: number of classes, m: mask size.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from mmcv.ops import RoIAlign
@@ -21,6 +20,7 @@ from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
+from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -147,7 +147,7 @@ def _rows(level: Tensor, columns: int) -> Tensor:
     return level[0].permute(1, 2, 0).reshape(-1, columns)
 
 
-def _best(scores: Tensor, cfg: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def _best(scores: Tensor, cfg: ConfigDict) -> tuple[Tensor, Tensor]:
     """Return the highest scores of a feature level and their indices, in descending order."""
     scores, order = scores.sort(descending=True)
     number = cfg.get('nms_pre', -1)
@@ -155,7 +155,7 @@ def _best(scores: Tensor, cfg: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def _merge(
-    levels: Sequence[tuple[Tensor, Tensor, Tensor]], cfg: Mapping[str, Any]
+    levels: Sequence[tuple[Tensor, Tensor, Tensor]], cfg: ConfigDict
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply NMS to the boxes, scores and groups of all feature levels."""
     boxes, scores, groups = (torch.cat(parts) for parts in zip(*levels, strict=True))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from mmcv.transforms import CenterCrop, LoadImageFromFile
+from mmcv.transforms import BaseTransform, CenterCrop, LoadImageFromFile
 from mmcv.transforms import Resize as MMCVResize
 from torch import Tensor
 
@@ -116,7 +116,7 @@ def _bicubic(old: Tensor, new: Tensor) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def read_steps(pipeline: Sequence[Any]) -> list[Step]:
+def read_steps(pipeline: Sequence[BaseTransform]) -> list[Step]:
     """Return the steps of a test pipeline that change the image.
 
     Raises:
@@ -149,7 +149,7 @@ def read_steps(pipeline: Sequence[Any]) -> list[Step]:
     return steps
 
 
-def _require(transform: object, settings: Mapping[str, object]) -> None:
+def _require(transform: BaseTransform, settings: Mapping[str, Any]) -> None:
     found = {name: getattr(transform, name) for name in settings}
     if found != settings:
         texts = (', '.join(f'{k}={v!r}' for k, v in each.items()) for each in (found, settings))

@@ -4,6 +4,7 @@ H, W: height and width of the image, C: channels, K: number of classes, s: size 
 """
 
 import copy
+from typing import ClassVar
 
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -50,7 +51,7 @@ class Segmentor(nn.Module):
         image: Input of the graph.
     """
 
-    outputs = {'label_map': {0: 'height', 1: 'width'}}  # noqa: RUF012
+    outputs: ClassVar = {'label_map': {0: 'height', 1: 'width'}}
 
     def __init__(self, model: EncoderDecoder, image: ImageInput) -> None:
         super().__init__()
