@@ -88,7 +88,7 @@ def _remove_masks(cfg: Config) -> None:
             wants_masks = True
             evaluator['metric'] = [name for name in wanted if name != 'segm'] or ['bbox']
     roi_head = cfg.model.get('roi_head') or {}
-    fuses_masks = bool(cfg.model.get('panoptic_fusion_head'))
+    fuses_masks = cfg.model.get('panoptic_fusion_head') is not None
     if not fuses_masks and roi_head.pop('mask_head', None) is not None:
         roi_head.pop('mask_roi_extractor', None)
         print_log('--tta: mmdet merges only boxes, masks are skipped', logger='current')
