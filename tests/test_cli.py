@@ -69,7 +69,7 @@ def test_a_shell_script_gets_the_python_and_the_arguments(in_this_process, monke
     calls = []
     monkeypatch.setattr(os, 'execvp', lambda *call: calls.append(call))
     assert in_this_process('dist-train', 'config.py', '8', '--amp') == (0, '')
-    script = str(ROOT / 'tools' / 'dist_train.sh')
+    script = str(resources() / 'tools' / 'dist_train.sh')
     assert calls == [('bash', ['bash', script, 'config.py', '8', '--amp'])]
     assert os.environ[cli.PYTHON] == sys.executable
 
@@ -104,11 +104,14 @@ def test_a_packaged_config_is_found_by_its_name(mmgcvit):
     for given in (name, f'configs/{name}', f'mmgcvit::{name}'):
         code, printed = mmgcvit('check-data', given)
         assert code == 1 and '2 problems found' in printed  # the data is not here
-        assert f'config: {config_path(name)}\n' in printed
+        # a file with that path in the current folder has precedence
+        path = Path(given).resolve() if Path(given).is_file() else config_path(name)
+        assert f'config: {path}\n' in printed
 
 
-def test_packaged_configs_are_those_of_the_checkout():
-    assert resources() == ROOT
+def test_resources_are_those_of_the_checkout_or_of_the_wheel():
+    package = Path(installed.__file__).parent
+    assert resources() == (ROOT if package.parent == ROOT else package / '.mim')
     assert 'detection/cascade_gcvit_s.py' in config_names()
 
 
@@ -126,6 +129,7 @@ def test_a_tool_of_another_version_than_the_package(tmp_path):
 
 def test_an_installed_package_names_itself_for_pip(monkeypatch):
     text = "in a checkout of mmgcvit, run pip install '.[hub]'"
+    monkeypatch.setattr(installed, 'resources', lambda: ROOT)
     assert installed.with_pip(text) == text
     monkeypatch.setattr(installed, 'resources', lambda: Path('mmgcvit/.mim'))
     assert installed.with_pip(text) == "run pip install 'mmgcvit[hub]'"

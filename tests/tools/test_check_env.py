@@ -2,15 +2,24 @@
 
 import importlib.metadata
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mmgcvit import installed
+
 
 @pytest.fixture(scope='module')
 def tool(load_tool):
     return load_tool('check_env')
+
+
+@pytest.fixture(autouse=True)
+def in_a_checkout(monkeypatch):
+    """The remedies of a wheel differ, see tests/test_cli.py."""
+    monkeypatch.setattr(installed, 'resources', lambda: Path(__file__).parents[2])
 
 
 @pytest.fixture
