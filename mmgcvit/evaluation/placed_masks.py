@@ -17,8 +17,9 @@ from ..registry import METRICS
 class PlacedMasks(BitmapMasks):
     """Masks as COCO's run lengths, which are decoded one by one when they are read as arrays.
 
-    Ten bitmaps of an image of 10000x10000 pixels would be 1 GB. mmdet's metrics read the run
-    lengths themselves, and its visualizer the array of the masks that it draws.
+    Ten bitmaps of an image of 10000x10000 pixels would be 1 GB. mmdet's CocoMetric reads the run
+    lengths themselves, its other metrics iterate over the masks, and its visualizer reads the array
+    of the masks that it draws.
 
     Args:
         masks: Run lengths of each mask: ``size`` (H, W) and compressed ``counts``.
@@ -61,6 +62,23 @@ class PlacedMasks(BitmapMasks):
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield each mask, (H, W), uint8."""
         return map(coco.decode, self.masks)
+
+    # metrics such as LVISMetric expect a tensor, convert it, and iterate over the result
+    def detach(self) -> 'PlacedMasks':
+        """Return the masks themselves."""
+        return self
+
+    def cpu(self) -> 'PlacedMasks':
+        """Return the masks themselves."""
+        return self
+
+    def numpy(self) -> 'PlacedMasks':
+        """Return the masks themselves, an iterable of arrays."""
+        return self
+
+    def astype(self, dtype: type) -> np.ndarray:
+        """Return all masks, (N, H, W), in a type of numpy."""
+        return self.to_ndarray().astype(dtype)
 
     def to_ndarray(self) -> np.ndarray:
         """Return all masks, (N, H, W), uint8."""

@@ -264,9 +264,10 @@ def keep(instances: InstanceData, tile: Tensor, cut: Tensor) -> Tensor:
 
     A box suppresses boxes of other tiles: boxes of the same class with an IoU above 0.5, and cut
     boxes of which more than half lies within it. A cut box often has the wrong class, so a box that
-    is not cut suppresses cut ones of any class. Boxes that are not cut come first, then those with
-    higher scores. Boxes of the same tile never suppress each other, because the model has chosen
-    them.
+    is not cut suppresses cut ones of any class, unless its score is below a tenth of theirs:
+    detectors also return many boxes with very low scores. Boxes that are not cut come first, then
+    those with higher scores. Boxes of the same tile never suppress each other, because the model
+    has chosen them.
 
     Args:
         instances: ``bboxes``, (N, 4), ``scores`` and ``labels``, (N,).
@@ -279,8 +280,8 @@ def keep(instances: InstanceData, tile: Tensor, cut: Tensor) -> Tensor:
         return kept
     from mmdet.structures.bbox import bbox_overlaps
 
-    boxes, labels = instances.bboxes, instances.labels
-    order = torch.argsort(instances.scores, descending=True, stable=True)
+    boxes, labels, scores = instances.bboxes, instances.labels, instances.scores
+    order = torch.argsort(scores, descending=True, stable=True)
     order = order[torch.argsort(cut[order].int(), stable=True)]
     rank = torch.argsort(order)
     # a box can only suppress boxes of tiles whose boxes are in the same area
@@ -299,6 +300,7 @@ def keep(instances: InstanceData, tile: Tensor, cut: Tensor) -> Tensor:
         same_class = labels[others] == labels[index]
         iou = bbox_overlaps(boxes[others], boxes[index, None])[:, 0]
         inside = bbox_overlaps(boxes[others], boxes[index, None], 'iof')[:, 0]
-        part = cut[others] & (same_class | ~cut[index]) & (inside > NMS_THRESHOLD)
+        surer = ~cut[index] & (scores[index] >= scores[others] / 10)
+        part = cut[others] & (same_class | surer) & (inside > NMS_THRESHOLD)
         kept[others[(same_class & (iou > NMS_THRESHOLD)) | part]] = False
     return kept

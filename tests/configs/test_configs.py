@@ -55,8 +55,8 @@ def is_head(path):
 
 ALIASES = [path for path in FILES if is_alias(path)]
 CONFIGS = [path for path in FILES if not is_alias(path)]
-# test_heads.py runs these with a very small backbone
-HEADS = [path for path in CONFIGS if path.parent.name == 'detection' and is_head(path)]
+# test_heads.py and test_segmentation_heads.py run these with a very small backbone
+HEADS = [path for path in CONFIGS if is_head(path)]
 
 # A config that does not mention the model has the network of its base. Classifiers of all sizes
 # have the same pooling and head, so the smallest one is enough.

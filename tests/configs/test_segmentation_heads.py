@@ -32,6 +32,7 @@ LAYOUTS = {
     ),
 }
 SEGMENTORS = [path for path in HEADS if path.parent.name == 'segmentation']
+assert SEGMENTORS  # pytest would skip the tests
 
 
 @pytest.fixture(params=SEGMENTORS, ids=lambda path: path.stem)

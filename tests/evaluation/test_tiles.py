@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from mmcv.transforms import Compose
 from mmdet.datasets.transforms import PackDetInputs
+from mmdet.evaluation import DumpDetResults, LVISMetric
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
@@ -28,7 +30,7 @@ from mmgcvit.evaluation import (
 )
 from mmgcvit.evaluation.placed_masks import DumpPlacedMasks, PlacedMasks
 from mmgcvit.evaluation.tile_options import TileOptions
-from mmgcvit.evaluation.tiles import TiledModel, Tiles, spans
+from mmgcvit.evaluation.tiles import TiledModel, Tiles, keep, spans
 
 CPU = Machine('cpu')
 
@@ -168,6 +170,17 @@ def test_boxes_of_one_tile_do_not_suppress_each_other():
     assert found == [(5, 5, 25, 25)] * 2 + [(75, 10, 95, 30)] * 2
 
 
+@pytest.mark.parametrize(('score', 'kept'), [(0.02, [True, True]), (0.6, [False, True])])
+def test_boxes_with_low_scores_do_not_suppress_parts_of_other_classes(score, kept):
+    boxes = InstanceData(
+        bboxes=torch.tensor([[70.0, 10, 100, 40], [72, 9, 102, 41]]),
+        scores=torch.tensor([0.98, score]),
+        labels=torch.tensor([0, 1]),
+    )
+    found = keep(boxes, tile=torch.tensor([0, 1]), cut=torch.tensor([True, False]))
+    assert found.tolist() == kept
+
+
 def test_only_a_batch_of_tiles_is_in_memory():
     model, made = Blobs(), []
     tiles = Tiles(
@@ -263,6 +276,22 @@ def test_masks_are_dumped_as_they_are(tmp_path):
     assert first['pred_instances']['masks'] is found['pred_instances']['masks'].masks
     assert first['pred_instances'].keys() == found['pred_instances'].keys()
     assert second['pred_instances'].keys() == {'scores'}
+
+
+def test_metrics_that_expect_a_tensor_of_masks(tmp_path):
+    found = predict(Blobs(), squares((150, 150), PLACES, edge=20), 64, overlap=24).to_dict()
+    masks = found['pred_instances']['masks'].masks
+    found.update(img_id=1, ori_shape=(150, 150))
+    # one that a config may have, in addition to that of --out
+    dump = DumpDetResults(out_file_path=str(tmp_path / 'found.pkl'))
+    dump.process(None, [found])
+    assert dump.results[0]['pred_instances']['masks'] == masks
+    found = predict(Blobs(), squares((150, 150), PLACES, edge=20), 64, overlap=24).to_dict()
+    found.update(img_id=1, ori_shape=(150, 150))
+    lvis = SimpleNamespace(_lvis_api=object(), results=[])  # the class needs the package lvis
+    LVISMetric.process(lvis, None, [found])
+    assert lvis.results[0][1]['masks'] == masks
+    assert found['pred_instances']['masks'].cpu().numpy().astype(np.uint8).shape == (8, 150, 150)
 
 
 def test_annotated_masks_stay_polygons():
