@@ -1,5 +1,6 @@
 """Images in folders of classes, for classification."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from ..files import write_atomically
 from ..sampling import evenly
 from ..task import CLASSIFICATION
 from .data import ANNOTATIONS, Data, Split, in_project, typical_size
-from .folder import OF_ANNOTATIONS, OF_IMAGES, Folder
+from .folder import CONTAINERS, OF_ANNOTATIONS, OF_IMAGES, Folder
 from .splits import divide, split_of
 
 SAMPLES = 200  # images of which the size is read
+SHOWN = 5  # classes
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,13 @@ class _Image:
 def find(folder: Folder) -> str | None:
     """Return the folders of classes in words, or None if there are none.
 
-    A folder such as ``masks`` is not a class.
+    Folders such as ``masks`` and ``train_labels`` are not classes.
     """
-    classes = {image.name.lower() for image in _images(folder)}
-    if len(classes) < 2 or classes & OF_ANNOTATIONS:
+    classes = sorted({image.name for image in _images(folder)})
+    if len(classes) < 2 or any(map(_is_no_class, classes)):
         return None
-    return f'folders of {len(classes)} classes'
+    more = f' and {len(classes) - SHOWN} more' if len(classes) > SHOWN else ''
+    return f'folders of {len(classes)} classes ({", ".join(classes[:SHOWN])}{more})'
 
 
 def read(folder: Folder, project: Path) -> Data:
@@ -81,20 +84,31 @@ def read(folder: Folder, project: Path) -> Data:
 def _images(folder: Folder) -> list[_Image]:
     """Return the images in folders of classes.
 
-    The folders of splits are at the top, and all folders there are splits: otherwise, ``train`` may
-    be a class beside ``bus``.
+    The folders of splits are at the top: all folders there, or those for training and another
+    split. Otherwise, ``train`` may be a class beside ``bus``.
     """
     folders = {
         path: [part for part in path.parts[:-1] if part.lower() not in OF_IMAGES]
         for path in folder.images
     }
-    first = {parts[0] for parts in folders.values() if parts}
-    depth = int(all(split_of(Relative(), [name]) for name in first))
+    first = {path: split_of(path, parts[:1]) for path, parts in folders.items() if parts}
+    splits = set(first.values())
+    if None in splits and not ('train' in splits and splits & {'val', 'test'}):
+        return [_Image(path, folders[path][0], None) for path in first]
     return [
-        _Image(path, parts[depth], split_of(path, parts[:depth]))
-        for path, parts in folders.items()
-        if len(parts) > depth
+        _Image(path, folders[path][1], split)
+        for path, split in first.items()
+        if split and len(folders[path]) > 1
     ]
+
+
+def _is_no_class(name: str) -> bool:
+    """Return whether a folder is that of a part of the data, such as the masks for training."""
+    words = [word for word in re.split(r'[-_ ]', name.lower()) if word]
+    parts = [word for word in words if not split_of(Relative(), [word])]
+    return name.lower() in OF_ANNOTATIONS or (
+        0 < len(parts) < len(words) and set(parts) <= {*CONTAINERS, 'seg'}
+    )
 
 
 def _write_list(project: Path, split: str, images: Sequence[_Image], names: Sequence[str]) -> Split:

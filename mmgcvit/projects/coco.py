@@ -51,17 +51,19 @@ def read(folder: Folder, project: Path) -> Data:
 
 
 def _documents(folder: Folder) -> dict[Relative, dict]:
-    """Return the files with objects; not, for example, those with captions."""
-    return {
+    """Return the files with objects; not, for example, those with captions.
+
+    A split whose images have no objects belongs to them.
+    """
+    files = {
         file: content
         for file, content in folder.documents.items()
         if isinstance(content, dict)
         and isinstance(content.get('images'), list)
         and isinstance(content.get('annotations'), list)
-        and any(
-            isinstance(each, dict) and 'category_id' in each for each in content['annotations'][:1]
-        )
+        and all(_has(each, 'category_id') for each in content['annotations'][:1])
     }
+    return files if any(content['annotations'] for content in files.values()) else {}
 
 
 def _choose(folder: Folder) -> dict[str | None, Relative]:
@@ -148,6 +150,7 @@ class _Reader:
         for image in self.folder.images:
             by_name[image.name].append(image)
         ids, pictures, missing = set(), [], []
+        paths: dict[Relative, Any] = {}
         for number, entry in enumerate(entries):
             if not _has(entry, 'id', 'file_name') or entry['id'] in ids:
                 raise UserError(
@@ -159,6 +162,12 @@ class _Reader:
             if path is None:
                 missing.append(repr(entry['file_name']))
                 continue
+            if path in paths:
+                raise UserError(
+                    f'{self.file} lists {path} twice, as the images {paths[path]!r} and '
+                    f'{entry["id"]!r}: merge their annotations under one id'
+                )
+            paths[path] = entry['id']
             size = entry.get('width'), entry.get('height')
             if not all(map(_is_number, size)):
                 size, self.changed = self.folder.size(path), True
@@ -170,7 +179,7 @@ class _Reader:
                 f'{self.folder.path}, for example {missing[0]}: pass a folder that contains the '
                 'images and the annotations, or correct file_name'
             )
-        lost = [f'image_id {image}' for image in objects if image not in ids]
+        lost = [f'image_id {image!r}' for image in objects if image not in ids]
         self._leave_out(missing, 'images whose file_name does not exist')
         self._leave_out(lost, 'annotations of images that are not listed')
         return pictures
@@ -214,6 +223,8 @@ class _Reader:
                 without_box.append(shown)
                 continue
             each = dict(name=self.categories[entry['category_id']], bbox=box)
+            # some programs write null
+            entry = {key: value for key, value in entry.items() if value is not None}
             each['iscrowd'] = entry.get('iscrowd', 0)
             area = sum(map(area_of, polygons)) if polygons else box[2] * box[3]
             each['area'] = entry.get('area', area)

@@ -70,9 +70,10 @@ def finish(
         UserError: If there are no objects, or one image is in both splits.
     """
     if not any(picture.objects for picture in pictures):
+        hint = f' ({folder.notes[-1]})' if folder.notes else ''
         raise UserError(
-            f'none of the {len(pictures)} images of {folder.path} has an annotated object: '
-            'annotate some of them'
+            f'none of the {len(pictures)} images of {folder.path} has an annotated object{hint}: '
+            'annotate some of them, or correct the annotations'
         )
     train, val = divide(pictures, folder)
     number = Counter(each['name'] for picture in train for each in picture.objects)

@@ -88,12 +88,37 @@ class Folder:
             ) from error
 
     def class_names(self, files: Collection[str]) -> tuple[list[str] | None, Relative | None]:
-        """Return the lines of the first file with one of these names, and the file, or None."""
-        file = next((file for file in self.files if file.name in files), None)
-        if file is None:
+        """Return the lines of the files with one of these names, and the first file, or None.
+
+        Raises:
+            UserError: If their lines differ, or are not in UTF-8.
+        """
+        found = {file: self.lines(file) for file in self.files if file.name in files}
+        if not found:
             return None, None
-        text = (self.path / file).read_text(encoding='utf-8-sig', errors='replace')
-        return [line.strip() for line in text.splitlines() if line.strip()], file
+        first = next(iter(found))
+        other = next((file for file, lines in found.items() if lines != found[first]), None)
+        if other:
+            raise UserError(
+                f'{first} and {other} of {self.path} list different classes ('
+                f'{", ".join(found[first][:5])}; {", ".join(found[other][:5])}): correct the '
+                'labels of one of them, and remove the file that is wrong'
+            )
+        return found[first], first
+
+    def lines(self, file: Relative) -> list[str]:
+        """Return the lines of a text file that are not empty.
+
+        Raises:
+            UserError: If it is not in UTF-8.
+        """
+        try:
+            text = (self.path / file).read_text(encoding='utf-8-sig')
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f'{self.path / file} is not in UTF-8 ({describe(error, 80)}): save it as UTF-8'
+            ) from error
+        return [line.strip() for line in text.splitlines() if line.strip()]
 
     def leave_out(self, items: Sequence[Any], what: str) -> None:
         """Note that items are left out.
@@ -124,8 +149,11 @@ def partners(
         anywhere: Whether files that are left then belong together by their names alone, if these
             occur only once.
 
+    Of several images with one annotation file, those in folders of annotations are left out:
+    they are the label maps of the others.
+
     Raises:
-        UserError: If several files belong to one image.
+        UserError: If several files belong to one image, or several images to one file.
     """
     images, others = list(images), list(others)
     candidates = _grouped(others, lambda file: (*_places(file), name(file)))
@@ -145,7 +173,21 @@ def partners(
         for stem, several in left.items():
             if len(several) == len(named.get(stem, [])) == 1:
                 found[several[0]] = named[stem][0]
+    for file, several in _grouped(found, lambda image: found[image]).items():
+        own = [image for image in several if not in_annotations(image)] or several
+        if len(own) > 1:
+            raise UserError(
+                f'{own[0]} and {own[1]} both belong to {file} by their names: remove one of '
+                'them, or rename it together with a copy of its annotation'
+            )
+        for image in set(several) - set(own):
+            del found[image]
     return found
+
+
+def in_annotations(file: Relative) -> bool:
+    """Return whether a file is in a folder of annotations, by the name of the folder."""
+    return bool(OF_ANNOTATIONS & {part.lower() for part in file.parts[:-1]})
 
 
 def _grouped(

@@ -1,7 +1,7 @@
 """Images and label maps: one value or color per class."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..errors import UserError, describe
 from ..files import write_atomically
 from ..task import SEGMENTATION
 from .data import ANNOTATIONS, Data, Split, in_project, typical_size
-from .folder import OF_ANNOTATIONS, Folder, partners, with_progress
+from .folder import Folder, in_annotations, partners, with_progress
 from .splits import divide, split_of
 
 LOSSLESS = ('.bmp', '.pgm', '.png', '.ppm', '.tif', '.tiff')
@@ -38,6 +38,7 @@ class _Map:
         size: Width and height of the image.
         colors: Its values as colors 0xRRGGBB, with their numbers of pixels.
         one_channel: Whether mmseg can load it.
+        palette: Of each value its color, if it has a palette.
     """
 
     path: Relative
@@ -45,6 +46,7 @@ class _Map:
     size: tuple[int, int]
     colors: dict[int, int]
     one_channel: bool
+    palette: dict[int, tuple[int, ...]]
 
     @property
     def split(self) -> str | None:
@@ -89,6 +91,7 @@ def read(folder: Folder, project: Path) -> Data:
     )
     progress = with_progress(list(pairs.items()), 'reading label maps')
     maps = [_open(folder, image, file) for image, file in progress]
+    _require_equal_palettes(maps)
     names, labels = _classes(folder, sum((Counter(each.colors) for each in maps), Counter()))
     train, val = divide(maps, folder)
     layouts = [_layout(part) for part in (train, val)]
@@ -112,8 +115,7 @@ def read(folder: Folder, project: Path) -> Data:
 
 def _is_annotation(file: Relative) -> bool:
     """Return whether an image file is a label map, by its folder or its name."""
-    in_folder = OF_ANNOTATIONS & {part.lower() for part in file.parts[:-1]}
-    return bool(in_folder) or _name_of_image(file) != file.stem
+    return in_annotations(file) or _name_of_image(file) != file.stem
 
 
 def _name_of_image(file: Relative) -> str:
@@ -155,7 +157,9 @@ def _open(folder: Folder, image: Relative, file: Relative) -> _Map:
         found = {red << 16 | green << 8 | blue: number for number, (red, green, blue) in colors}
     else:
         found = {value * GRAY: number for number, value in colors}
-    return _Map(image, file, size, found, one_channel)
+    palette = loaded.getpalette() if loaded.mode == 'P' else None
+    shown = {value: tuple(palette[3 * value :][:3]) for _, value in colors} if palette else {}
+    return _Map(image, file, size, found, one_channel, shown)
 
 
 def _load(path: Path) -> tuple[Image.Image, bool]:
@@ -224,6 +228,25 @@ def _classes(folder: Folder, colors: Mapping[int, int]) -> tuple[list[str], dict
             f'{", ".join(shown)}. Write the name of each on a line, in this order'
         )
     return names, labels | {color: number for number, color in enumerate(used)}
+
+
+def _require_equal_palettes(maps: Sequence[_Map]) -> None:
+    """Raise a UserError if a color has different values, for which it cannot be a class."""
+    first: dict[int, tuple[tuple[int, ...], _Map]] = {}
+    values: dict[tuple[int, ...], set[int]] = defaultdict(set)
+    for each in maps:
+        for value, color in each.palette.items():
+            values[color].add(value)
+    for each in maps:
+        for value, color in each.palette.items():
+            other, where = first.setdefault(value, (color, each))
+            # colors of palettes that differ may be arbitrary
+            if other != color and max(len(values[color]), len(values[other])) > 1:
+                raise UserError(
+                    f'the value {value} has the color {bytes(other).hex()} in {where.file} and '
+                    f'{bytes(color).hex()} in {each.file}, of which another value has one too: '
+                    'save the label maps with one palette, or as RGB'
+                )
 
 
 def _require_sharp_edges(folder: Folder, colors: Mapping[int, int]) -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pathlib import PurePosixPath as Relative
 
 from ..errors import UserError, one_line, printable
 from ..files import replacing
@@ -133,6 +134,12 @@ def _choose(folder: Folder, task: str | None, form: str | None) -> tuple[str, st
     }
     if len(fitting) > 1 and form is None:
         fitting.pop('folders', None)  # images of any format may be in several folders
+    unread = _unread(folder)
+    if list(fitting) == ['folders'] and form is None and unread:
+        raise UserError(
+            f'{folder.path} has {found["folders"]}, and annotations that are not read.{unread} If '
+            'the folders are the classes of their images, pass --format folders'
+        )
     if len(fitting) == 1:
         return next(iter(fitting.items()))
     if fitting:
@@ -151,15 +158,27 @@ def _choose(folder: Folder, task: str | None, form: str | None) -> tuple[str, st
 
 def _nothing(folder: Folder) -> str:
     """Return that a folder has no annotations, and which ones are read."""
-    hint = f' {folder.notes[0]}.' if folder.notes else ''
-    for file, content in folder.documents.items():
-        if isinstance(content, dict) and 'shapes' in content:
-            hint = f' The .json files, such as {file}, are of LabelMe: export them as COCO.'
-        elif isinstance(content, dict) and 'images' in content:
-            hint = f' {file} lists images, but no annotations with a category_id.'
+    hint = f' {folder.notes[0]}.' if folder.notes else _unread(folder)
     return (
         f'{folder.path} has no annotations in a known format ({folder.kinds()}).{hint} Add one of '
         'these: a .json file in the format of COCO; a .txt file of YOLO or an .xml file of Pascal '
         'VOC for each image; label maps in a folder masks beside images; a folder of images for '
         'each class'
     )
+
+
+def _unread(folder: Folder) -> str:
+    """Return a sentence about annotations in formats that are not read, or ''."""
+    for file, content in folder.documents.items():
+        if isinstance(content, dict) and 'shapes' in content:
+            return f' The .json files, such as {file}, are of LabelMe: export them as COCO.'
+        if isinstance(content, dict) and 'images' in content:
+            return f' {file} lists images, but no annotations with a category_id.'
+    stems = {image.stem for image in folder.images}
+    for file in folder.with_suffix('.json', '.xml'):
+        if {file.stem, Relative(file.stem).stem} & stems:
+            return f' {file} belongs to an image by its name: export the annotations as COCO.'
+    for file in folder.with_suffix('.xml'):
+        if b'<image ' in (folder.path / file).read_bytes()[:100000]:
+            return f' {file} is of CVAT: export the annotations as COCO.'
+    return ''

@@ -51,8 +51,8 @@ def _splits(folder: Folder) -> dict[str, str]:
     splits: dict[str, str] = {}
     for split in ('test', 'val', 'train'):
         file = Relative('ImageSets/Main', f'{split}.txt')
-        for path in (folder.path / each for each in folder.files if each.parts[-3:] == file.parts):
-            splits |= {line.strip(): split for line in path.read_text().splitlines()}
+        for path in (each for each in folder.files if each.parts[-3:] == file.parts):
+            splits |= {line: split for line in folder.lines(path)}
     return splits
 
 
@@ -65,6 +65,8 @@ def _read(folder: Folder, file: Relative) -> tuple[tuple[int, int] | None, list[
         for each in root.iter('object'):
             keys = ('xmin', 'ymin', 'xmax', 'ymax')
             left, top, right, bottom = (float(_text(each, f'bndbox/{key}')) for key in keys)
+            if not (left < right and top < bottom):
+                raise ValueError(f'box {left:g}, {top:g}, {right:g}, {bottom:g} is empty')
             box = [left, top, right - left, bottom - top]
             difficult = (each.findtext('difficult') or '0').strip() == '1'
             name = _text(each, 'name')
@@ -73,7 +75,7 @@ def _read(folder: Folder, file: Relative) -> tuple[tuple[int, int] | None, list[
     except (ElementTree.ParseError, ValueError) as error:
         raise UserError(
             f'{folder.path / file} is not an annotation of Pascal VOC ({describe(error, 120)}): '
-            'each object needs a name and a bndbox with the numbers xmin, ymin, xmax and ymax'
+            'each object needs a name and a bndbox with numbers xmin < xmax and ymin < ymax'
         ) from error
     return (width, height) if width and height else None, objects
 

@@ -141,8 +141,7 @@ def _splits(folder: Folder, settings: dict[str, Any]) -> dict[Relative, str]:
         for entry in [entries] if isinstance(entries, str) else entries:
             place = _inside(folder, str(entry))
             if place.suffix == '.txt' and place in folder.files:
-                lines = (folder.path / place).read_text(encoding='utf-8').splitlines()
-                splits |= {_inside(folder, line.strip()): split for line in lines}
+                splits |= {_inside(folder, line): split for line in folder.lines(place)}
             else:
                 below = (image for image in folder.images if place in image.parents)
                 splits |= {image: split for image in below if place != Relative('.')}

@@ -73,6 +73,15 @@ def soft_edges(folder):
         mask.save(folder / f'masks/{number}.png')
 
 
+def palettes_in_other_orders(folder):
+    label_maps(folder, 0, 1, 1, mode='P')
+    red_last, red_first = [0, 0, 0, 255, 0, 0], [255, 0, 0, 0, 0, 0]
+    for number, palette in enumerate((red_last, red_first, red_last)):
+        mask = Image.open(folder / f'masks/{number}.png')
+        mask.putpalette(palette)
+        mask.save(folder / f'masks/{number}.png')
+
+
 def two_kinds(folder):
     coco(folder, names=(5, 6))
     yolo(folder, BOX)
@@ -86,6 +95,30 @@ FAULTS = {
     'labelme': (
         lambda d: (image(d / 'a.png'), layouts.write(d / 'a.json', '{"shapes": []}')),
         r'such as a\.json, are of LabelMe: export them as COCO',
+    ),
+    'LabelMe in two folders': (
+        lambda d: [
+            (
+                image(d / f'{day}/{day}.png'),
+                layouts.write(d / f'{day}/{day}.json', '{"shapes": []}'),
+            )
+            for day in ('monday', 'tuesday')
+        ],
+        r'folders of 2 classes .*monday\.json, are of LabelMe: export .* pass --format folders',
+    ),
+    'Supervisely': (
+        lambda d: [
+            (image(d / f'{n}/img/{n}.png'), layouts.write(d / f'{n}/ann/{n}.png.json', '{}'))
+            for n in ('ds0', 'ds1')
+        ],
+        r'ds0/ann/ds0\.png\.json belongs to an image by its name: export the annotations as COCO',
+    ),
+    'CVAT': (
+        lambda d: (
+            image(d / '0.png'),
+            layouts.write(d / 'annotations.xml', '<a><image id="0"/></a>'),
+        ),
+        r'annotations\.xml is of CVAT: export the annotations as COCO',
     ),
     'no annotations': (
         lambda d: coco(d, annotations=[]),
@@ -153,6 +186,14 @@ FAULTS = {
         lambda d: coco(d, images=[dict(file_name='0.png')]),
         r"entry 0 of 'images' in annotations\.json lacks file_name or an id of its own",
     ),
+    'ids of other types': (
+        lambda d: coco(d, annotations=[dict(image_id='0', category_id=1, bbox=[1, 1, 3, 3])]),
+        r"left out, annotations of images that are not listed .*: 1, for example image_id '0'\): ",
+    ),
+    'image with two ids': (
+        lambda d: coco(d, images=[dict(id=n, file_name='0.png') for n in (0, 1)]),
+        r'annotations\.json lists pictures/0\.png twice, as the images 0 and 1: merge',
+    ),
     'two files': (
         lambda d: (coco(d), coco(d, 'more.json')),
         r'annotations\.json and more\.json of .* both contain annotations: merge them',
@@ -182,9 +223,51 @@ FAULTS = {
         lambda d: (label_maps(d, 0, 1), image(d / 'masks/1_mask.png', mode='L')),
         r'masks/1\.png and masks/1_mask\.png both belong to images/1\.png',
     ),
+    'two images of one label': (
+        lambda d: (yolo(d, BOX, BOX), image(d / 'images/1.bmp')),
+        r'images/1\.bmp and images/1\.png both belong to labels/1\.txt',
+    ),
     'one class': (
         lambda d: [image(d / f'{n}/only/{n}.png') for n in ('train', 'val')],
         r'has no annotations in a known format',
+    ),
+    'label maps of other names in folders of splits': (
+        lambda d: [
+            image(d / f'{split}{end}/{split}{end}.png')
+            for split in ('train', 'val')
+            for end in ('', '_labels')
+        ],
+        r'has no annotations in a known format \(4 \.png\)',
+    ),
+    'images and masks named after a split': (
+        lambda d: [image(d / f'{name}/{name}.png') for name in ('train', 'train_masks')],
+        r'has no annotations in a known format \(2 \.png\)',
+    ),
+    'names that differ': (
+        lambda d: (
+            yolo(d, BOX, BOX, names=None),
+            layouts.write(d / 'labels/classes.txt', 'a\nb'),
+            layouts.write(d / 'more/classes.txt', 'b\na'),
+        ),
+        r'labels/classes\.txt and more/classes\.txt of .* list different classes \(a, b; b, a\)',
+    ),
+    'names in Latin-1': (
+        lambda d: (
+            yolo(d, BOX, BOX, names=None),
+            (d / 'classes.txt').write_bytes('Äpfel'.encode('latin-1')),
+        ),
+        r'classes\.txt is not in UTF-8 \(.*: save it as UTF-8',
+    ),
+    'list of images in Latin-1': (
+        lambda d: (
+            yolo(d, BOX, BOX, names='[a]\ntrain: train.txt'),
+            (d / 'train.txt').write_bytes('images/Bär.png'.encode('latin-1')),
+        ),
+        r'train\.txt is not in UTF-8',
+    ),
+    'palettes that differ': (
+        palettes_in_other_orders,
+        r'value 1 has the color 000000 in masks/1\.png and ff0000 in masks/2\.png, of which',
     ),
     'broken image': (
         lambda d: (yolo(d, BOX, BOX), (d / 'images/1.png').write_text('x')),
@@ -204,6 +287,17 @@ FAULTS = {
             layouts.write(d / 'a.xml', '<a><object><name>b</name><bndbox/></object></a>'),
         ),
         r'a\.xml is not an annotation of Pascal VOC \(ValueError: no bndbox/xmin\): each',
+    ),
+    'empty box': (
+        lambda d: (
+            image(d / 'a.png'),
+            layouts.write(
+                d / 'a.xml',
+                '<a><object><name>b</name><bndbox><xmin>4</xmin><ymin>1</ymin><xmax>4</xmax>'
+                '<ymax>2</ymax></bndbox></object></a>',
+            ),
+        ),
+        r'a\.xml is not an annotation of Pascal VOC \(ValueError: box 4, 1, 4, 2 is empty\)',
     ),
     'broken YAML': (
         lambda d: yolo(d, BOX, BOX, names='[a'),
@@ -314,6 +408,56 @@ def test_images_without_objects_are_used_and_images_without_label_files_are_not(
         json.loads((tmp_path / f'new/annotations/{s}.json').read_text()) for s in ('train', 'val')
     ]
     assert [len(split['images']) for split in splits] == [4, 1]
+
+
+@pytest.mark.parametrize('form', ['yolo', 'voc'])
+def test_label_maps_beside_annotations_of_objects_are_not_images(tmp_path, form):
+    data = tmp_path / 'data'
+    yolo(data, *4 * [BOX])
+    for number in range(4):
+        image(data / f'masks/{number}.png', mode='L', color=number % 2)
+        box = '<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>4</ymax></bndbox>'
+        xml = f'<a><object><name>b</name>{box}</object></a>'
+        layouts.write(data / f'Annotations/{number}.xml', xml)
+    new_project(tmp_path / 'new', data, form=form)
+    splits = [
+        json.loads((tmp_path / f'new/annotations/{s}.json').read_text()) for s in ('train', 'val')
+    ]
+    names = sorted(each['file_name'] for split in splits for each in split['images'])
+    assert names == [f'images/{number}.png' for number in range(4)]
+
+
+@pytest.mark.parametrize(
+    ('folders', 'classes', 'number'),
+    [
+        (['train/a', 'train/b', 'val/a', 'val/b', 'unlabeled'], ('a', 'b'), 2),
+        (['train', 'bus', 'car'], ('bus', 'car', 'train'), 5),
+        (['with_mask', 'without_mask'], ('with_mask', 'without_mask'), 3),
+    ],
+)
+def test_folders_of_splits_and_folders_of_classes(tmp_path, capsys, folders, classes, number):
+    for name in folders:
+        for index in range(1 if '/' in name else 2):
+            image(tmp_path / f'data/{name}/{index}.png')
+    config = new_project(tmp_path / 'new', tmp_path / 'data')
+    assert f'classes = {classes}\n' in config.read_text()
+    assert len((tmp_path / 'new/annotations/train.txt').read_text().splitlines()) == number
+    assert f'folders of {len(classes)} classes ({", ".join(classes)})' in capsys.readouterr().out
+
+
+def test_validation_without_objects_is_the_validation(tmp_path):
+    coco(tmp_path / 'data', 'train.json')
+    coco(tmp_path / 'data', 'val.json', (2, 3), annotations=[])
+    text = new_project(tmp_path / 'new', tmp_path / 'data').read_text()
+    assert "ann_file='train.json'" in text and "ann_file='val.json'" in text
+
+
+def test_null_in_annotations_is_completed(tmp_path):
+    box = dict(bbox=[1, 1, 3, 2], area=None, iscrowd=None, category_id=1)
+    coco(tmp_path / 'data', annotations=[dict(box, id=n, image_id=n) for n in (0, 1)])
+    new_project(tmp_path / 'new', tmp_path / 'data')
+    (each,) = json.loads((tmp_path / 'new/annotations/train.json').read_text())['annotations']
+    assert (each['area'], each['iscrowd']) == (6, 0)
 
 
 def test_every_class_keeps_a_training_image(tmp_path):
