@@ -51,7 +51,8 @@ class Resize:
             return torch.tensor(self.scale[::-1])
         image = image.double()  # as Python's floats
         factor = torch.minimum(max(self.scale) / image.max(), min(self.scale) / image.min())
-        return (image * factor + 0.5).floor().long()
+        # at least 1, where OpenCV fails: for example a line of 1×2000 pixels at (1333, 800)
+        return (image * factor + 0.5).floor().long().clamp(min=1)
 
     def __call__(self, x: Tensor, size: Tensor) -> Tensor:
         return interpolate(x, size).round()

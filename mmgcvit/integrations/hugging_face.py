@@ -7,7 +7,8 @@ A repository or folder has three files: ``config.json`` with the arguments of th
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,28 @@ class HubGCViT(
 
     weights_license = ''
 
-    def load_weights(self, source: str | os.PathLike, ema: bool = False) -> Fit:
+    def __new__(cls, *args: Any, **kwargs: Any) -> 'HubGCViT':
+        # the mixin collects the arguments here, and leaves out what JSON does not support
+        options = {name: _plain(value) for name, value in kwargs.items()}
+        return super().__new__(cls, *map(_plain, args), **options)
+
+    def load_weights(
+        self,
+        source: str | os.PathLike,
+        prefix: str | None = None,
+        ema: bool = False,
+        sha256: str | None = None,
+        adapt_input: bool = False,
+    ) -> Fit:
         """Load weights in any layout, and note their license for the model card.
 
-        Args:
-            source: Path or URL, see :func:`mmgcvit.weights.load_pretrained`.
-            ema: Use the EMA weights.
+        The arguments are those of :func:`mmgcvit.weights.load_pretrained`.
 
         Raises:
             UserError: If the file is not available or readable, or does not match the model.
         """
-        checkpoint = open_checkpoint(source, ema=ema)
-        fitted = load_checkpoint(self, checkpoint)
+        checkpoint = open_checkpoint(source, prefix, ema, sha256)
+        fitted = load_checkpoint(self, checkpoint, adapt_input)
         self.weights_license = checkpoint.license
         return fitted
 
@@ -242,6 +253,17 @@ def _published(arch: object) -> dict[str, Any]:
         if model['Metadata'].get('Backbone') == arch and 'Weights License' in model['Metadata']:
             return model
     return {}
+
+
+def _plain(value: object) -> object:
+    """Return an argument of the network as JSON supports it, such as a range as a list."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    if isinstance(value, Real) and not isinstance(value, bool):  # such as numpy's
+        return int(value) if isinstance(value, Integral) else float(value)
+    return value
 
 
 def _row(numbers: Iterable[int]) -> str:

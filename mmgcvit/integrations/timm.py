@@ -84,8 +84,14 @@ class TimmGCViT(GCViT):
         if indices is None:
             indices = len(self.out_indices)
         if isinstance(indices, int):
+            number = len(self.out_indices)
+            if not 1 <= indices <= number:
+                raise UserError(
+                    f'indices={indices} is not allowed: use a number from 1 to {number}'
+                )
             indices = self.out_indices[-indices:]
-        indices = [i % NUM_STAGES if i < 0 else i for i in indices]
+        # in the order of the network, as timm's models
+        indices = sorted({i + NUM_STAGES if i < 0 else i for i in indices})
         if not set(indices) <= set(self.out_indices):
             raise UserError(
                 f'indices={indices} is not allowed: the model was built with '

@@ -3,6 +3,7 @@
 Importing this module registers the model type 'mmgcvit', so no remote code is needed.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
+from ..errors import UserError
 from ..models import GCViT
 from ..models.arch import resolve_arch
 from ..models.arguments import NUM_STAGES
@@ -43,6 +45,13 @@ class GCViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.stage_names = [f'stage{i + 1}' for i in range(NUM_STAGES)]
         features, indices = kwargs.pop('out_features', None), kwargs.pop('out_indices', None)
+        # transformers stores unknown arguments and ignores them
+        ignored = sorted(set(kwargs) & set(inspect.signature(GCViT).parameters))
+        if ignored:
+            raise UserError(
+                f'{", ".join(ignored)} of GCViT is not allowed in a GCViTConfig: for in_channels '
+                'set num_channels, for with_cp set recompute, and leave out the others'
+            )
         if features is None and indices is None:
             features = self.stage_names
         self.set_output_features_output_indices(features, indices)

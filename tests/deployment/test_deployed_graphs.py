@@ -101,9 +101,10 @@ def test_images_are_prepared_as_by_the_pipeline(models, tmp_path, bgr_to_rgb):
 def test_sizes_are_rounded_as_by_mmcv():
     for scale, keep_ratio in itertools.product([(1333, 800), (160, 128)], [True, False]):
         resize = Resize(scale, keep_ratio)
-        for height, width in itertools.product(range(1, 2000, 97), range(1, 2000, 89)):
+        for height, width in itertools.product(range(1, 4000, 197), range(1, 4000, 189)):
             expected = mmcv.rescale_size((width, height), scale) if keep_ratio else scale
-            assert resize.size(torch.tensor([height, width])).tolist() == list(expected)[::-1]
+            expected = [max(side, 1) for side in expected[::-1]]
+            assert resize.size(torch.tensor([height, width])).tolist() == expected
 
 
 @pytest.mark.parametrize(

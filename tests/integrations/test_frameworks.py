@@ -151,6 +151,11 @@ def test_what_timms_models_do_not_support():
     images = torch.zeros(1, 3, 32, 32)
     with pytest.raises(UserError, match=r'indices=\[2\] is not allowed: .* out_indices=\(1, 3\)'):
         model.forward_intermediates(images, [2])
+    for wrong in (0, -1, 3, [-5]):
+        with pytest.raises(UserError, match='is not allowed: '):
+            model.forward_intermediates(images, wrong)
+    found = model.forward_intermediates(images, [3, 1], intermediates_only=True)
+    assert [each.shape[1] for each in found] == [128, 512]
     with pytest.raises(UserError, match="output_fmt='NLC' is not allowed"):
         model.forward_intermediates(images, output_fmt='NLC')
     (found,) = model.forward_intermediates(images, [-3], output_fmt='NHWC', intermediates_only=True)
@@ -211,6 +216,15 @@ def test_transformers_backbone_is_restored_from_a_folder(hf, tmp_path, monkeypat
         assert all(map(torch.equal, found.feature_maps, model(images).feature_maps))
         assert found.hidden_states is found.feature_maps
     assert isinstance(model(images, return_dict=False), tuple)
+
+
+@pytest.mark.parametrize(
+    'argument', [dict(in_channels=4), dict(frozen_stages=2), dict(image_size=224)]
+)
+def test_transformers_config_rejects_arguments_that_it_would_ignore(hf, nano, argument):
+    _, _, config = hf
+    with pytest.raises(UserError, match=f'{next(iter(argument))} of GCViT is not allowed'):
+        type(config)(arch=nano, **argument)
 
 
 def test_transformers_initializes_what_a_file_lacks_as_gcvit_does(hf, nano, tmp_path):

@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import time
+import types
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard, RepoUrl, hub_mixin
@@ -55,6 +57,29 @@ def test_a_folder_restores_the_network(model, tmp_path):
     assert same(model.state_dict(), loaded.state_dict())
     images = torch.randn(1, 3, 40, 56)
     assert all(map(torch.equal, model(images), loaded(images)))
+
+
+def test_arguments_of_any_type_are_saved(nano, tmp_path):
+    arguments = dict(window_size=[np.int64(4), 5, 6, 7], out_indices=range(1, 3))
+    arguments['drop_path_rate'] = np.float32(0.25)
+    model = HubGCViT(types.MappingProxyType(nano), **arguments).eval()
+    model.save_pretrained(tmp_path)
+    loaded = HubGCViT.from_pretrained(tmp_path)
+    assert loaded.out_indices == (1, 2)
+    assert [stage.window_size for stage in loaded.stages] == [4, 5, 6]
+    assert json.loads((tmp_path / 'config.json').read_text())['drop_path_rate'] == 0.25
+    images = torch.randn(1, 3, 40, 56)
+    assert all(map(torch.equal, model(images), loaded(images)))
+
+
+def test_weights_of_a_detector_and_of_other_channels_are_loaded(model, nano, tmp_path):
+    # the names of torchvision's detectors
+    state = {f'backbone.body.{name}': tensor for name, tensor in model.state_dict().items()}
+    torch.save(state, tmp_path / 'detector.pth')
+    gray = HubGCViT(nano, in_channels=1, window_size=4, out_indices=(1, 3))
+    gray.load_weights(tmp_path / 'detector.pth', prefix='backbone.body.', adapt_input=True)
+    expected = model.stem.conv.weight.sum(1, keepdim=True)
+    torch.testing.assert_close(gray.stem.conv.weight, expected)
 
 
 def test_arguments_replace_the_saved_ones(model, tmp_path):
