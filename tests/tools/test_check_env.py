@@ -105,8 +105,8 @@ def test_versions_that_do_not_fit(tool, versions, words):
 
 def test_pkg_resources_is_missed_by_openmmlabs_mmengine_alone(tool, monkeypatch):
     versions = dict(torch='2.9.1', setuptools='82.0.1')
-    for installed, count in (({'mmengine': '0.10.7'}, 1), ({}, 0)):
-        monkeypatch.setattr(tool, 'versions_of', lambda names, found=installed: found)
+    for packages, count in (({'mmengine': '0.10.7'}, 1), ({}, 0)):
+        monkeypatch.setattr(tool, 'versions_of', lambda names, found=packages: found)
         found = list(tool.mismatches(versions))
         assert len(found) == count
         assert all('setuptools<81' in problem for problem in found)
