@@ -27,72 +27,25 @@ except ModuleNotFoundError as error:
         name='mmengine',
     ) from error
 
-MODELS = Registry(
-    'model', parent=mmengine_registry.MODELS, scope='mmgcvit', locations=['mmgcvit.models']
+
+def _child(parent: Registry, *locations: str) -> Registry:
+    return Registry(parent.name, parent=parent, scope='mmgcvit', locations=list(locations))
+
+
+MODELS = _child(mmengine_registry.MODELS, 'mmgcvit.models')
+DATASETS = _child(mmengine_registry.DATASETS, 'mmgcvit.engine.rehearsal.samples')
+DATA_SAMPLERS = _child(mmengine_registry.DATA_SAMPLERS, 'mmgcvit.engine.rehearsal.samples')
+FUNCTIONS = _child(mmengine_registry.FUNCTIONS, 'mmgcvit.engine.fsdp')
+HOOKS = _child(mmengine_registry.HOOKS, 'mmgcvit.engine.hooks', 'mmgcvit.visualization')
+METRICS = _child(mmengine_registry.METRICS, 'mmgcvit.evaluation')
+OPTIM_WRAPPERS = _child(mmengine_registry.OPTIM_WRAPPERS, 'mmgcvit.engine.optimizers')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(
+    mmengine_registry.OPTIM_WRAPPER_CONSTRUCTORS, 'mmgcvit.engine.optimizers'
 )
-DATASETS = Registry(
-    'dataset',
-    parent=mmengine_registry.DATASETS,
-    scope='mmgcvit',
-    locations=['mmgcvit.engine.rehearsal.samples'],
-)
-DATA_SAMPLERS = Registry(
-    'data sampler',
-    parent=mmengine_registry.DATA_SAMPLERS,
-    scope='mmgcvit',
-    locations=['mmgcvit.engine.rehearsal.samples'],
-)
-FUNCTIONS = Registry(
-    'function',
-    parent=mmengine_registry.FUNCTIONS,
-    scope='mmgcvit',
-    locations=['mmgcvit.engine.fsdp'],
-)
-HOOKS = Registry(
-    'hook',
-    parent=mmengine_registry.HOOKS,
-    scope='mmgcvit',
-    locations=['mmgcvit.engine.hooks', 'mmgcvit.visualization'],
-)
-METRICS = Registry(
-    'metric', parent=mmengine_registry.METRICS, scope='mmgcvit', locations=['mmgcvit.evaluation']
-)
-OPTIM_WRAPPERS = Registry(
-    'optim_wrapper',
-    parent=mmengine_registry.OPTIM_WRAPPERS,
-    scope='mmgcvit',
-    locations=['mmgcvit.engine.optimizers'],
-)
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor',
-    parent=mmengine_registry.OPTIM_WRAPPER_CONSTRUCTORS,
-    scope='mmgcvit',
-    locations=['mmgcvit.engine.optimizers'],
-)
-RUNNERS = Registry(
-    'runner',
-    parent=mmengine_registry.RUNNERS,
-    scope='mmgcvit',
-    locations=['mmgcvit.engine.brief_runner'],
-)
-STRATEGIES = Registry(
-    'strategy',
-    parent=mmengine_registry.STRATEGIES,
-    scope='mmgcvit',
-    locations=['mmgcvit.engine.fsdp'],
-)
-TRANSFORMS = Registry(
-    'transform',
-    parent=mmengine_registry.TRANSFORMS,
-    scope='mmgcvit',
-    locations=['mmgcvit.datasets.loading'],
-)
-VISBACKENDS = Registry(
-    'vis_backend',
-    parent=mmengine_registry.VISBACKENDS,
-    scope='mmgcvit',
-    locations=['mmgcvit.engine.loggers'],
-)
+RUNNERS = _child(mmengine_registry.RUNNERS, 'mmgcvit.engine.brief_runner')
+STRATEGIES = _child(mmengine_registry.STRATEGIES, 'mmgcvit.engine.fsdp')
+TRANSFORMS = _child(mmengine_registry.TRANSFORMS, 'mmgcvit.datasets.loading')
+VISBACKENDS = _child(mmengine_registry.VISBACKENDS, 'mmgcvit.engine.loggers')
 
 
 def set_default_scope(scope: str | None) -> None:
