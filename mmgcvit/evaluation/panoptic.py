@@ -18,7 +18,6 @@ from ..errors import UserError
 from ..registry import METRICS
 
 VOID = -1
-PER_INSTANCE = 1000  # mmdet's id of a segment is its label + 1000 times the number of the instance
 
 
 @METRICS.register_module()
@@ -62,6 +61,8 @@ class PanopticMetric(BaseMetric):
             data_batch: Not used.
             data_samples: Predictions, with ``pred_panoptic_seg.sem_seg`` of shape (1, H, W).
         """
+        from mmdet.evaluation import INSTANCE_OFFSET
+
         classes = self.dataset_meta['classes']
         used = [category for category in self.categories if category['name'] in classes]
         labels = {category['id']: label for label, category in enumerate(used)}
@@ -81,7 +82,7 @@ class PanopticMetric(BaseMetric):
             predicted = prediction['sem_seg'][0].cpu().numpy()
             ignored = {len(classes), prediction.get('ignore_index', len(classes))}
             predicted_labels = {
-                number: VOID if number % PER_INSTANCE in ignored else number % PER_INSTANCE
+                number: VOID if number % INSTANCE_OFFSET in ignored else number % INSTANCE_OFFSET
                 for number in np.unique(predicted).tolist()
             }
             self.results.append(
