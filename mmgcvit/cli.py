@@ -56,7 +56,7 @@ def main() -> None:
     elif command == '--version':
         print(f'mmgcvit {__version__}')
     elif command not in scripts:
-        sys.exit(_error(f'no command {command!r}{did_you_mean(command, scripts)}', 2))
+        sys.exit(_error(f'unknown command {command!r}{did_you_mean(command, scripts)}', 2))
     else:
         os.environ[PYTHON] = sys.executable
         run = run_python if scripts[command].suffix == '.py' else run_bash
@@ -76,7 +76,7 @@ def overview(scripts: Mapping[str, Path]) -> str:
             '',
             *lines,
             '',
-            f'CONFIG is the path of a file, or its name in {configs}',
+            f'CONFIG is the path of a config file, or a name in {configs}',
         ]
     )
 
@@ -102,7 +102,7 @@ def run_bash(command: str, script: Path, arguments: Sequence[str]) -> None:
     try:
         os.execvp('bash', ['bash', str(script), *arguments])
     except FileNotFoundError:
-        sys.exit(_error(f'{command} needs bash, which is not installed'))
+        sys.exit(_error(f'{command} requires bash, which is not installed'))
 
 
 def documentation(script: Path) -> str:

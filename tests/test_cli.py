@@ -58,7 +58,7 @@ def test_every_tool_has_a_command(in_this_process):
 def test_an_unknown_command_names_a_close_one(in_this_process):
     code, printed = in_this_process('trian', 'config.py')
     assert code == 2
-    assert printed == "error: no command 'trian' (did you mean train?): run mmgcvit --help\n"
+    assert printed == "error: unknown command 'trian' (did you mean train?): run mmgcvit --help\n"
 
 
 def test_version(in_this_process):

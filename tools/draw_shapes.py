@@ -4,8 +4,8 @@
     python tools/draw_shapes.py data/shapes --panoptic
     python tools/draw_shapes.py data/shape_classes --classes
 
-With --panoptic, there are also COCO's panoptic annotations, for Mask2Former and Panoptic FPN. With
---classes, each image shows one shape, and the folders are those of mmpretrain's CustomDataset.
+With --panoptic, COCO panoptic annotations are written too, for Mask2Former and Panoptic FPN. With
+--classes, each image shows one shape, in the folders of mmpretrain's CustomDataset.
 A complete dataset with the same settings is not drawn again. See mmgcvit/datasets/.
 """
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds.add_argument(
         '--panoptic',
         action='store_true',
-        help="draw COCO's panoptic annotations too, with the background as stuff",
+        help='also write COCO panoptic annotations, with the background as stuff',
     )
     kinds.add_argument(
         '--classes',

@@ -2,8 +2,8 @@
 
     python tools/export_onnx.py CONFIG CHECKPOINT [--out FILE.onnx]
 
-The graph maps an RGB image of any size to boxes, scores, labels and masks, to a label map, or to
-the scores of the classes. docs/export.md lists the models and shows how to use the file.
+The input is an RGB image of any size. The outputs are boxes, scores, labels and masks, or a label
+map, or the scores of the classes. docs/export.md lists the models and shows how to use the file.
 """
 
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--paste-masks',
         action='store_true',
-        help='masks have the size of the image; without it, they are small maps of probabilities '
-        'inside of the boxes',
+        help='output masks of the size of the image, instead of small maps of probabilities inside '
+        'the boxes',
     )
     parser.add_argument(
         '--no-resize',
         dest='resize',
         action='store_false',
-        help='the graph does not resize images: they have to be resized as in the test pipeline, '
-        'and boxes, masks and label maps are those of the resized image',
+        help='do not resize images in the graph. Resize them as in the test pipeline; boxes, masks '
+        'and label maps are then relative to the resized image',
     )
     parser.add_argument(
         '--images',
@@ -43,19 +43,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=int,
         default=50,
         metavar='N',
-        help='images in the report (default: %(default)s)',
+        help='number of images in the report (default: %(default)s)',
     )
     parser.add_argument(
-        '--no-report', action='store_true', help='do not compare the file with PyTorch'
+        '--no-report', action='store_true', help='do not compare the graph with PyTorch'
     )
     args = parser.parse_args(argv)
-    out = args.out or Path('work_dirs', Path(args.config).stem).with_suffix('.onnx')
+    out = args.out or Path('work_dirs', f'{Path(args.config).stem}.onnx')
     trained = load_trained(args.config, args.checkpoint, 'cpu', args.cfg_options)
     images = None if args.no_report else open_images(trained, args.images)
     export_onnx(trained, out, args.paste_masks, args.resize)
     print(f'wrote {out}')
     if images is not None:
-        print('comparing it with PyTorch', flush=True)
+        print('comparing the graph with PyTorch', flush=True)
         report = compare(trained, OnnxModel(out), images, args.num_images)
         print(*report.lines(), sep='\n')
 

@@ -2,16 +2,16 @@
 
     python tools/new_project.py DIR --data FOLDER
 
-FOLDER holds one of these; nothing is written to it:
+FOLDER contains one of these formats. Nothing is written to it.
 
     COCO       .json files with images, annotations and categories
     YOLO       a .txt file per image, with boxes or polygons, and data.yaml or classes.txt
     VOC        an .xml file per image
-    masks      images, and label maps of the same names in a folder such as masks/
+    masks      images, and label maps with the same names in a folder such as masks/
     folders    a folder of images per class
 
-Without a split for validation, a fifth of the images is chosen for it. DIR gets config.py, and the
-annotations that were converted.
+Without a validation split, a fifth of the images is chosen at random. config.py and converted
+annotations are written to DIR.
 """
 
 import argparse
@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('dir', metavar='DIR', help='folder of the project, new or empty')
+    parser.add_argument(
+        'dir', metavar='DIR', help='folder of the project, which must be new or empty'
+    )
     parser.add_argument(
         '--data', required=True, metavar='FOLDER', help='folder of images and annotations'
     )
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         failed = rehearse(cfg, adapt_drawing, tta=adapt_tta, paint=paint) > 0
     if failed:
         raise UserError(
-            f'the project is complete, but cannot be trained yet: correct the problems above, then '
+            f'the project was written, but cannot be trained yet: correct the problems above, then '
             f'run mmgcvit rehearse {command}'
         )
     print(f'next: mmgcvit train {command}')

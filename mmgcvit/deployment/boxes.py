@@ -49,7 +49,7 @@ def require_nms(settings: Mapping[str, Any] | None, number: int, where: str) -> 
         if key not in (*KEYS, *NMS[kind]):
             raise UserError(
                 f'{where}.nms.{key} of {kind} cannot be exported'
-                f'{did_you_mean(key, (*KEYS, *NMS[kind]))}: leave it out, or use '
+                f'{did_you_mean(key, (*KEYS, *NMS[kind]))}: remove it, or use '
                 f'{", ".join((*KEYS, *NMS[kind]))}'
             )
     if kind == 'soft_nms' and number < 1:

@@ -59,7 +59,7 @@ def build_graph(trained: TrainedModel, paste_masks: bool = False, resize: bool =
     if paste_masks and 'masks' not in graph.outputs:
         raise UserError(
             f'--paste-masks is for detectors with masks, and the model of {trained.cfg.filename} '
-            'has none: leave it out'
+            'has none: remove the option'
         )
     return graph.eval()
 
@@ -96,10 +96,12 @@ def export_onnx(
     out = Path(out)
     onnx, _ = require_onnx()
     if out.suffix != '.onnx' or out.is_dir():
-        raise UserError(f'--out {out} is not a file name with the suffix .onnx: pass such a name')
+        raise UserError(
+            f'--out {out} is not the name of an .onnx file: pass one that ends with .onnx'
+        )
     graph = build_graph(trained, paste_masks, resize)
     if out.exists():
-        say(f'{out} exists and is replaced')
+        say(f'{out} exists and will be replaced')
     say(f'recording the graph with an image of {EXAMPLE[1]}×{EXAMPLE[0]}')
     with replacing(out) as partial:
         raw = partial.parent / 'raw'
@@ -113,7 +115,7 @@ def export_onnx(
         del model
         onnx.checker.check_model(os.fspath(partial))
         for size in OTHERS:
-            say(f'running it in ONNX Runtime with an image of {size[1]}×{size[0]}')
+            say(f'running the graph in ONNX Runtime with an image of {size[1]}×{size[0]}')
             _check_run(graph, partial, size)
         if is_large:  # before the file that refers to it
             os.replace(partial.parent / data, out.with_name(data))
@@ -147,7 +149,7 @@ def _record(graph: nn.Module, path: Path, config: str) -> None:
     except Exception as error:  # the exporter can raise anything
         raise UserError(
             f'the model of {config} cannot be exported ({describe(error)}): use one of the models '
-            'in docs/export.md, or export only the backbone (docs/graph_modes.md)'
+            'listed in docs/export.md, or export only the backbone (docs/graph_modes.md)'
         ) from error
 
 
@@ -174,7 +176,7 @@ def _check_run(graph: nn.Module, path: Path, size: tuple[int, int]) -> None:
     except Exception as error:  # of the runtime
         raise UserError(
             f'the exported graph does not run on an image of {size[1]}×{size[0]} '
-            f'({describe(error)}): use one of the models in docs/export.md'
+            f'({describe(error)}): use one of the models listed in docs/export.md'
         ) from error
     if 'label_map' in found:
         with torch.no_grad():
@@ -182,7 +184,7 @@ def _check_run(graph: nn.Module, path: Path, size: tuple[int, int]) -> None:
         agree = float((expected == found['label_map']).mean())
         if agree < AGREE:
             raise UserError(
-                f'the exported graph gives other classes than PyTorch for {1 - agree:.0%} of the '
-                f'pixels of an image of {size[1]}×{size[0]}, so no file was written: use a '
-                'decode head in docs/export.md'
+                f'the exported graph and PyTorch predict different classes for {1 - agree:.0%} of '
+                f'the pixels of an image of {size[1]}×{size[0]}, so no file was written: use a '
+                'decode head listed in docs/export.md'
             )

@@ -76,15 +76,15 @@ class Parity:
         if self.boxes or self.unpaired:
             highest = f', with scores up to {max(self.unpaired):.3f}' if self.unpaired else ''
             yield (
-                f'{len(self.boxes)} detections of both with a score over {SCORE_THR}; '
-                f'{len(self.unpaired)} of only one{highest}'
+                f'{len(self.boxes)} detections in both, with a score over {SCORE_THR}; '
+                f'{len(self.unpaired)} in only one{highest}'
             )
         for name, values, worst in (
             ('difference of boxes (pixels)', self.boxes, max),
             ('difference of scores', self.scores, max),
             ('IoU of masks', self.masks, min),
-            ('pixels of the same class', self.pixels, min),
-            ('images of the same class', self.classes, min),
+            ('pixels with the same class', self.pixels, min),
+            ('images with the same class', self.classes, min),
         ):
             if values:
                 yield f'{name:30} median {median(values):.5f}  {worst.__name__} {worst(values):.5f}'

@@ -119,7 +119,7 @@ class _Folder:
         self.trained = trained
         self.paths = [each.path for each in found if not each.is_video]
         if not self.paths:
-            raise UserError(f'--images {folder} has only videos: pass a folder with images')
+            raise UserError(f'--images {folder} contains only videos: pass a folder of images')
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -148,8 +148,8 @@ class _TestSet:
         except Exception as error:  # a dataset can raise anything
             raise UserError(
                 f'the test set of {cfg.filename} cannot be loaded ({describe(error)}): correct '
-                'test_dataloader.dataset, pass other images with --images FOLDER, or leave the '
-                'report out with --no-report'
+                'test_dataloader.dataset, pass other images with --images FOLDER, or skip the '
+                'report with --no-report'
             ) from error
         if not self.length:
             raise UserError(

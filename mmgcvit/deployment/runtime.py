@@ -24,7 +24,7 @@ def require_onnx() -> tuple[ModuleType, ModuleType]:
         import onnxruntime
     except ImportError as error:
         raise UserError(
-            f'the package {error.name} is not installed, and exports need it: run '
+            f'the package {error.name} is not installed, but exports need it: run '
             "`pip install 'mmgcvit[export]'`, or `pip install onnx onnxruntime`"
         ) from error
     return onnx, onnxruntime

@@ -120,8 +120,8 @@ def _connect(logger: str, start: Callable[[], None], remedy: str) -> None:
         start()
     except Exception as error:  # the packages have many
         raise UserError(
-            f'--log-to {logger} cannot start a run ({describe(error)}): {remedy}, or leave '
-            f'{logger} out'
+            f'--log-to {logger} cannot start a run ({describe(error)}): {remedy}, or remove '
+            f'{logger}'
         ) from error
 
 
@@ -139,7 +139,7 @@ def log_to(cfg: Config, names: Sequence[str]) -> None:
         if importlib.util.find_spec(name) is None:
             raise UserError(
                 f'--log-to {name} needs the package {name}, which is not installed: run "pip '
-                f'install {name}", or leave {name} out (the Python environment is {sys.prefix})'
+                f'install {name}", or remove {name} (the Python environment is {sys.prefix})'
             )
     cfg.visualizer = cfg.get('visualizer') or ConfigDict(type='Visualizer')
     backends = cfg.visualizer.get('vis_backends') or []

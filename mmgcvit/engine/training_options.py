@@ -43,7 +43,7 @@ def training_parser(description: str | None) -> argparse.ArgumentParser:
         nargs='+',
         choices=LOGGERS,
         default=(),
-        help='also log losses and metrics to these programs; --resume continues their runs',
+        help='also log losses and metrics to these loggers; --resume continues their runs',
     )
     return parser
 

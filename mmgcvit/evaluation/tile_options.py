@@ -43,7 +43,7 @@ class TileOptions:
         if task is CLASSIFICATION:
             raise UserError(
                 '--tiles is for detectors and segmentors, and this is the config of a classifier: '
-                'leave --tiles out'
+                'remove --tiles'
             )
         size = _shorter_edge(pipeline) if self.size is None else self.size
         if size < SMALLEST:
@@ -144,7 +144,7 @@ def split(pipeline: Sequence[Any], scope: str | None = None) -> tuple[list[Any],
             return list(pipeline[:number]), list(pipeline[number:])
     raise UserError(
         '--tiles needs a test pipeline with a transform that loads the image, such as '
-        'LoadImageFromFile, and there is none: add it, or leave --tiles out'
+        'LoadImageFromFile, but the config has none: add it, or remove --tiles'
     )
 
 
@@ -154,6 +154,6 @@ def _shorter_edge(pipeline: Sequence[Any]) -> int:
         if isinstance(scale, list | tuple):
             return int(min(scale))
     raise UserError(
-        '--tiles needs a size here, because the test pipeline does not resize images to one: pass '
-        'the number of pixels, for example --tiles 1024'
+        '--tiles needs a size, because the test pipeline does not resize images to a fixed scale: '
+        'pass the number of pixels, for example --tiles 1024'
     )

@@ -186,7 +186,7 @@ def _merger(found: BaseDataElement, shape: tuple[int, int]) -> '_Instances | _La
         return _LabelMap(shape)
     kinds = ', '.join(key for key in found.all_keys() if key.startswith('pred_'))
     raise UserError(
-        '--tiles merges boxes, masks and label maps, and this model predicts '
+        '--tiles merges boxes, masks and label maps, but this model predicts '
         f'{kinds or "none of them"}: test without --tiles'
     )
 

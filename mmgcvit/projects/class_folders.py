@@ -57,18 +57,18 @@ def read(folder: Folder, project: Path) -> Data:
     used = {image.path for image in images}
     folder.leave_out(
         [path for path in folder.images if path not in used],
-        'images in no folder of a class',
+        'images outside of the class folders',
     )
     train, val = divide(images, folder)
     names = sorted({image.name for image in train})
     if len(names) < 2:
         raise UserError(
-            f'the training images of {folder.path} have one class, {names[0]}: put the images of '
-            'each class into a folder of its own, such as train/CLASS/NAME.jpg'
+            f'the training images of {folder.path} have only one class, {names[0]}: put the images '
+            'of each class into a separate folder, such as train/CLASS/NAME.jpg'
         )
     folder.leave_out(
         [image.path for image in val if image.name not in names],
-        'validation images of a class without a training image',
+        'validation images of classes without training images',
     )
     val = [image for image in val if image.name in names]
     sizes = [folder.size(train[i].path) for i in evenly(len(train), SAMPLES)]

@@ -77,7 +77,7 @@ def _choose(folder: Folder) -> dict[str | None, Relative]:
     )
     if not files:
         raise UserError(
-            f'{folder.path} has annotations only for a test split: add annotations of training '
+            f'{folder.path} only has annotations of a test split: add annotations of training '
             'images, or rename the file'
         )
     # without a split for training, a file that names none contains it
@@ -154,8 +154,8 @@ class _Reader:
         for number, entry in enumerate(entries):
             if not _has(entry, 'id', 'file_name') or entry['id'] in ids:
                 raise UserError(
-                    f"entry {number} of 'images' in {self.file} lacks file_name or an id of its "
-                    'own: export the file again'
+                    f"entry {number} of 'images' in {self.file} has no file_name or no unique id: "
+                    'export the file again'
                 )
             ids.add(entry['id'])
             path = self._find(str(entry['file_name']), by_name)
@@ -175,12 +175,12 @@ class _Reader:
             pictures.append(Picture(path, size, objects.get(entry['id'], []), split))
         if not pictures:
             raise UserError(
-                f'none of the {len(missing)} images that {self.file} lists is below '
+                f'none of the {len(missing)} images listed in {self.file} exists in '
                 f'{self.folder.path}, for example {missing[0]}: pass a folder that contains the '
                 'images and the annotations, or correct file_name'
             )
         lost = [f'image_id {image!r}' for image in objects if image not in ids]
-        self._leave_out(missing, 'images whose file_name does not exist')
+        self._leave_out(missing, 'images whose file does not exist')
         self._leave_out(lost, 'annotations of images that are not listed')
         return pictures
 
@@ -198,8 +198,8 @@ class _Reader:
             found = beside or of_split or found
         if len(found) > 1:
             raise UserError(
-                f'{name!r} in {self.file} may be {found[0]} or {found[1]}: let file_name begin in '
-                f'{self.folder.path}'
+                f'{name!r} in {self.file} is ambiguous: it may be {found[0]} or {found[1]}: use '
+                f'paths relative to {self.folder.path}'
             )
         path, number = found[0], agreeing[found[0]]
         complete = number == len(own) and '\\' not in name

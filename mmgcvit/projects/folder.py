@@ -59,7 +59,7 @@ class Folder:
             try:
                 documents[file] = json.loads((self.path / file).read_bytes())
             except ValueError as error:
-                self.notes.append(f'{file} is left out: it is not JSON ({describe(error, 80)})')
+                self.notes.append(f'skipped {file}, which is not JSON ({describe(error, 80)})')
         return documents
 
     def with_suffix(self, *suffixes: str) -> list[Relative]:
@@ -128,7 +128,7 @@ class Folder:
             what: What they are, in the plural.
         """
         if items:
-            self.notes.append(f'left out, {what}: {len(items)}, for example {items[0]}')
+            self.notes.append(f'skipped {what}: {len(items)}, for example {items[0]}')
 
 
 def partners(

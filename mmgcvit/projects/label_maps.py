@@ -87,7 +87,7 @@ def read(folder: Folder, project: Path) -> Data:
     )
     folder.leave_out(
         sorted(annotations - set(pairs.values())),
-        'label maps without an image of their name',
+        'label maps without an image of the same name',
     )
     progress = with_progress(list(pairs.items()), 'reading label maps')
     maps = [_open(folder, image, file) for image, file in progress]
@@ -203,7 +203,7 @@ def _classes(folder: Folder, colors: Mapping[int, int]) -> tuple[list[str], dict
         labels[IGNORED * GRAY] = IGNORED
         folder.notes.append(
             f'pixels with the value {IGNORED} are ignored: if they are a class, add classes.txt '
-            'with the name of each value on a line'
+            'with one name per value and line'
         )
     used = sorted(colors.keys() - labels.keys())
     shown = [str(color // GRAY) if gray else f'{color:06x}' for color in used]
@@ -220,12 +220,12 @@ def _classes(folder: Folder, colors: Mapping[int, int]) -> tuple[list[str], dict
         names = [f'{"class" if gray else "color"}_{text}' for text in shown]
         folder.notes.append(
             f'the classes are named after the {"values" if gray else "colors"} of the label maps: '
-            'rename them in config.py, or add classes.txt with the name of each value on a line'
+            'rename them in config.py, or add classes.txt with one name per value and line'
         )
     if len(names) != len(used):
         raise UserError(
-            f'{file} has {len(names)} names, but the label maps have {len(used)} values: '
-            f'{", ".join(shown)}. Write the name of each on a line, in this order'
+            f'{file} has {len(names)} names, but the label maps have {len(used)} values '
+            f'({", ".join(shown)}): write one name per line, in this order'
         )
     return names, labels | {color: number for number, color in enumerate(used)}
 
@@ -256,7 +256,7 @@ def _require_sharp_edges(folder: Folder, colors: Mapping[int, int]) -> None:
         raise UserError(
             f'the label maps of {folder.path} have {len(colors)} values, but {binary:.0%} of the '
             'pixels are 0 or 255: if these are binary masks with soft edges, save them without '
-            'antialiasing; otherwise, add classes.txt with the name of each value on a line'
+            'antialiasing; otherwise, add classes.txt with one name per value and line'
         )
 
 

@@ -107,8 +107,8 @@ def _require_folders(project: Path, data: Path) -> None:
         )
     if project.resolve().is_relative_to(data.resolve()):
         raise UserError(
-            f'the project {project} would be in the folder of the data {data}, to which nothing is '
-            'written: pass a folder elsewhere'
+            f'the project {project} is inside the data folder {data}, to which nothing is written: '
+            'pass a folder outside of it'
         )
     above = next((path for path in (project, *project.parents) if path.exists()), None)
     if above is not None and not above.is_dir():
@@ -124,7 +124,7 @@ def _choose(folder: Folder, task: str | None, form: str | None) -> tuple[str, st
     found = {name: words for name, each in FORMATS.items() if (words := each.find(folder))}
     if form is not None and form not in found:
         raise UserError(
-            f'--format {form}: {folder.path} has no such annotations, but '
+            f'--format {form}: {folder.path} has no such annotations. It has '
             f'{" and ".join(found.values()) or folder.kinds()}: '
             + (f'pass --format {next(iter(found))}' if found else 'pass another folder')
         )
@@ -150,7 +150,7 @@ def _choose(folder: Folder, task: str | None, form: str | None) -> tuple[str, st
     if found:
         names = sorted({FORMATS[name].task.name for name in (found if form is None else [form])})
         raise UserError(
-            f'--task {task} does not suit {folder.path}, which has {", ".join(found.values())}: '
+            f'--task {task} does not match {folder.path}, which has {", ".join(found.values())}: '
             f'pass --task {" or --task ".join(names)}, or a folder with other annotations'
         )
     raise UserError(_nothing(folder))
@@ -162,7 +162,7 @@ def _nothing(folder: Folder) -> str:
     return (
         f'{folder.path} has no annotations in a known format ({folder.kinds()}).{hint} Add one of '
         'these: a .json file in the format of COCO; a .txt file of YOLO or an .xml file of Pascal '
-        'VOC for each image; label maps in a folder masks beside images; a folder of images for '
+        'VOC for each image; label maps in a folder masks next to images; a folder of images for '
         'each class'
     )
 
@@ -171,7 +171,7 @@ def _unread(folder: Folder) -> str:
     """Return a sentence about annotations in formats that are not read, or ''."""
     for file, content in folder.documents.items():
         if isinstance(content, dict) and 'shapes' in content:
-            return f' The .json files, such as {file}, are of LabelMe: export them as COCO.'
+            return f' {file} is in the format of LabelMe: convert such files to COCO.'
         if isinstance(content, dict) and 'images' in content:
             return f' {file} lists images, but no annotations with a category_id.'
     stems = {image.stem for image in folder.images}
@@ -180,5 +180,5 @@ def _unread(folder: Folder) -> str:
             return f' {file} belongs to an image by its name: export the annotations as COCO.'
     for file in folder.with_suffix('.xml'):
         if b'<image ' in (folder.path / file).read_bytes()[:100000]:
-            return f' {file} is of CVAT: export the annotations as COCO.'
+            return f' {file} is in the format of CVAT: export the annotations as COCO.'
     return ''

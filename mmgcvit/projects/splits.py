@@ -76,7 +76,7 @@ def divide(items: Sequence[T], folder: Folder) -> tuple[list[T], list[T]]:
         train, val = named['train'], named['val']
         folder.leave_out(
             [item.path for item in named.get(None, [])],
-            'images in no split',
+            'images that are not in a split',
         )
     else:
         rest = [item for part in named.values() for item in part]
@@ -123,5 +123,5 @@ def _require_different(folder: Folder, train: Sequence[Item], val: Sequence[Item
         raise UserError(
             f'some images are in both the training and the validation split ({len(both)}, for '
             f'example {both[0]}{f", the same file as {same}" if same != both[0] else ""}): remove '
-            'them from one split, because metrics of images that were trained on mean nothing'
+            'them from one split, because metrics on training images are meaningless'
         )

@@ -50,8 +50,8 @@ def read(folder: Folder, project: Path) -> Data:
     labels = _labels(folder)
     if not labels:
         raise UserError(
-            f'no .txt file of {folder.path} has the name of an image ({folder.kinds()}): put the '
-            'label file of images/NAME.jpg at labels/NAME.txt'
+            f'no .txt file in {folder.path} has the name of an image ({folder.kinds()}): name the '
+            'label file of images/NAME.jpg labels/NAME.txt'
         )
     folder.leave_out(
         [image for image in folder.images if image not in labels],
@@ -67,7 +67,7 @@ def read(folder: Folder, project: Path) -> Data:
         'label files without an image of their name',
     )
     if 'kpt_shape' in settings:
-        folder.notes.append('of keypoints, only the boxes are used')
+        folder.notes.append('keypoints are ignored; only their boxes are used')
     splits = _splits(folder, settings)
     reader = _Reader(folder, _names(folder, settings), 'kpt_shape' in settings)
     pictures = []
@@ -125,7 +125,7 @@ def _names(folder: Folder, settings: dict[str, Any]) -> list[str] | None:
         return folder.class_names(NAMES)[0]
     if not all(isinstance(number, int) and number >= 0 for number in names):
         raise UserError(
-            f'names in {_settings_file(folder)} has a key that is not the number of a class: '
+            f'names in {_settings_file(folder)} has a key that is not a class index: '
             'write a list of names, or 0: NAME, 1: NAME and so on'
         )
     return [
@@ -187,7 +187,7 @@ class _Reader:
 
     def _fault(self, values: Sequence[str]) -> str | None:
         if not all(map(_is_number, values)):
-            return 'values that are not numbers: write CLASS X Y WIDTH HEIGHT'
+            return 'values that are not numbers: use CLASS X Y WIDTH HEIGHT'
         label, *coordinates = map(float, values)
         count = len(coordinates)
         if count < 4 or (count > 4 and (count < 6 or count % 2) and not self.keypoints):
@@ -205,8 +205,8 @@ class _Reader:
         used = coordinates[:4] if self.keypoints else coordinates
         if not all(-TOLERANCE <= value <= 1 + TOLERANCE for value in used):
             return (
-                'coordinates outside of 0 to 1: divide x and width by the width of the image, '
-                'and y and height by its height'
+                'coordinates outside the range 0 to 1: divide x and width by the width of the '
+                'image, and y and height by its height'
             )
         if count == 4 and 0 in coordinates[2:]:
             return 'a box without width or height: remove it'

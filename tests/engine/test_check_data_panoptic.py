@@ -90,11 +90,11 @@ def as_jpeg(coco):
         (lack('categories', 'isthing'), 'panoptic-fields', "0 of 'categories' lacks one of id,"),
         (lack('annotations', 'area'), 'panoptic-fields', 'a segment of image 1 lacks one of id,'),
         (instances, 'panoptic-fields', "in COCO's panoptic format, not as instances"),
-        (set_segment(category_id=9), 'references', 'of image 1 has the category_id 9, which no'),
+        (set_segment(category_id=9), 'references', 'has the category_id 9, which is not'),
         (
             lambda coco: edit(coco, lambda c: c['annotations'][0].update(image_id=99)),
             'references',
-            '000000000001.png has the image_id 99, which no image has',
+            '000000000001.png has the image_id 99, which is not',
         ),
         (without_segments, 'reading', 'no image is left for training'),
         (
@@ -102,7 +102,7 @@ def as_jpeg(coco):
             'label-map-files',
             '1 of 4 label maps are missing, for example ',
         ),
-        (resized, 'segments', 'draw the label map at the size of the image'),
+        (resized, 'segments', 'use label maps of the size of their images'),
         (as_jpeg, 'segments', ' segments that '),
         (set_segment(id=7), 'segments', '000000000001.png has no pixel of segment 7, which '),
         (

@@ -336,5 +336,5 @@ def test_configs_that_cannot_be_tested_in_tiles_are_refused():
     with pytest.raises(UserError, match='a transform that loads the image'):
         adapt(cfg)
     del cfg.test_dataloader.dataset.dataset.pipeline[0]
-    with pytest.raises(UserError, match='--tiles needs a size here'):
+    with pytest.raises(UserError, match='--tiles needs a size, because'):
         adapt(cfg)

@@ -137,7 +137,7 @@ def test_incomplete_coco_file_is_completed_and_divided(drawn, tmp_path, capsys):
             assert (label, each['bbox'], each['iscrowd']) == (true_label, true['bbox'], 0)
             assert each['area'] == pytest.approx(true['area'], rel=0.05)
     shown = capsys.readouterr().out
-    assert "images whose file_name does not exist in result.json: 1, for example 'lost" in shown
+    assert "images whose file does not exist in result.json: 1, for example 'lost" in shown
     assert "without an object in the training images: 1, for example 'unused'" in shown
     assert 'no validation split: 1 of 6 images, chosen at random' in shown
 
@@ -244,7 +244,7 @@ def test_project_remains_if_the_data_have_a_problem(drawn, tmp_path, capsys, loa
         exif = Image.Exif()
         exif[0x0112] = 6  # rotates the image, but not its label map
         Image.open(path).save(path, exif=exif)
-    with pytest.raises(UserError, match=r'is complete, but cannot be trained yet: correct .* run '):
+    with pytest.raises(UserError, match=r'was written, but cannot be trained yet: correct .* run '):
         load_tool('new_project').main([str(tmp_path / 'new'), '--data', str(data)])
     assert 'rotated by their Exif orientation' in capsys.readouterr().out
     assert (tmp_path / 'new/config.py').is_file()

@@ -94,7 +94,7 @@ FAULTS = {
     ),
     'labelme': (
         lambda d: (image(d / 'a.png'), layouts.write(d / 'a.json', '{"shapes": []}')),
-        r'such as a\.json, are of LabelMe: export them as COCO',
+        r'a\.json is in the format of LabelMe: convert such files to COCO',
     ),
     'LabelMe in two folders': (
         lambda d: [
@@ -126,7 +126,7 @@ FAULTS = {
     ),
     'broken JSON': (
         lambda d: (image(d / 'a.png'), layouts.write(d / 'a.json', '{"images": [')),
-        r'a\.json is left out: it is not JSON',
+        r'skipped a\.json, which is not JSON',
     ),
     'two kinds': (
         two_kinds,
@@ -135,7 +135,7 @@ FAULTS = {
     ),
     'pixels': (
         lambda d: yolo(d, BOX, '\n0 412 30 20 10\n' + BOX),
-        r'^labels/1\.txt:2: coordinates outside of 0 to 1: divide x and width by',
+        r'^labels/1\.txt:2: coordinates outside the range 0 to 1: divide x and width by',
     ),
     'class': (
         lambda d: yolo(d, BOX, '2 0.5 0.5 0.5 0.5'),
@@ -152,7 +152,7 @@ FAULTS = {
     'empty labels': (lambda d: yolo(d, '', ''), 'none of the 2 images .* has an annotated object'),
     'no image of a label': (
         lambda d: (image(d / 'x.png'), layouts.write(d / 'labels/y.txt', BOX), yolo(d)),
-        'no .txt file of .* has the name of an image',
+        'no .txt file in .* has the name of an image',
     ),
     'one image': (
         lambda d: yolo(d, BOX),
@@ -176,15 +176,15 @@ FAULTS = {
     ),
     'no image of COCO': (
         lambda d: coco(d, images=[dict(id=0, file_name='x/9.png')]),
-        r"none of the 1 images that annotations\.json lists is below .*'x/9\.png'",
+        r"none of the 1 images listed in annotations\.json exists in .*'x/9\.png'",
     ),
     'ambiguous image': (
         lambda d: (coco(d), image(d / 'other/1.png')),
-        r"'1\.png' in annotations\.json may be other/1\.png or pictures/1\.png",
+        r"'1\.png' in annotations\.json is ambiguous: it may be other/1\.png or pictures/1\.png",
     ),
     'image without id': (
         lambda d: coco(d, images=[dict(file_name='0.png')]),
-        r"entry 0 of 'images' in annotations\.json lacks file_name or an id of its own",
+        r"entry 0 of 'images' in annotations\.json has no file_name or no unique id",
     ),
     'ids of other types': (
         lambda d: coco(d, annotations=[dict(image_id='0', category_id=1, bbox=[1, 1, 3, 3])]),
@@ -216,7 +216,7 @@ FAULTS = {
     ),
     'names': (
         lambda d: (label_maps(d, 5, 9), layouts.write(d / 'classes.txt', 'a\nb\nc')),
-        r'classes\.txt has 3 names, but the label maps have 2 values: 5, 9',
+        r'classes\.txt has 3 names, but the label maps have 2 values \(5, 9\)',
     ),
     'large values': (lambda d: label_maps(d, 0, 300, mode='I;16'), 'has values from 300 to 300'),
     'two label maps': (
@@ -279,7 +279,7 @@ FAULTS = {
     ),
     'names without numbers': (
         lambda d: yolo(d, BOX, BOX, names='{a: 0}'),
-        r'names in data\.yaml has a key that is not the number of a class',
+        r'names in data\.yaml has a key that is not a class index',
     ),
     'object without box': (
         lambda d: (
@@ -333,8 +333,8 @@ def test_all_faults_of_labels_are_listed(tmp_path):
 @pytest.mark.parametrize(
     ('project', 'message'),
     [
-        ('data/new', 'would be in the folder of the data'),
-        ('data', 'would be in the folder of the data'),
+        ('data/new', 'is inside the data folder'),
+        ('data', 'is inside the data folder'),
         ('file', 'file is a file: pass a new folder'),
         ('file/new', 'file is a file: pass a new folder'),
         ('full', 'full is not empty: pass a new folder'),
@@ -376,12 +376,12 @@ def test_choice_of_format_and_task(tmp_path, capsys):
     new_project(tmp_path / 'new', tmp_path / 'data', form='coco')
     assert 'COCO annotations' in capsys.readouterr().out
     for task, form, message in (
-        ('segmentation', None, '--task segmentation does not suit .* pass --task detection'),
-        ('segmentation', 'coco', '--task segmentation does not suit .* pass --task detection'),
+        ('segmentation', None, '--task segmentation does not match .* pass --task detection'),
+        ('segmentation', 'coco', '--task segmentation does not match .* pass --task detection'),
         (
             None,
             'masks',
-            '--format masks: .* has no such annotations, but COCO .* pass --format coco',
+            r'--format masks: .* has no such annotations\. It has COCO .* pass --format coco',
         ),
     ):
         with pytest.raises(UserError, match=message):
@@ -402,7 +402,7 @@ def test_images_without_objects_are_used_and_images_without_label_files_are_not(
     config = new_project(tmp_path / 'new', data)
     assert 'filter_cfg=dict(filter_empty_gt=False' in config.read_text()
     shown = notes(capsys)
-    assert any('left out, images without a label file' in n and 'images/3.png' in n for n in shown)
+    assert any('skipped images without a label file' in n and 'images/3.png' in n for n in shown)
     assert any('label files without an image of their name: 2, ' in n for n in shown)
     splits = [
         json.loads((tmp_path / f'new/annotations/{s}.json').read_text()) for s in ('train', 'val')
@@ -557,4 +557,4 @@ def test_splits_of_settings_and_of_tests(tmp_path, capsys):
         for path in sorted((tmp_path / 'new/annotations').iterdir())
     ]
     assert files == [['images/0.png', 'images/2.png'], ['images/1.png']]
-    assert any('left out, images of a test split' in note for note in notes(capsys))
+    assert any('skipped images of a test split' in note for note in notes(capsys))

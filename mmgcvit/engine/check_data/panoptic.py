@@ -65,15 +65,15 @@ def references(split: Split) -> Iterator[Problem]:
         number = annotation['image_id']
         if number not in image_ids and not split.in_part:
             yield Problem(
-                f'{split.path}: {annotation["file_name"]} has the image_id {number}, which no '
-                'image has: correct or remove it'
+                f'{split.path}: {annotation["file_name"]} has the image_id {number}, which is not '
+                'the id of an image: correct or remove it'
             )
             return
         for segment in annotation['segments_info']:
             if segment['category_id'] not in category_ids:
                 yield Problem(
                     f'{split.path}: segment {segment["id"]} of image {number} has the category_id '
-                    f'{segment["category_id"]}, which no category has: correct it'
+                    f'{segment["category_id"]}, which is not the id of a category: correct it'
                 )
                 return
 
@@ -105,8 +105,8 @@ def segments(split: Split) -> Iterator[Problem]:
         if opened.size and colors.shape[:2] != tuple(opened.size):
             (height, width), (other, another) = opened.size, colors.shape[:2]
             yield Problem(
-                f'{path} is {another}×{other}, but its image is {width}×{height}: draw the label '
-                'map at the size of the image'
+                f'{path} is {another}×{other}, but its image is {width}×{height}: use label maps '
+                'of the size of their images'
             )
             return
         if split.in_part:
@@ -121,7 +121,7 @@ def segments(split: Split) -> Iterator[Problem]:
         if unknown := ids - wanted:
             yield Problem(
                 f'{path} has pixels of {len(unknown)} segments that {split.path} does not list, '
-                f'for example {min(unknown)}, which are ignored: {COLORS}',
+                f'such as {min(unknown)}. They are ignored: {COLORS}',
                 stops=False,
             )
             return
