@@ -1,4 +1,4 @@
-"""This installation of the package: its configs and tools, and how pip installs its extras.
+"""Configs, tools and extras of the installed package.
 
 Imports neither torch nor mmengine.
 """
@@ -14,7 +14,7 @@ from .version import __version__
 def resources() -> Path:
     """Return the folder that contains ``configs``, ``tools`` and ``metafile.yml``.
 
-    It is the folder ``.mim`` of an installed wheel, or the checkout.
+    This is the folder ``.mim`` of an installed wheel, or the checkout.
     """
     package = Path(__file__).resolve().parent
     installed = package / '.mim'
@@ -22,10 +22,10 @@ def resources() -> Path:
 
 
 def require_own_version(script: str | None) -> None:
-    """Raise a UserError if a script of a checkout imports a package of another version.
+    """Raise a UserError if a script of a checkout imports another version of the package.
 
     Args:
-        script: Path of the script, if there is one.
+        script: Path of the script, or None.
     """
     checkout = Path(script or os.devnull).resolve().parent.parent
     file = checkout / 'mmgcvit' / 'version.py'
@@ -41,7 +41,7 @@ def require_own_version(script: str | None) -> None:
 
 
 def with_pip(text: str) -> str:
-    """Adapt ``pip install '.[EXTRA]'`` in a text to a package that was installed from a wheel."""
+    """Replace ``pip install '.[EXTRA]'`` by the command for a package installed from a wheel."""
     if resources().name != '.mim':
         return text
     return text.replace('in a checkout of mmgcvit, ', '').replace("'.[", "'mmgcvit[")

@@ -1,4 +1,4 @@
-"""What the backbone and its weights use of mmengine, or plain replacements if it is not installed.
+"""Parts of mmengine that the backbone and its weights use, or plain replacements without mmengine.
 
 Without mmengine, :class:`mmgcvit.GCViT` is a plain ``nn.Module``. Its ``init_cfg`` can load weights
 (``type='Pretrained'``) and nothing else. Configs, trainings and the tools need mmengine.

@@ -1,8 +1,7 @@
 # A tenth of the learning rate for the backbone, as in the recipes of DETR and its successors.
 #
-# mmengine applies to a parameter the longest key in its name, and no other one. The key 'backbone'
-# alone would also disable norm_decay_mult=0 for the norms of the backbone, and a shorter key would
-# not apply to them.
+# mmengine applies only the longest key that matches the name of a parameter. The key 'backbone'
+# alone would disable norm_decay_mult=0 for the norms of the backbone, so they have longer keys.
 slow = dict(lr_mult=0.1)
 slow_and_not_decayed = dict(lr_mult=0.1, decay_mult=0.0)
 slow_backbone = {

@@ -12,7 +12,7 @@ model = dict(
     backbone=dict(
         arch='large',
         drop_path_rate=0.1,
-        # its third stage, which has most blocks, was trained with windows of 24 too
+        # the third stage, which has the most blocks, was also trained with windows of 24 tokens
         init_cfg=dict(checkpoint=_base_.nvidia_weights_21k.format(384)),
     ),
     neck=dict(in_channels=[384, 768, 1536]),

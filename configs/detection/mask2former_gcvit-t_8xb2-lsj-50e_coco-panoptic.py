@@ -3,7 +3,7 @@
 # Launch:   bash tools/dist_train.sh \
 #               configs/detection/mask2former_gcvit-t_8xb2-lsj-50e_coco-panoptic.py 8
 # Hardware: 8 GPUs, 2 images each
-# Source:   ours: mmdet's recipe for ResNet-50, but norms and bias tables are not decayed
+# Source:   ours: mmdet's recipe for ResNet-50, without weight decay of norms and bias tables
 # Result:   paper: not reported; ours: not trained
 # License:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
 _base_ = [

@@ -1,9 +1,9 @@
-# Mask2Former with GC ViT-T on ADE20K, crops of 512x512, 160k iterations. Needs mmdet as well.
+# Mask2Former with GC ViT-T on ADE20K, crops of 512x512, 160k iterations. Also needs mmdet.
 #
 # Launch:   bash tools/dist_train.sh \
 #               configs/segmentation/mask2former_gcvit-t_8xb2-160k_ade20k-512x512.py 8
 # Hardware: 8 GPUs, 2 images each
-# Source:   recipe ours: mmseg's for ResNet-50, but norms and bias tables are not decayed
+# Source:   recipe ours: mmseg's for ResNet-50, without weight decay of norms and bias tables
 # Result:   paper: not reported; ours: not trained
 # License:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
 _base_ = [

@@ -3,8 +3,8 @@
 tools/make_site.sh installs what this needs (requirements/docs.txt) and runs it. The code of mmgcvit
 is read and not imported: neither PyTorch nor OpenMMLab is needed.
 
-The pages are the Markdown files and notebooks that a repository shows. MkDocs reads copies of them
-in build/pages, in which links to other files of the repository lead to listings of these files.
+MkDocs reads copies of the Markdown files and notebooks in build/pages. In these copies, links to
+other files of the repository are replaced by links to listings of these files.
 """
 
 import ast
@@ -90,7 +90,7 @@ class Pages:
         """Return the link between pages of the site that replaces a link in a page.
 
         Raises:
-            SiteError: If it leads to nothing in the repository.
+            SiteError: If the target does not exist in the repository.
         """
         name, hash_, anchor = link.partition('#')
         if '://' in link or not name:
@@ -175,7 +175,7 @@ def build() -> None:
     """Build the site in build/site.
 
     Raises:
-        SiteError: If a page links to nothing, or MkDocs reports a warning.
+        SiteError: If a link is broken, or MkDocs reports a warning.
     """
     shutil.rmtree(BUILD / 'pages', ignore_errors=True)
     pages = Pages(BUILD / 'pages')
@@ -188,7 +188,7 @@ def build() -> None:
     command += ['--config-file', str(BUILD / 'mkdocs.yml')]
     # Material for MkDocs announces the end of its support; see requirements/docs.txt
     if subprocess.run(command, env=os.environ | {'NO_MKDOCS_2_WARNING': '1'}).returncode:
-        raise SiteError('the pages have the faults above')
+        raise SiteError('the site was not built, because of the problems above')
 
 
 def main() -> None:

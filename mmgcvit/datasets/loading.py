@@ -32,7 +32,7 @@ class LoadPanopticAnnotations(transforms.LoadPanopticAnnotations):
         imdecode_backend: str = 'cv2',
         backend_args: dict[str, Any] | None = None,
     ) -> None:
-        # not the initializer of mmdet's class, which imports panopticapi
+        # skip the initializer of mmdet's class, which imports panopticapi
         transforms.LoadAnnotations.__init__(
             self,
             with_bbox=with_bbox,

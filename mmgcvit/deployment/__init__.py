@@ -1,4 +1,4 @@
-"""Models for other runtimes: complete detectors, segmentors and classifiers as ONNX."""
+"""Export of detectors, segmentors and classifiers to ONNX, and inference in ONNX Runtime."""
 
 from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .export import build_graph, export_onnx

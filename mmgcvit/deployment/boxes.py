@@ -1,7 +1,7 @@
 """Boxes in exported graphs, where their number is not known when the graph is recorded.
 
-mmdet's functions branch on the number of boxes, and a graph would record only one branch. These
-have the same results, also for no boxes at all, and read the same settings.
+mmdet's functions branch on the number of boxes, and a graph would record only one branch. The
+functions here read the same settings and have the same results, including the one for no boxes.
 
 N: number of boxes. Boxes are x1, y1, x2, y2 in pixels.
 """
@@ -88,7 +88,7 @@ def decode(coder: DeltaXYWHBBoxCoder, priors: Tensor, deltas: Tensor, size: Tens
 
 
 def is_larger(boxes: Tensor, limit: float) -> Tensor:
-    """Return which boxes are wider and higher than a limit, (N,). A negative limit allows all."""
+    """Return which boxes are wider and higher than a limit, (N,). A negative limit selects all."""
     extent = boxes[:, 2:] - boxes[:, :2]
     return (extent > limit).all(1) if limit >= 0 else torch.ones_like(boxes[:, 0]) > 0
 
@@ -110,7 +110,7 @@ def suppress(
         ``soft_nms`` lowers.
     """
     if not settings.get('class_agnostic', False):
-        # boxes of different groups do not overlap after that; the zero is for no boxes
+        # shifted so that boxes of different groups do not overlap; zero: if there are no boxes
         farthest = torch.cat((boxes.flatten(), boxes.new_zeros(1))).max()
         boxes = boxes + (groups.to(boxes) * (farthest + 1))[:, None]
     if settings.get('type', 'nms') == 'soft_nms':

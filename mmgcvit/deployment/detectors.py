@@ -1,8 +1,8 @@
 """Detectors as graphs: from an image of any size to boxes, scores, labels and masks.
 
 The graphs call the trained layers of mmdet's model. What mmdet does between and after them is
-implemented here in operations that can be recorded. Parts of a detector that would change it are
-refused, also if they are subclasses of supported parts.
+implemented here in operations that can be recorded. Parts of a detector that override this behavior
+raise an error, even if they are subclasses of supported parts.
 
 N: number of detections or anchors, P: number of proposals, K: number of classes, m: mask size.
 """
@@ -225,8 +225,8 @@ class TwoStage(nn.Module):
 
         Returns:
             Boxes in pixels of the image, (N, 4); scores, (N,); labels, (N,), int64; with a mask
-            head also the masks. Masks are the probabilities inside of the boxes, (N, m, m), or, if
-            they are pasted, boolean masks of the image, (N, H, W).
+            head also the masks: probabilities inside the boxes, (N, m, m), or, if they are pasted,
+            boolean masks of the image, (N, H, W).
         """
         x, sizes = self.image(image)
         features = self.model.extract_feat(x)
@@ -284,7 +284,7 @@ class TwoStage(nn.Module):
         return boxes[kept], scores, labels[kept]
 
     def _mask(self, features: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
-        """Return the probabilities of the masks inside of the boxes, (N, m, m)."""
+        """Return the probabilities of the masks inside the boxes, (N, m, m)."""
         roi_head = self.model.roi_head
         heads = _stages(roi_head.mask_head)
         found = []

@@ -24,7 +24,7 @@ from .runtime import OnnxModel, require_onnx
 
 OPSET = 17  # the first with layer norms
 EXAMPLE, OTHERS = (96, 128), ((75, 90), (130, 51))  # sizes of images: recorded, then run
-LARGEST = 2_000_000_000  # bytes; a file in protobuf's format has at most 2 GiB
+LARGEST = 2_000_000_000  # bytes; protobuf files are limited to 2 GiB
 AGREE = 0.98  # of the pixels, where two results differ only in rounding
 
 
@@ -75,16 +75,16 @@ def export_onnx(
 
     The input ``image`` is RGB, (H, W, 3), uint8, of any height and width. The outputs are those of
     :class:`.detectors.SingleStage`, :class:`.detectors.TwoStage`, :class:`.segmentors.Segmentor` or
-    :class:`.classifiers.Classifier`. The file also contains the names of the classes, as JSON in
-    ``metadata_props``. It is checked and run at two other image sizes before it gets its name. The
-    weights of models over 2 GB are in a second file, ``OUT.data``.
+    :class:`.classifiers.Classifier`. The class names are stored as JSON in ``metadata_props``.
+    The graph is checked and run at two other image sizes before the file is written. Weights of
+    more than 2 GB are written to a second file, ``OUT.data``.
 
     Args:
         trained: Detector, segmentor or classifier.
         out: File to write, ``.onnx``.
         paste_masks: Whether masks have the size of the image.
         resize: Whether the graph resizes images as the test pipeline does.
-        say: Receives lines of progress.
+        say: Called with each line of progress.
 
     Returns:
         The path of the file.
@@ -127,8 +127,8 @@ def _noise(size: tuple[int, int]) -> np.ndarray:
 
 
 def _record(graph: nn.Module, path: Path, config: str) -> None:
-    # The exporter that traces: the number of detections depends on the image, which torch.export
-    # supports only in parts, and versions of torch before 2.5 only have this one.
+    # The tracing exporter: the number of detections depends on the image, which torch.export
+    # supports only partially, and versions of torch before 2.5 have no other one.
     options = dict(dynamo=False) if torch.__version__ >= (2, 5) else {}
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -154,7 +154,7 @@ def _record(graph: nn.Module, path: Path, config: str) -> None:
 
 
 def _metadata(trained: TrainedModel, graph: nn.Module) -> dict[str, str]:
-    """Return what a program has to know to use the model, as texts."""
+    """Return what programs need to use the model, as strings."""
     metadata = dict(
         task=trained.task.name,
         config=Path(trained.cfg.filename).name,
@@ -169,7 +169,7 @@ def _metadata(trained: TrainedModel, graph: nn.Module) -> dict[str, str]:
 
 
 def _check_run(graph: nn.Module, path: Path, size: tuple[int, int]) -> None:
-    """Run a graph at another size than that of the recording."""
+    """Run a graph at an image size other than the recorded one."""
     image = _noise(size)
     try:
         found = OnnxModel(path)(image)

@@ -40,7 +40,7 @@ class ImageInput(nn.Module):
         steps: What the test pipeline does with the image, see :func:`.resizing.read_steps`.
 
     Raises:
-        UserError: If the data preprocessor does something that graphs do not.
+        UserError: If the data preprocessor cannot be exported.
     """
 
     def __init__(self, preprocessor: nn.Module, steps: Sequence[Step]) -> None:

@@ -20,15 +20,15 @@ SAME = 0.5  # IoU above which detections of one class are of the same object
 
 @dataclass
 class Parity:
-    """Differences, one number per pair of detections, or per image.
+    """Differences between two models, one number per pair of detections or per image.
 
-    Only pairs with a score over 0.3 count, since soft NMS may swap the scores of others.
+    Only pairs with a score over 0.3 count, because soft NMS may swap the scores of other pairs.
 
     Attributes:
         boxes: Largest difference of a box's coordinates, in pixels of the image.
-        scores: Difference of the scores. Classifiers: the largest of an image.
+        scores: Difference of the scores. For classifiers, the largest difference of an image.
         masks: IoU of the masks.
-        unpaired: Scores of all detections that only one of the two models has.
+        unpaired: Scores of the detections that only one of the two models makes.
         pixels: Segmentors: share of the pixels with the same class.
         classes: Classifiers: 1 if the class of the image is the same, or 0.
         metrics: Maps name → results in PyTorch and in ONNX Runtime.
@@ -103,7 +103,7 @@ def as_sample(
     Args:
         outputs: Maps names of outputs → outputs.
         expected: Data sample with the predictions in PyTorch.
-        mask_thr: Least probability of a pixel of a mask.
+        mask_thr: Probability above which a pixel belongs to the mask.
     """
     sample = expected.clone()
     found = {name: torch.from_numpy(value) for name, value in outputs.items()}
@@ -125,7 +125,7 @@ def as_sample(
 
 
 def _pairs(first: InstanceData, second: InstanceData) -> tuple[Tensor, Tensor]:
-    """Return the indices of detections of one class and place, in pairs."""
+    """Return the indices of paired detections, which have the same class and overlap."""
     overlap = torchvision.ops.box_iou(first.bboxes, second.bboxes)
     overlap = overlap * (first.labels[:, None] == second.labels)
     left, right = [], []

@@ -14,12 +14,12 @@ from torch import Tensor
 
 
 def one_more(x: Tensor) -> Tensor:
-    """Append a row of zeros, because group norm in ONNX Runtime fails for no rows."""
+    """Append a row of zeros, because group norm in ONNX Runtime fails on empty inputs."""
     return F.pad(x, (0, 0) * (x.dim() - 1) + (0, 1))
 
 
 def extract(extractor: SingleRoIExtractor, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
-    """Return the features inside of boxes (N, 4), each from one level: (N, C, m, m)."""
+    """Return the features inside boxes (N, 4), each from one level: (N, C, m, m)."""
     regions = torch.cat((torch.zeros_like(boxes[:, :1]), boxes), 1)
     levels = extractor.map_roi_levels(regions, extractor.num_inputs)
     parts, places = [], []
@@ -45,7 +45,7 @@ def paste(masks: Tensor, boxes: Tensor, size: Tensor) -> Tensor:
     Bilinear interpolation is separable, so that this is two products of matrices.
 
     Args:
-        masks: Probabilities inside of the boxes, (N, m, m).
+        masks: Probabilities inside the boxes, (N, m, m).
         boxes: Boxes, (N, 4).
         size: Height and width of the image, (2,).
 

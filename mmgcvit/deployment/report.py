@@ -43,10 +43,10 @@ class Images(Protocol):
         """Return the batch of an image, and the image as RGB, (H, W, 3), uint8."""
 
     def process(self, *samples: BaseDataElement) -> None:
-        """Keep the predictions for an image, one data sample of each of two models."""
+        """Evaluate the predictions for an image: one data sample per model."""
 
     def metrics(self, indices: Sequence[int]) -> dict[str, tuple[float, float]]:
-        """Return each metric of both models on the images with these indices."""
+        """Return the metrics of both models on the images with these indices, by name."""
 
 
 def open_images(trained: TrainedModel, folder: str | os.PathLike | None = None) -> Images:
@@ -75,7 +75,7 @@ def compare(
         model: The exported model.
         images: See :func:`open_images`. Metrics of graphs that do not resize are not computed.
         number: Largest number of images. They are evenly spaced.
-        say: Receives lines of progress.
+        say: Called with each line of progress.
 
     Raises:
         UserError: If ``number`` is not positive, or an image cannot be loaded.

@@ -121,7 +121,7 @@ def read_steps(pipeline: Sequence[BaseTransform]) -> list[Step]:
     """Return the steps of a test pipeline that change the image.
 
     Raises:
-        UserError: If the pipeline has a transform that graphs do not contain.
+        UserError: If the pipeline has a transform that cannot be exported.
     """
     steps: list[Step] = []
     for transform in pipeline:

@@ -31,16 +31,16 @@ def require_onnx() -> tuple[ModuleType, ModuleType]:
 
 
 class OnnxModel:
-    """An exported model on the CPU, with as many threads as PyTorch uses.
+    """An exported model on the CPU, with the same number of threads as PyTorch.
 
     Args:
-        path: File that :func:`.export_onnx` wrote.
+        path: File written by :func:`.export_onnx`.
 
     Attributes:
         outputs: Names of the outputs.
         classes: Name of each class.
         resizes: Whether the graph resizes images as the test pipeline does.
-        mask_thr: Least probability of a pixel of a mask.
+        mask_thr: Probability above which a pixel belongs to the mask.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:

@@ -70,7 +70,7 @@ class Segmentor(nn.Module):
         x, sizes = self.image(image)
         head = self.model.decode_head
         logits = head(self.model.extract_feat(x))
-        # first to the size of the network's input, whose padding is then removed
+        # resize to the padded input of the network, then remove the padding
         padded = torch._shape_as_tensor(x)[2:]
         logits = interpolate(logits, padded, head.align_corners)
         height, width = sizes.resized.unbind()

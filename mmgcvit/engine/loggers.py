@@ -1,4 +1,4 @@
-"""Where the losses and metrics of a training are logged (``--log-to``)."""
+"""Loggers of losses and metrics (``--log-to``): TensorBoard, Weights & Biases and MLflow."""
 
 import importlib.util
 import os
@@ -23,9 +23,9 @@ LOGGERS = {
 
 @VISBACKENDS.register_module()
 class ResumableWandbBackend(WandbVisBackend):
-    """mmengine's backend for Weights & Biases, with which a resumed training continues its run.
+    """mmengine's backend for Weights & Biases, which also continues the run of a resumed training.
 
-    Environment variables of wandb, such as ``WANDB_PROJECT`` and ``WANDB_MODE``, have effect.
+    It respects the environment variables of wandb, such as ``WANDB_PROJECT`` and ``WANDB_MODE``.
 
     Args:
         save_dir: Folder of wandb's files.
@@ -55,10 +55,11 @@ class ResumableWandbBackend(WandbVisBackend):
 
 @VISBACKENDS.register_module()
 class ResumableMLflowBackend(MLflowVisBackend):
-    """mmengine's backend for MLflow, with which a resumed training continues its run.
+    """mmengine's backend for MLflow, which also continues the run of a resumed training.
 
-    ``MLFLOW_TRACKING_URI`` and ``MLFLOW_EXPERIMENT_NAME`` have effect. Without the first, runs are
-    in ``mlflow.db`` of the work dir: MLflow no longer writes the folders that mmengine asks for.
+    It respects ``MLFLOW_TRACKING_URI`` and ``MLFLOW_EXPERIMENT_NAME``. Without the former, runs are
+    stored in ``mlflow.db`` in the work dir, because MLflow no longer supports the folders that
+    mmengine configures.
 
     Args:
         save_dir: Not used.
@@ -81,9 +82,8 @@ class ResumableMLflowBackend(MLflowVisBackend):
 
     def _init_env(self) -> None:
         if self._id.read():
-            self._tracked_config_keys: list[
-                str
-            ] = []  # MLflow refuses other values of a run's settings
+            # MLflow rejects new values for the settings of a run
+            self._tracked_config_keys: list[str] = []
         _connect('mlflow', self._start_run, 'check MLFLOW_TRACKING_URI and that its server runs')
         self._id.write(self._mlflow.active_run().info.run_id)
 
@@ -118,7 +118,7 @@ class _StoredId:
 def _connect(logger: str, start: Callable[[], None], remedy: str) -> None:
     try:
         start()
-    except Exception as error:  # the packages have many
+    except Exception as error:  # the packages have many exception classes
         raise UserError(
             f'--log-to {logger} cannot start a run ({describe(error)}): {remedy}, or remove '
             f'{logger}'

@@ -1,4 +1,4 @@
-"""Label maps of tests as files, and test-time augmentation."""
+"""Metrics, dumps of predictions, test-time augmentation, and tests of large images in tiles."""
 
 from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .metrics import DumpLabelMaps, adapt_dump

@@ -24,16 +24,16 @@ VOID = -1
 class PanopticMetric(BaseMetric):
     """Panoptic quality (PQ), segmentation quality (SQ) and recognition quality (RQ) in percent.
 
-    It replaces mmdet's ``CocoPanopticMetric``, with metrics of the same names, and does not need
-    the package panopticapi, which is not on PyPI. ``PQ_th`` and ``PQ_st`` are the means over the
-    classes of things and of stuff. Classes that are in neither the annotations nor the predictions
-    are left out of the means.
+    Replacement for mmdet's ``CocoPanopticMetric``, with metrics of the same names, that does not
+    need the package panopticapi, which is not on PyPI. ``PQ_th`` and ``PQ_st`` are the means over
+    the classes of things and of stuff. Classes that are in neither the annotations nor
+    the predictions are left out of the means.
 
     Args:
         ann_file: JSON file with the panoptic annotations.
         seg_prefix: Folder of their label maps.
         backend_args: Backend of mmengine that reads the files.
-        collect_device: Device on which processes exchange results: 'cpu' or 'gpu'.
+        collect_device: Device for collecting results from all processes: 'cpu' or 'gpu'.
         prefix: Prefix of the names of the metrics.
     """
 
@@ -129,7 +129,7 @@ def compare(
 
     Args:
         truth: Id of each pixel's segment in the annotations, (H, W).
-        segments: Label and whether it is a crowd, by id. Other ids are without a segment.
+        segments: Label, and whether the segment is a crowd, by id. Other ids are unlabeled pixels.
         predicted: Id of each pixel's predicted segment, (H, W).
         predicted_labels: Label of each predicted id, ``VOID`` for pixels without a segment.
         classes: Number of classes.

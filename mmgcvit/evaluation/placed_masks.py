@@ -15,11 +15,11 @@ from ..registry import METRICS
 
 
 class PlacedMasks(BitmapMasks):
-    """Masks as COCO's run lengths, which are decoded one by one when they are read as arrays.
+    """Masks as COCO RLE, which are decoded one by one when they are read as arrays.
 
-    Ten bitmaps of an image of 10000x10000 pixels would be 1 GB. mmdet's CocoMetric reads the run
-    lengths themselves, its other metrics iterate over the masks, and its visualizer reads the array
-    of the masks that it draws.
+    Ten bitmaps of an image of 10000x10000 pixels take 1 GB. mmdet's CocoMetric reads the RLE, its
+    other metrics iterate over the masks, and its visualizer reads the array of the masks that it
+    draws.
 
     Args:
         masks: Run lengths of each mask: ``size`` (H, W) and compressed ``counts``.
@@ -34,7 +34,7 @@ class PlacedMasks(BitmapMasks):
 
     @classmethod
     def at(cls, masks: np.ndarray, shape: tuple[int, int], top: int, left: int) -> 'PlacedMasks':
-        """Return masks of a tile at its place in an image.
+        """Return the masks of a tile as masks of the image.
 
         Args:
             masks: Masks, (N, h, w), bool.
@@ -46,7 +46,7 @@ class PlacedMasks(BitmapMasks):
 
     @classmethod
     def cat(cls, masks: 'Sequence[PlacedMasks]') -> 'PlacedMasks':
-        """Return the masks of several objects in one. All have the same H, W."""
+        """Concatenate masks of the same H, W."""
         return cls([mask for each in masks for mask in each.masks], *masks[0].size)
 
     @property
@@ -87,7 +87,7 @@ class PlacedMasks(BitmapMasks):
 
 @METRICS.register_module()
 class DumpPlacedMasks(DumpDetResults):
-    """mmdet's dump of predictions, which takes run lengths as they are.
+    """mmdet's dump of predictions, without decoding the RLE.
 
     mmdet's class would decode and encode each mask again: 0.5 seconds each for 10000x10000 pixels.
     """

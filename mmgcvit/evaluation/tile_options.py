@@ -91,7 +91,7 @@ def tile_options(args: argparse.Namespace) -> TileOptions | None:
 
 
 def keep_polygons(cfg: Config) -> None:
-    """Let the test pipeline keep annotated polygons, in place, instead of drawing them as bitmaps.
+    """Keep annotated polygons in the test pipeline instead of converting them to bitmaps, in place.
 
     The bitmaps of 1000 objects in an image of 10000x10000 pixels would be 100 GB. The data checks
     use the pipeline as well, so a tool calls this before them.
@@ -106,7 +106,7 @@ def keep_polygons(cfg: Config) -> None:
 def adapt_tiles(cfg: Config, machine: Machine, options: TileOptions) -> None:
     """Test each image in tiles and merge the predictions.
 
-    The model predicts as many tiles together as the config's test batches have images.
+    The batch size of the test dataloader becomes the number of tiles per batch.
 
     Raises:
         UserError: If the options do not suit the config.
@@ -128,11 +128,11 @@ def adapt_tiles(cfg: Config, machine: Machine, options: TileOptions) -> None:
 
 
 def split(pipeline: Sequence[Any], scope: str | None = None) -> tuple[list[Any], list[Any]]:
-    """Return the transforms of a pipeline until the image is loaded, and those that follow.
+    """Split a pipeline after the transform that loads the image.
 
     Args:
         pipeline: Transforms or their configs.
-        scope: Scope whose names need no prefix.
+        scope: Default scope of the names of transforms.
 
     Raises:
         UserError: If no transform loads an image.

@@ -30,9 +30,9 @@ SECONDS = 10  # between two lines of progress within an image
 
 @dataclass(frozen=True)
 class Span:
-    """Where a tile begins and ends along one axis, and the part that no other tile covers better.
+    """Range of a tile along one axis, and its core: the range that it contributes to label maps.
 
-    Neighbors divide their overlap in the middle.
+    The border between the cores of two neighbors is in the middle of their overlap.
     """
 
     start: int
@@ -47,7 +47,7 @@ def spans(length: int, size: int, overlap: int) -> list[Span]:
     Args:
         length: Height or width of the image in pixels.
         size: Size of the tiles. An image that is not larger is one tile.
-        overlap: Pixels that neighbors share at least. The last two may share more.
+        overlap: Minimum overlap of neighbors in pixels. The last two may overlap more.
     """
     number = max(-(-(length - overlap) // (size - overlap)), 1)
     starts = [max(min(index * (size - overlap), length - size), 0) for index in range(number)]
@@ -62,7 +62,7 @@ def spans(length: int, size: int, overlap: int) -> list[Span]:
 class Tiles:
     """The tiles of a loaded image, from top left to bottom right.
 
-    Iterating processes one tile after the other, so that their inputs are not in memory together.
+    Tiles are processed during iteration, so that their inputs are not all in memory at once.
 
     Args:
         results: Results of the transforms that have loaded the image, with ``img``, (H, W, C).
@@ -85,8 +85,8 @@ class Tiles:
             yield self.pipeline(dict(self.results, img=image, img_shape=shape, ori_shape=shape))
 
 
-# in mmengine's registry: the scopes of mmdet and mmseg find it, and other transforms of this
-# package may need libraries that are not installed
+# in mmengine's registry: the scopes of mmdet and mmseg look there, and importing other transforms
+# of this package may require libraries that are not installed
 @TRANSFORMS.register_module()
 class CutTiles(BaseTransform):
     """Return the :class:`Tiles` of a loaded image as ``inputs``, with the image's data sample.
@@ -118,15 +118,14 @@ class CutTiles(BaseTransform):
 class TiledModel(BaseTTAModel):
     """Predict the :class:`Tiles` of images and merge the predictions of each image.
 
-    Boxes are moved to their place in the image. Of several boxes of the same class from different
-    tiles, the best one is kept, see :func:`keep`. Masks are stored as run lengths. Of label maps,
-    each tile contributes its middle, up to half of its overlaps. Other predictions, such as scores
-    of each pixel, are dropped.
+    Boxes are shifted to their position in the image, and duplicates from different tiles are
+    removed, see :func:`keep`. Masks are stored as COCO RLE. Label maps are stitched from the cores
+    of the tiles, see :class:`Span`. Other predictions, such as the scores of pixels, are dropped.
 
     Args:
         module: Detector or segmentor.
-        batch_size: Number of tiles that it predicts together.
-        data_preprocessor: That of the module, if it has none.
+        batch_size: Number of tiles per batch.
+        data_preprocessor: Data preprocessor of the module, unless its config contains one.
     """
 
     def __init__(
@@ -154,7 +153,7 @@ class TiledModel(BaseTTAModel):
         return [self._predict(tiles, sample) for tiles, sample in pairs]
 
     def merge_preds(self, data_samples_list: Any) -> Any:
-        """Not used: predictions of all tiles together would need too much memory."""
+        """Not used, because the predictions of all tiles would need too much memory."""
         raise NotImplementedError
 
     def _predict(self, tiles: Tiles, sample: BaseDataElement) -> BaseDataElement:
@@ -192,7 +191,7 @@ def _merger(found: BaseDataElement, shape: tuple[int, int]) -> '_Instances | _La
 
 
 class _LabelMap:
-    """The label maps of tiles, stitched to one of (1, H, W), int16."""
+    """Label map of an image, (1, H, W), int16, stitched from those of its tiles."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self.labels = torch.zeros((1, *shape), dtype=torch.int16)
@@ -211,7 +210,7 @@ class _LabelMap:
 
 
 class _Instances:
-    """The instances of all tiles in coordinates of an image of (H, W)."""
+    """Instances of all tiles, in coordinates of the image."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self.shape = shape
@@ -244,7 +243,7 @@ class _Instances:
 
 
 def _is_cut(boxes: Tensor, shape: tuple[int, int], row: Span, column: Span) -> Tensor:
-    """Return which boxes of a tile end at a border of it that is not one of the image, (N,)."""
+    """Return which boxes of a tile are cut by its border, except at borders of the image, (N,)."""
     height, width = row.stop - row.start, column.stop - column.start
     left, top, right, bottom = boxes.unbind(1)
     cut = torch.zeros(len(boxes), dtype=torch.bool)
@@ -263,16 +262,16 @@ def keep(instances: InstanceData, tile: Tensor, cut: Tensor) -> Tensor:
     """Return which instances remain after non-maximum suppression across tiles, bool, (N,).
 
     A box suppresses boxes of other tiles: boxes of the same class with an IoU above 0.5, and cut
-    boxes of which more than half lies within it. A cut box often has the wrong class, so a box that
-    is not cut suppresses cut ones of any class, unless its score is below a tenth of theirs:
-    detectors also return many boxes with very low scores. Boxes that are not cut come first, then
-    those with higher scores. Boxes of the same tile never suppress each other, because the model
-    has chosen them.
+    boxes if more than half of their area is inside the box. A cut box often has the wrong class, so
+    a box that is not cut suppresses cut boxes of any class, unless its score is less than a tenth
+    of theirs: detectors also return many boxes with very low scores. Boxes that are not cut come
+    first, then boxes with higher scores. Boxes of the same tile never suppress each other, because
+    the model has already applied NMS to them.
 
     Args:
         instances: ``bboxes``, (N, 4), ``scores`` and ``labels``, (N,).
         tile: Index of the tile of each instance, (N,).
-        cut: Whether its box ends at a border of its tile within the image, (N,).
+        cut: Whether each box is cut by the border of its tile, (N,).
     """
     kept = torch.ones(len(instances), dtype=torch.bool)
     tiles = tile.unique()

@@ -1,6 +1,6 @@
 """GC ViT as a backbone of Detectron2, with named feature maps.
 
-If Detectron2 is not installed, this module has the same interface without its base class.
+Without Detectron2, the class has the same interface but not the base class.
 """
 
 from typing import NamedTuple
@@ -29,8 +29,8 @@ except ModuleNotFoundError as error:
 class Detectron2GCViT(GCViT, Backbone):
     """GC ViT that returns a dict, with the arguments of :class:`mmgcvit.GCViT`.
 
-    The maps are named as those of Detectron2's ResNets, because many of its configs name them:
-    'res2' to 'res5', with strides 4 to 32.
+    The maps have the names of those of Detectron2's ResNets, which many configs use: 'res2' to
+    'res5', with strides 4 to 32.
 
     Example:
         >>> from detectron2.modeling.backbone import FPN

@@ -124,7 +124,7 @@ class HubGCViT(
         Args:
             pretrained_model_name_or_path: Folder written by :meth:`save_pretrained`, or
                 OWNER/REPOSITORY on the Hub.
-            local_files_only: Use only the cache. It is also used if the Hub does not respond.
+            local_files_only: Only use the cache, which is also used if the Hub does not respond.
             **options: ``revision``, ``token``, ``cache_dir`` and ``force_download`` of
                 :class:`huggingface_hub.ModelHubMixin`, and arguments of the network that replace
                 the saved ones. Position biases are resized to another ``window_size``.
@@ -176,7 +176,7 @@ class HubGCViT(
 
     @property
     def _arguments(self) -> dict[str, Any]:
-        """The network's arguments, without ``init_cfg``, whose path is one of this machine."""
+        """The network's arguments without ``init_cfg``, which may contain a local path."""
         arguments = self._hub_mixin_config  # collected by the mixin
         assert isinstance(arguments, dict)
         return {name: value for name, value in arguments.items() if name != 'init_cfg'}
@@ -272,7 +272,7 @@ def _row(numbers: Iterable[int]) -> str:
 
 @contextlib.contextmanager
 def _one_line(what: str, remedy: str) -> Iterator[None]:
-    """Turn errors of files and of the Hub into one line."""
+    """Convert errors of files and of the Hub to a UserError of one line."""
     try:
         yield
     except UserError:

@@ -68,13 +68,13 @@ class TimmGCViT(GCViT):
             x: Images, (B, C, H, W).
             indices: Stages, counted from 0: those in ``out_indices`` by default. An integer n means
                 the last n of them.
-            norm: Has no effect: each map has a norm of its own.
-            stop_early: Has no effect: set ``out_indices``, after which no stage is built.
+            norm: Ignored, because each map has its own norm.
+            stop_early: Ignored. Stages after the last one in ``out_indices`` are not built.
             output_fmt: Order of the dimensions, 'NCHW' or 'NHWC'.
             intermediates_only: Whether to return only the maps of ``indices``.
 
         Returns:
-            The last map and those of ``indices``, or only the latter.
+            The last map and the maps of ``indices``, or only the maps of ``indices``.
 
         Raises:
             UserError: If an argument is not allowed.

@@ -55,7 +55,7 @@ class GCViTWithFPN(nn.Module):
 
         Returns:
             Maps named '0', '1', ... in the order of ``body.out_indices``, each
-            (B, out_channels, ⌈H/s⌉, ⌈W/s⌉) for its stride s. Those of ``extra_blocks`` follow, such
-            as 'pool'.
+            (B, out_channels, ⌈H/s⌉, ⌈W/s⌉) for its stride s, then the maps of ``extra_blocks``,
+            such as 'pool'.
         """
         return self.fpn(OrderedDict((str(i), x) for i, x in enumerate(self.body(images))))

@@ -108,7 +108,7 @@ class GCViTBackbone(BackboneMixin, PreTrainedModel):
 
         Args:
             pixel_values: (B, num_channels, H, W), with H and W at least 1.
-            output_hidden_states: Whether to return the feature maps as hidden states, too.
+            output_hidden_states: Whether to also return the feature maps as hidden states.
 
         Returns:
             ``feature_maps``: one map (B, C_i, ⌈H/s⌉, ⌈W/s⌉) for each output and its stride s.

@@ -1,9 +1,9 @@
 """Configs for users' own folders of annotated images.
 
-``project`` chooses the format of a folder and writes the project. ``coco``, ``yolo``, ``voc``,
-``label_maps`` and ``class_folders`` read a format each, with ``detection`` for objects, ``folder``
-for the files, and ``splits`` for training and validation. ``recipes`` and ``config`` make the
-config.
+``project`` detects the format of a folder and writes the project. ``coco``, ``yolo``, ``voc``,
+``label_maps`` and ``class_folders`` each read one format. ``detection`` writes the annotations of
+objects, ``folder`` lists the files, and ``splits`` divides them into training and validation.
+``recipes`` and ``config`` write the config.
 """
 
 from .. import registry  # noqa: F401  (reports a missing mmengine)

@@ -14,7 +14,7 @@ from .data import ANNOTATIONS, Data, Split, in_project, typical_size
 from .folder import CONTAINERS, OF_ANNOTATIONS, OF_IMAGES, Folder
 from .splits import divide, split_of
 
-SAMPLES = 200  # images of which the size is read
+SAMPLES = 200  # images whose size is read
 SHOWN = 5  # classes
 
 
@@ -32,7 +32,7 @@ class _Image:
 
 
 def find(folder: Folder) -> str | None:
-    """Return the folders of classes in words, or None if there are none.
+    """Describe the class folders, or return None if there are none.
 
     Folders such as ``masks`` and ``train_labels`` are not classes.
     """
@@ -84,8 +84,8 @@ def read(folder: Folder, project: Path) -> Data:
 def _images(folder: Folder) -> list[_Image]:
     """Return the images in folders of classes.
 
-    The folders of splits are at the top: all folders there, or those for training and another
-    split. Otherwise, ``train`` may be a class beside ``bus``.
+    Folders at the top level are splits only if all of them have the name of a split, or if there
+    are those for training and for another split: otherwise, ``train`` may be a class like ``bus``.
     """
     folders = {
         path: [part for part in path.parts[:-1] if part.lower() not in OF_IMAGES]

@@ -16,7 +16,7 @@ from .splits import split_in_name, split_of
 
 
 def find(folder: Folder) -> str | None:
-    """Return the annotation files of a folder in words, or None if there are none."""
+    """Describe the annotation files of a folder, or return None if there are none."""
     files = _documents(folder)
     return f'COCO annotations ({", ".join(map(str, files))})' if files else None
 
@@ -24,9 +24,9 @@ def find(folder: Folder) -> str | None:
 def read(folder: Folder, project: Path) -> Data:
     """Read the annotation files of a folder.
 
-    Files of a training and of a validation split are used where they are, if their entries are
-    complete and the images of each are in one folder. Otherwise, completed copies are written to
-    the project.
+    The files of a training and a validation split are used in place if their entries are complete
+    and the images of each split are in one folder. Otherwise, corrected copies are written to the
+    project.
 
     Args:
         folder: The folder.
@@ -67,7 +67,7 @@ def _documents(folder: Folder) -> dict[Relative, dict]:
 
 
 def _choose(folder: Folder) -> dict[str | None, Relative]:
-    """Return the files to read by their split, the training split first."""
+    """Return the file to read for each split, the training split first."""
     files: dict[str | None, list[Relative]] = defaultdict(list)
     for file in _documents(folder):
         files[split_in_name(file)].append(file)
@@ -109,7 +109,7 @@ class _Reader:
     """Reads an annotation file, and completes its entries.
 
     Attributes:
-        split: The split that the name of the file contains.
+        split: Split in the name of the file, if any.
         names: Class names, in the order of the file.
         pictures: The images that exist, with their objects.
     """
@@ -122,7 +122,7 @@ class _Reader:
             encoding = json.detect_encoding(opened.read(4))
         # whether an entry was completed or left out, or pycocotools cannot read the file
         self.changed = encoding != 'utf-8'
-        # folders in which file_name begins, None if there is no such folder
+        # folders to which file_name is relative; None if it is relative to no folder
         self.prefixes: set[Relative | None] = set()
         categories = content.get('categories')
         if not categories or not all(_has(each, 'id', 'name') for each in categories):
@@ -138,7 +138,7 @@ class _Reader:
         self.pictures = self._read_images(content['images'])
 
     def in_place(self) -> Split | None:
-        """Return the split if the file can be used as it is, otherwise None."""
+        """Return the split if the file can be used in place, otherwise None."""
         if self.changed or len(self.prefixes) != 1 or None in self.prefixes:
             return None
         prefix = dict(img=f'{next(iter(self.prefixes))}/')
@@ -185,7 +185,7 @@ class _Reader:
         return pictures
 
     def _find(self, name: str, by_name: Mapping[str, list[Relative]]) -> Relative | None:
-        """Return the path of an image from its ``file_name``, which may begin in any folder."""
+        """Find an image by its ``file_name``, which may be relative to any folder."""
         own = Relative(name.replace('\\', '/')).parts[::-1]
         candidates = by_name.get(own[0], []) if own else []
         if not candidates:
@@ -266,7 +266,7 @@ def _are_polygons(mask: Any) -> bool:
 
 
 def _equal_parts(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return how many parts two sequences have in common from their beginning."""
+    """Return the length of the common prefix of two sequences."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 

@@ -14,11 +14,11 @@ from .recipes import Recipe, Schedule, recipe_of, schedule_of
 
 CONFIG = 'config.py'
 WIDTH = 100  # columns
-# COCO's images typically have 640×480 pixels, and are enlarged to 1067×800
+# images of COCO typically have 640×480 pixels and are resized to 1067×800
 COCO_ENLARGEMENT, COCO_LONG, COCO_SHORT = 5 / 3, 1333, 800
-# height or width, whichever is smaller, to which the inherited config of UPerNet resizes images
+# shorter edge to which the inherited config of UPerNet resizes images, and its limits
 SEGMENTED, LARGEST_SEGMENTED, SMALLEST_SEGMENTED = 512, 1024, 256
-# stages whose channels a part of the model has as in_channels
+# stages whose channels are the in_channels of a part of the model
 CHANNELS: dict[Task, dict[str, tuple[int, ...]]] = {
     DETECTION: {'neck': (0, 1, 2, 3)},
     SEGMENTATION: {'decode_head': (0, 1, 2, 3), 'auxiliary_head': (2,)},
@@ -56,7 +56,7 @@ def config_text(
         _training(data, recipe, schedule),
     )
     text = '\n\n'.join('\n'.join(lines) for lines in parts) + '\n'
-    # mmengine replaces names in double braces, which a class may have
+    # mmengine substitutes names in double braces, which may occur in class names
     return text.replace('{{', r'{\x7b')
 
 
@@ -95,7 +95,7 @@ def _datasets(data: Data, recipe: Recipe) -> Iterator[str]:
         yield from _detection_pipelines(data)
         train['pipeline'], val['pipeline'] = Code('train_pipeline'), Code('test_pipeline')
         if data.has_empty_images:
-            # mmdet leaves images without objects out of the training by default
+            # by default, mmdet removes images without objects from the training set
             train['filter_cfg'] = dict(filter_empty_gt=False, min_size=32)
     if data.task is SEGMENTATION:
         resized = list(_segmentation_pipelines(data))
@@ -124,7 +124,7 @@ def _detection_pipelines(data: Data) -> Iterator[str]:
     # room for elongated images, as in COCO's 1333×800
     long = min(COCO_LONG, max(round(long * factor), round(short * COCO_LONG / COCO_SHORT)))
     smallest = max(32, round(0.6 * short / 32) * 32)  # as 480 to 800 in the recipe for COCO
-    yield f'# images are typically {width}×{height}, and are resized to at most {long}×{short}'
+    yield f'# images are typically {width}×{height}; they are resized to at most {long}×{short}'
     yield 'train_pipeline = _base_.train_pipeline'
     yield 'train_pipeline[2] = dict('
     yield "    type='RandomChoiceResize',"
@@ -142,7 +142,7 @@ def _segmentation_pipelines(data: Data) -> Iterator[str]:
         return
     crop = min(short, SEGMENTED)
     width, height = data.size
-    yield f'# images are typically {width}×{height}: the smaller side is resized to {short}'
+    yield f'# images are typically {width}×{height}; the shorter edge is resized to {short}'
     yield f'scale = ({4 * short}, {short})'
     yield f'crop_size = ({crop}, {crop})'
     yield 'train_pipeline = _base_.train_pipeline'
@@ -185,7 +185,7 @@ def _model(data: Data, arch: str, weights: str | None) -> Iterator[str]:
 def _training(data: Data, recipe: Recipe, schedule: Schedule) -> Iterator[str]:
     size, epochs = recipe.batch_size, schedule.epochs
     images, iterations = data.train.images, schedule.iterations
-    yield f'# {images} images in batches of {size}; iterations per epoch: {iterations}'
+    yield f'# {images} images, {size} per batch: {iterations} iterations per epoch'
     warmup = dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=schedule.warmup)
     interval = schedule.val_interval
     if data.task is SEGMENTATION:
@@ -201,15 +201,15 @@ def _training(data: Data, recipe: Recipe, schedule: Schedule) -> Iterator[str]:
         decay = dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, begin=0)
         decay |= dict(end=Code('max_epochs'), convert_to_iter_based=True)
     yield assign('param_scheduler', [warmup, decay])
-    yield f'# {recipe.rate:g} for {recipe.rate_batch} images per iteration in the inherited config,'
-    yield '# scaled with the square root of the batch size'
+    yield f'# the inherited {recipe.rate:g} for {recipe.rate_batch} images per iteration, scaled'
+    yield '# with the square root of the batch size'
     yield assign('optim_wrapper', dict(optimizer=dict(lr=recipe.learning_rate)))
     yield assign('auto_scale_lr', dict(base_batch_size=size))
     yield assign('default_hooks', dict(checkpoint=dict(interval=interval)))
 
 
 def assign(name: str, value: Any) -> str:
-    """Return an assignment of a config file, on several lines if it is long."""
+    """Return an assignment for a config file, on several lines if it is long."""
     line = f'{name} = {literal(value)}'
     return line if len(line) <= WIDTH else f'{name} = {_on_lines(value, "")}'
 
@@ -217,7 +217,7 @@ def assign(name: str, value: Any) -> str:
 def literal(value: Any) -> str:
     """Return a value as an expression of a config file, on one line.
 
-    The key '' of a dict is a positional argument: the dict that the others add to.
+    The key '' of a dict stands for the positional argument of ``dict``.
     """
     if isinstance(value, Code):
         return value

@@ -1,4 +1,4 @@
-"""What a project's config depends on."""
+"""Annotated images, as the config of a project needs them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ ANNOTATIONS = 'annotations'  # folder of a project
 
 
 class Code(str):
-    """An expression of a config file, in contrast to text."""
+    """Source code in a config file, as opposed to a string."""
 
 
 def in_project(path: str) -> Code:
-    """Return the expression for a path below the project."""
+    """Return the expression for a path in the project."""
     return Code(f'project + {path!r}')
 
 

@@ -1,4 +1,4 @@
-"""Images with objects, whatever the format that they were read from."""
+"""Images with objects, independent of the format that they were read from."""
 
 import json
 from collections import Counter
@@ -64,7 +64,7 @@ def finish(
         project: Folder to write to.
         pictures: The images.
         names: Class names, in the order of the labels.
-        in_place: Splits whose annotation files can be used as they are. Nothing is written then.
+        in_place: Splits whose annotation files are used in place, so that nothing is written.
 
     Raises:
         UserError: If there are no objects, or one image is in both splits.

@@ -1,4 +1,4 @@
-"""The files of a folder of annotated images, and which of them belong together.
+"""Lists the files of a folder of annotated images, and pairs images with annotation files.
 
 All paths are relative to the folder.
 """
@@ -36,7 +36,7 @@ class Folder:
 
     Attributes:
         path: The folder, absolute.
-        notes: What was left out or decided while reading it, one line each.
+        notes: Skipped files and other decisions, one line each.
     """
 
     path: Path
@@ -121,11 +121,11 @@ class Folder:
         return [line.strip() for line in text.splitlines() if line.strip()]
 
     def leave_out(self, items: Sequence[Any], what: str) -> None:
-        """Note that items are left out.
+        """Note that items are skipped, if there are any.
 
         Args:
-            items: The items; if there are none, nothing is noted.
-            what: What they are, in the plural.
+            items: The items.
+            what: Description of the items, in the plural.
         """
         if items:
             self.notes.append(f'skipped {what}: {len(items)}, for example {items[0]}')
@@ -146,8 +146,7 @@ def partners(
         images: The images.
         others: The annotation files.
         name: Returns the name of an annotation file's image without its suffix.
-        anywhere: Whether files that are left then belong together by their names alone, if these
-            occur only once.
+        anywhere: Whether to pair the remaining files by name alone, if the name is unique.
 
     Of several images with one annotation file, those in folders of annotations are left out:
     they are the label maps of the others.
@@ -205,11 +204,11 @@ def _places(file: Relative) -> Iterator[str]:
 
 
 def with_progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """Yield items; after some seconds, print the progress and the remaining time.
+    """Yield items, and print the progress and the remaining time every few seconds.
 
     Args:
         items: The items.
-        what: What is done with them, for example 'reading label maps'.
+        what: Description of the work, for example 'reading label maps'.
     """
     began = shown = time.monotonic()
     for done, item in enumerate(items):

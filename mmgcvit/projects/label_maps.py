@@ -58,7 +58,7 @@ class _Map:
 
 
 def find(folder: Folder) -> str | None:
-    """Return the label maps of a folder in words, or None if there are none."""
+    """Describe the label maps of a folder, or return None if there are none."""
     pairs = _pairs(folder)
     if not pairs:
         return None
@@ -69,8 +69,8 @@ def find(folder: Folder) -> str | None:
 def read(folder: Folder, project: Path) -> Data:
     """Read the label maps of a folder.
 
-    Label maps with the values 0, 1, 2, … (and 255, which is ignored) are used where they are, if
-    their paths follow from those of the images. Otherwise, they are converted into the project.
+    Label maps with the values 0, 1, 2, … (and 255, which is ignored) are used in place if mmseg can
+    derive their paths from those of the images. Otherwise, they are converted into the project.
 
     Args:
         folder: The folder.
@@ -190,8 +190,8 @@ def _classes(folder: Folder, colors: Mapping[int, int]) -> tuple[list[str], dict
     """Return the class names, and the label of each color.
 
     Raises:
-        UserError: If there is one class, or a file of names has another number of them, or if the
-            values are those of soft edges.
+        UserError: If there is only one class, if the number of names is wrong, or if the values
+            look like soft edges.
     """
     gray = all(color % GRAY == 0 for color in colors)
     names, file = folder.class_names(NAMES)
@@ -261,7 +261,7 @@ def _require_sharp_edges(folder: Folder, colors: Mapping[int, int]) -> None:
 
 
 def _layout(maps: Sequence[_Map]) -> dict[str, str] | None:
-    """Return settings with which mmseg finds all these files, or None."""
+    """Return dataset settings with which mmseg finds all files, or None."""
     found = {tuple(_settings(each).items()) for each in maps}
     return dict(found.pop()) if len(found) == 1 else None
 

@@ -22,7 +22,7 @@ class Format:
 
     Attributes:
         task: What is trained on it.
-        find: Returns what a folder holds in words, or None.
+        find: Describes the annotations of this format in a folder, or returns None.
         read: Reads a folder, and writes files to the project.
     """
 
@@ -52,10 +52,10 @@ def new_project(
     """Write a project for a folder of annotated images, and print what was found.
 
     Args:
-        project: Folder of the project, which must not exist or be empty.
+        project: Folder of the project, which must be new or empty.
         data: Folder of the images and annotations. Nothing is written to it.
         task: Name of the task, if the folder has annotations for several.
-        form: Key of ``FORMATS``, if the folder has annotations in several formats.
+        form: Key in ``FORMATS``, if the folder has annotations in several formats.
         arch: Size of the backbone.
         epochs: Number of epochs. By default, it depends on the number of training images.
         weights: Checkpoint of the backbone, or 'none' to start from random weights. By default,
@@ -120,7 +120,7 @@ def _require_folders(project: Path, data: Path) -> None:
 
 
 def _choose(folder: Folder, task: str | None, form: str | None) -> tuple[str, str]:
-    """Return the format to read, and what the folder holds in words."""
+    """Return the format to read, and a description of the annotations."""
     found = {name: words for name, each in FORMATS.items() if (words := each.find(folder))}
     if form is not None and form not in found:
         raise UserError(
@@ -157,7 +157,7 @@ def _choose(folder: Folder, task: str | None, form: str | None) -> tuple[str, st
 
 
 def _nothing(folder: Folder) -> str:
-    """Return that a folder has no annotations, and which ones are read."""
+    """Return the message for a folder without annotations, which lists the formats."""
     hint = f' {folder.notes[0]}.' if folder.notes else _unread(folder)
     return (
         f'{folder.path} has no annotations in a known format ({folder.kinds()}).{hint} Add one of '

@@ -1,4 +1,4 @@
-"""How models are fine-tuned on one GPU. The values are ours and were not tuned."""
+"""Recipes for fine-tuning on one GPU. The values are ours and were not tuned."""
 
 import math
 from dataclasses import dataclass, replace
@@ -6,21 +6,21 @@ from dataclasses import dataclass, replace
 from ..task import CLASSIFICATION, DETECTION, SEGMENTATION
 from .data import Data
 
-VALIDATIONS = 20  # at most, during a training
+VALIDATIONS = 20  # at most, per training run
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe.
+    """Model and hyperparameters of a task.
 
     Attributes:
-        model: The model, for texts.
+        model: Name of the model for comments and messages.
         base: Config to inherit from.
         batch_size: Images per iteration.
         rate: Learning rate of ``base``.
         rate_batch: Batch size of this learning rate.
-        iterations: Iterations of the training, if ``epochs`` allows it.
-        epochs: Smallest and largest number of epochs.
+        iterations: Number of iterations, within the limits of ``epochs``.
+        epochs: Minimum and maximum number of epochs.
     """
 
     model: str
@@ -81,12 +81,12 @@ class Schedule:
 
     @property
     def total(self) -> int:
-        """Iterations of the training, more than those of the warm-up."""
+        """Total number of iterations, which is larger than that of the warm-up."""
         return max(3, self.iterations * self.epochs)
 
     @property
     def warmup(self) -> int:
-        """Iterations of the warm-up. With 1, mmengine would keep the first learning rate."""
+        """Iterations of the warm-up, at least 2: with 1, mmengine keeps the first learning rate."""
         return max(2, min(500, self.total // 10))
 
     @property
@@ -107,8 +107,7 @@ def schedule_of(recipe: Recipe, images: int, epochs: int | None = None) -> Sched
     Args:
         recipe: The recipe.
         images: Number of training images.
-        epochs: Number of epochs. By default, as many as the recipe's iterations take, within its
-            limits.
+        epochs: Number of epochs. By default, it follows from the recipe's iterations and limits.
     """
     iterations = math.ceil(images / recipe.batch_size)
     if epochs is None:

@@ -34,7 +34,7 @@ T = TypeVar('T', bound=Item)
 
 
 def split_of(path: Relative, parts: Sequence[str] | None = None) -> str | None:
-    """Return which split the folders of a path name: 'train', 'val', 'test', or None.
+    """Return the split named by a folder of a path: 'train', 'val', 'test', or None.
 
     ``train``, ``training``, ``train2017`` and ``train_set`` are names of a split, ``my-trains`` is
     not.
@@ -47,7 +47,7 @@ def split_of(path: Relative, parts: Sequence[str] | None = None) -> str | None:
 
 
 def split_in_name(path: Relative) -> str | None:
-    """Return which split a file belongs to by a word of its name, or by its folders."""
+    """Return the split named by a word in the file name, or else by a folder of the path."""
     words = re.findall(r'[a-z]+', path.stem.lower())
     return next((s for word in words if (s := split_of(path, [word]))), None) or split_of(path)
 
@@ -60,7 +60,7 @@ def divide(items: Sequence[T], folder: Folder) -> tuple[list[T], list[T]]:
 
     Args:
         items: The items.
-        folder: The folder, which notes what is left out.
+        folder: The folder, to which notes are added.
 
     Raises:
         UserError: If there are fewer than two items, or if an image is in both splits.
@@ -97,7 +97,7 @@ def divide(items: Sequence[T], folder: Folder) -> tuple[list[T], list[T]]:
 
 
 def _at_random(items: Sequence[T]) -> tuple[list[T], list[T]]:
-    """Choose items for validation, so that the training keeps an item of each class."""
+    """Choose items for validation, but keep an item of each class for training."""
     left = Counter(name for item in items for name in set(item.classes))
     number = max(1, round(VAL_FRACTION * len(items)))
     train: list[T] = []

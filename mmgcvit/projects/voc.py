@@ -13,7 +13,7 @@ from .splits import split_of
 
 
 def find(folder: Folder) -> str | None:
-    """Return the annotation files of a folder in words, or None if there are none."""
+    """Describe the annotation files of a folder, or return None if there are none."""
     files = partners(folder.images, folder.with_suffix('.xml'), anywhere=True)
     return f'Pascal VOC annotations ({len(files)} .xml files)' if files else None
 
@@ -21,8 +21,8 @@ def find(folder: Folder) -> str | None:
 def read(folder: Folder, project: Path) -> Data:
     """Read the XML files of a folder, and write COCO annotations to the project.
 
-    ``ImageSets/Main/train.txt`` and ``val.txt`` list the images of the splits. Objects that are
-    marked as difficult are ignored in training and validation.
+    ``ImageSets/Main/train.txt`` and ``val.txt`` list the images of the splits. Objects
+    marked as difficult become crowds, which training and validation ignore.
 
     Args:
         folder: The folder.
@@ -81,7 +81,7 @@ def _read(folder: Folder, file: Relative) -> tuple[tuple[int, int] | None, list[
 
 
 def _text(element: ElementTree.Element, path: str) -> str:
-    """Return the text of an element below another one.
+    """Return the text of a descendant of an element.
 
     Raises:
         ValueError: If there is none.

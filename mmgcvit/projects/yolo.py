@@ -21,12 +21,12 @@ from .folder import Folder, partners, with_progress
 from .splits import split_of
 
 NAMES = ('classes.txt', 'obj.names', '_darknet.labels')
-TOLERANCE = 0.001  # of coordinates that are rounded
-SHOWN = 3  # places of a fault
+TOLERANCE = 0.001  # for rounded coordinates
+SHOWN = 3  # lines that are listed per error
 
 
 def find(folder: Folder) -> str | None:
-    """Return the label files of a folder in words, or None if there are none."""
+    """Describe the label files of a folder, or return None if there are none."""
     settings = _settings_file(folder)
     labels = _labels(folder)
     if not settings and not any(_is_label(folder.path / file) for file in labels.values()):
@@ -134,7 +134,7 @@ def _names(folder: Folder, settings: dict[str, Any]) -> list[str] | None:
 
 
 def _splits(folder: Folder, settings: dict[str, Any]) -> dict[Relative, str]:
-    """Return the splits of images that the settings name by folders or by lists of images."""
+    """Return the splits of images, which the settings define as folders or as lists of images."""
     splits: dict[Relative, str] = {}
     for split in ('test', 'val', 'train'):
         entries = settings.get(split) or []
@@ -149,7 +149,7 @@ def _splits(folder: Folder, settings: dict[str, Any]) -> dict[Relative, str]:
 
 
 def _inside(folder: Folder, path: str) -> Relative:
-    """Return a path of the settings relative to the folder, wherever it was written from."""
+    """Return a path in the settings relative to the folder, whatever it was relative to."""
     absolute = Path(path)
     if absolute.is_absolute() and absolute.is_relative_to(folder.path):
         absolute = absolute.relative_to(folder.path)
@@ -157,7 +157,7 @@ def _inside(folder: Folder, path: str) -> Relative:
 
 
 class _Reader:
-    """Reads label files, and collects their faults."""
+    """Reads label files, and collects their errors."""
 
     def __init__(self, folder: Folder, names: list[str] | None, keypoints: bool) -> None:
         self.folder, self.names, self.keypoints = folder, names, keypoints
@@ -216,7 +216,7 @@ class _Reader:
         """Return the class names.
 
         Raises:
-            UserError: If there were faults, with a line for each.
+            UserError: If there were errors, with one line per kind.
         """
         if self.faults:
             raise UserError('\n'.join(map(_line, self.faults.items())))
@@ -230,14 +230,14 @@ class _Reader:
 
 
 def _line(fault: tuple[str, Sequence[str]]) -> str:
-    """Return a line about a fault and its first places."""
+    """Return a line with an error and the first lines of files that have it."""
     text, places = fault
     more = f' and {len(places) - SHOWN} more lines' if len(places) > SHOWN else ''
     return f'{", ".join(places[:SHOWN])}{more}: {text}'
 
 
 def _points(coordinates: Sequence[float], size: tuple[int, int]) -> list[float]:
-    """Return the polygon x1, y1, x2, y2, … in pixels within the image, of a box two corners."""
+    """Return a polygon, or two corners of a box, as x1, y1, x2, y2, … in pixels in the image."""
     if len(coordinates) == 4:
         x, y, width, height = coordinates
         coordinates = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]

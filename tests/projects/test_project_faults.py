@@ -104,7 +104,7 @@ FAULTS = {
             )
             for day in ('monday', 'tuesday')
         ],
-        r'folders of 2 classes .*monday\.json, are of LabelMe: export .* pass --format folders',
+        r'folders of 2 classes .*monday\.json, are in the format of LabelMe: export .* pass --format folders',
     ),
     'Supervisely': (
         lambda d: [

@@ -85,7 +85,7 @@ def label_map_files(split: Split) -> Iterator[Problem]:
 
 
 def segments(split: Split) -> Iterator[Problem]:
-    """Label maps that do not fit their image, or the segments in the annotation file."""
+    """Label maps that do not match their image, or the segments in the annotation file."""
     if split.has_remote_images:
         raise Unchecked('the label maps are in remote storage')
     listed = {
@@ -94,7 +94,7 @@ def segments(split: Split) -> Iterator[Problem]:
     }
     for opened in split.opened:
         path = opened.item['seg_map_path']
-        if path is None:  # a test without annotations
+        if path is None:  # a test set without annotations
             continue
         try:
             with Image.open(io.BytesIO(fileio.get(path))) as image:
