@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # tools that work only in a checkout
 CHECKOUT_ONLY = {
     *('compare.py', 'make_docs.py', 'make_pictures.py', 'make_site.sh', 'quickstart.py'),
-    *('quickstart.sh', 'run_tests.sh', 'setup_env.sh', 'test_matrix.py', 'test_matrix.sh'),
+    *('quickstart.sh', 'run_tests.sh', 'setup_env.sh', 'test_matrix.sh'),
 }
 BUILD = """
 import sys

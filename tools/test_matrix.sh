@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Runs the tests in environments with other versions of Python, PyTorch and the libraries, and
-# writes the results to docs/support.md.
+# writes the results to docs/support.md. The rows are in noxfile.py.
 #
-#   bash tools/test_matrix.sh [--help] [options, see there]
+#   bash tools/test_matrix.sh [arguments of nox]
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# make it absolute before cd, since it may be relative to the caller's folder
-MMGCVIT_VENV=$(realpath -ms "${MMGCVIT_VENV:-$here/../.venv}")
-export MMGCVIT_VENV
-
-bash "$here/setup_env.sh" # of the script below, which creates the environments of the rows
-cd "$here/.."
-exec "$MMGCVIT_VENV/bin/python" tools/test_matrix.py "$@"
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${MMGCVIT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmgcvit}/envs/nox
+if [[ ! -x $venv/bin/nox ]]; then
+    "${PYTHON:-python3}" -m venv "$venv"
+    "$venv/bin/python" -m pip install --disable-pip-version-check --quiet nox==2026.10.20
+fi
+exec "$venv/bin/nox" --noxfile "$root/noxfile.py" --download-python never \
+    --no-error-on-missing-interpreters "$@"
