@@ -104,7 +104,7 @@ FAULTS = {
             )
             for day in ('monday', 'tuesday')
         ],
-        r'folders of 2 classes .*monday\.json, are in the format of LabelMe: export .* pass --format folders',
+        r'of 2 classes .*monday\.json is in the format of LabelMe: .* pass --format folders',
     ),
     'Supervisely': (
         lambda d: [
@@ -118,7 +118,7 @@ FAULTS = {
             image(d / '0.png'),
             layouts.write(d / 'annotations.xml', '<a><image id="0"/></a>'),
         ),
-        r'annotations\.xml is of CVAT: export the annotations as COCO',
+        r'annotations\.xml is in the format of CVAT: export the annotations as COCO',
     ),
     'no annotations': (
         lambda d: coco(d, annotations=[]),
@@ -188,7 +188,7 @@ FAULTS = {
     ),
     'ids of other types': (
         lambda d: coco(d, annotations=[dict(image_id='0', category_id=1, bbox=[1, 1, 3, 3])]),
-        r"left out, annotations of images that are not listed .*: 1, for example image_id '0'\): ",
+        r"skipped annotations of images that are not listed .*: 1, for example image_id '0'\): ",
     ),
     'image with two ids': (
         lambda d: coco(d, images=[dict(id=n, file_name='0.png') for n in (0, 1)]),
