@@ -81,7 +81,9 @@ def compare(
         UserError: If no image can be loaded.
     """
     indices = evenly(len(images), number)
-    parity, compared, skipped = Parity(), [], []
+    parity = Parity()
+    compared: list[int] = []
+    skipped: list[UserError] = []
     for index in with_progress(indices, 'comparing images', say):
         try:
             batch, image = images.load(index)
