@@ -48,7 +48,13 @@ SCRIPT = re.compile(r'(?:\b(?:python|bash) )?\btools/(\w+\.(?:py|sh))')
 def main() -> None:
     """Run the command line ``mmgcvit COMMAND [arguments]``."""
     try:
-        run_command()
+        try:
+            run_command()
+        finally:
+            print(end='', flush=True)
+    except BrokenPipeError:  # of a reader such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except ModuleNotFoundError as error:
         if missing := missing_library(error):
             sys.exit(f'error: {missing}')

@@ -181,3 +181,18 @@ def test_without_mmengine_a_tool_prints_one_line(tmp_path, command):
     )
     assert done.returncode == 1 and done.stderr.count('\n') == 1
     assert done.stderr.startswith('error: mmengine is not installed in the Python environment ')
+
+
+@pytest.mark.parametrize('option', ['--help', '--version'])
+def test_a_reader_that_has_ended_is_no_error(option):
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = 'from mmgcvit.cli import main; main()'
+    done = subprocess.run(
+        [sys.executable, '-c', code, option],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b'')
