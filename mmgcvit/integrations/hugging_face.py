@@ -214,14 +214,13 @@ class HubGCViT(
             UserError: If a file cannot be written, or for the reasons of :meth:`push_to_hub`.
         """
         readme = Path(save_directory, 'README.md')
-        card = self.generate_model_card(**(model_card_kwargs or {}))
         with _one_line(f'{save_directory} could not be written', 'give another folder'):
             if readme.is_file():
-                found = set(FACTS.findall(readme.read_text(encoding='utf-8')))
-                if stale := sorted(found - set(FACTS.findall(card.content))):
-                    print_log(
-                        f'replacing {readme}, which states: {"; ".join(stale)}', logger='current'
-                    )
+                found = FACTS.findall(readme.read_text(encoding='utf-8'))
+                facts = FACTS.findall(self.generate_model_card(**(model_card_kwargs or {})).content)
+                if stale := [fact for fact in found if fact not in facts]:
+                    states = '; '.join(stale)
+                    print_log(f'replacing {readme}, which states: {states}', logger='current')
                     readme.unlink()
             return super().save_pretrained(
                 save_directory, model_card_kwargs=model_card_kwargs, **options
