@@ -26,7 +26,8 @@ from .runtime import OnnxModel, require_onnx
 OPSET = 17  # the first with layer norms
 EXAMPLE, OTHERS = (96, 128), ((75, 90), (130, 51))  # sizes of images: recorded, then run
 LARGEST = 2_000_000_000  # bytes; protobuf files are limited to 2 GiB
-AGREE = 0.98  # see agreement(); two results of the same operations differ only in rounding
+# see agreement(); two results of the same operations differ in rounding, which NMS may amplify
+AGREE, DETECTORS_AGREE = 0.98, 0.9
 
 
 def require_out(out: Path) -> None:
@@ -189,10 +190,10 @@ def _check_run(graph: nn.Module, path: Path, size: tuple[int, int]) -> None:
         outputs = graph(torch.from_numpy(image))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     expected = {name: x.numpy() for name, x in zip(graph.outputs, outputs, strict=True)}
-    agree = agreement(expected, found)
-    if agree < AGREE:
+    agree, required = agreement(expected, found), DETECTORS_AGREE if 'boxes' in found else AGREE
+    if agree < required:
         raise UserError(
             f'the predictions of the exported graph and of PyTorch agree to {agree:.0%} for an '
-            f'image of {size[1]}×{size[0]}, and {AGREE:.0%} are required, so no file was written: '
+            f'image of {size[1]}×{size[0]}, and {required:.0%} are required. No file was written: '
             'use one of the models listed in docs/export.md'
         )
