@@ -12,7 +12,7 @@ from ..errors import UserError
 from .data import Data, Split
 from .detection import Picture, area_of, box_of, finish
 from .folder import Folder
-from .splits import split_in_name, split_of
+from .names import split_in_name, split_of
 
 
 def find(folder: Folder) -> str | None:
@@ -235,10 +235,11 @@ class _Reader:
             each['area'] = entry.get('area', area)
             if entry.get('segmentation'):
                 each['segmentation'] = entry['segmentation']
-            unique = _has_ids(entry, 'id') and entry['id'] not in ids
-            self.changed = self.changed or not (unique and _has(entry, 'bbox', 'area', 'iscrowd'))
-            if unique:
-                ids.add(entry['id'])
+            own = entry.get('id')
+            valid = isinstance(own, int) and own > 0 and own not in ids  # for COCO's metric
+            self.changed = self.changed or not (valid and _has(entry, 'bbox', 'area', 'iscrowd'))
+            if valid:
+                ids.add(own)
             objects[entry['image_id']].append(each)
         self._leave_out(unknown, 'annotations whose category_id is not an id of categories')
         self._leave_out(without_box, 'annotations without a bbox of four numbers')

@@ -19,7 +19,7 @@ from ..progress import with_progress
 from .data import Data
 from .detection import Picture, area_of, box_of, finish
 from .folder import Folder, partners
-from .splits import split_of
+from .names import split_of
 
 NAMES = ('classes.txt', 'obj.names', '_darknet.labels')
 TOLERANCE = 0.001  # for rounded coordinates

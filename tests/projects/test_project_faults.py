@@ -233,14 +233,14 @@ FAULTS = {
     ),
     'label maps of other names in folders of splits': (
         lambda d: [
-            image(d / f'{split}{end}/{split}{end}.png')
+            image(d / f'{split}{end}/{split}{len(end)}.png')
             for split in ('train', 'val')
             for end in ('', '_labels')
         ],
         r'has no annotations in a known format \(4 \.png\)',
     ),
     'images and masks named after a split': (
-        lambda d: [image(d / f'{name}/{name}.png') for name in ('train', 'train_masks')],
+        lambda d: [image(d / f'{name}/{name}.png') for name in ('train', 'masks-train')],
         r'has no annotations in a known format \(2 \.png\)',
     ),
     'names that differ': (

@@ -1,0 +1,121 @@
+"""Class names of label maps."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from mmengine.registry import DATASETS
+
+from ..errors import UserError
+from ..registry import class_of
+from .folder import Folder
+from .label_values import GRAY, LabelMap
+
+# one name per line
+NAMES = ('classes.txt', 'labels.txt', 'class_names.txt')
+# a name and its value or color per line: of CVAT, Roboflow, CamVid
+TABLES = ('labelmap.txt', '_classes.csv', 'class_dict.csv')
+IGNORED = 255
+# a label map with more values, of which 0 and 255 cover more than this part, has soft edges
+SOFT_VALUES, SOFT_BINARY = 16, 0.9
+
+
+def named_values(folder: Folder) -> dict[int, str]:
+    """Return the names of values and colors that a file lists, which may be none.
+
+    A line is ``cat:128,0,0::`` in ``labelmap.txt``, and ``1, cat`` or ``cat,128,0,0`` in ``.csv``.
+
+    Raises:
+        UserError: If there are several files that differ.
+    """
+    lines, _ = folder.class_names(TABLES)
+    named = {}
+    for line in lines or ():
+        cells = [cell.strip() for cell in re.split('[:,]', line) if cell.strip()]
+        numbers = [int(cell) for cell in cells if cell.isdecimal()]
+        texts = [cell for cell in cells if not cell.isdecimal()]
+        if line.startswith('#') or not texts or len(numbers) not in (1, 3) or max(numbers) > 255:
+            continue  # such as a header
+        color = int.from_bytes(bytes(numbers), 'big')
+        named[color * GRAY if len(numbers) == 1 else color] = texts[0]
+    return named
+
+
+def classes_of(
+    folder: Folder, maps: Sequence[LabelMap], named: Mapping[int, str]
+) -> tuple[list[str], dict[int, int]]:
+    """Return the class names, and the label of each color.
+
+    Args:
+        folder: The folder of the data.
+        maps: The label maps.
+        named: The result of ``named_values``.
+
+    Raises:
+        UserError: If there is only one class, if the names do not fit the values, or if the values
+            look like soft edges.
+    """
+    colors: Counter[int] = sum((Counter(each.colors) for each in maps), Counter())
+    gray = all(color % GRAY == 0 for color in colors)
+    names, file = folder.class_names(NAMES)
+    if not (named or names) and all(each.file.stem.endswith('_labelTrainIds') for each in maps):
+        names = list(class_of('mmseg.CityscapesDataset', DATASETS).METAINFO['classes'])
+    labels = {}
+    if gray and not names and not named:
+        _require_sharp_edges(folder, colors)
+    # 0 and 255 alone are two classes
+    few = len(colors) == 2 and not named
+    if (
+        gray
+        and IGNORED * GRAY in {*colors} - {*named}
+        and not few
+        and len(names or ()) != len(colors)
+    ):
+        labels[IGNORED * GRAY] = IGNORED
+        folder.notes.append(
+            f'pixels with the value {IGNORED} are ignored: if they are a class, add classes.txt '
+            'with one name per value and line'
+        )
+    used = sorted(colors.keys() - labels.keys())
+    shown = [str(color // GRAY) if gray else f'{color:06x}' for color in used]
+    if len(used) < 2:
+        raise UserError(
+            f'all pixels of the label maps of {folder.path} have the value {shown[0]}: a segmentor '
+            'needs at least two classes, one of which may be the background'
+        )
+    if named:
+        unknown = [text for color, text in zip(used, shown, strict=True) if color not in named]
+        if unknown:
+            _, file = folder.class_names(TABLES)
+            raise UserError(
+                f'the label maps have the {"value" if gray else "color"} {unknown[0]}, which '
+                f'{file} does not list: add it with a name, or correct the label maps'
+            )
+        return list(named.values()), labels | {color: n for n, color in enumerate(named)}
+    if gray and names and used[-1] // GRAY < len(names):
+        return names, labels | {color: color // GRAY for color in used}
+    if names is None and shown == ['0', '255']:
+        names = ['background', 'foreground']
+    elif names is None:
+        names = [f'{"class" if gray else "color"}_{text}' for text in shown]
+        folder.notes.append(
+            f'the classes are named after the {"values" if gray else "colors"} of the label maps: '
+            'rename them in config.py, or add classes.txt with one name per value and line'
+        )
+    if len(names) != len(used):
+        raise UserError(
+            f'{file} has {len(names)} names, but the label maps have {len(used)} values '
+            f'({", ".join(shown)}): write one name per line, in this order'
+        )
+    return names, labels | {color: number for number, color in enumerate(used)}
+
+
+def _require_sharp_edges(folder: Folder, colors: Mapping[int, int]) -> None:
+    """Raise a UserError if the values are those of binary masks with antialiased edges."""
+    binary = sum(colors.get(value * GRAY, 0) for value in (0, 255)) / sum(colors.values())
+    if len(colors) > SOFT_VALUES and binary > SOFT_BINARY:
+        raise UserError(
+            f'the label maps of {folder.path} have {len(colors)} values, but {binary:.0%} of the '
+            'pixels are 0 or 255: if these are binary masks with soft edges, save them without '
+            'antialiasing; otherwise, add classes.txt with one name per value and line'
+        )
