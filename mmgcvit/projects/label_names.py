@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from mmengine.registry import DATASETS
 
@@ -56,21 +56,17 @@ def classes_of(
             look like soft edges.
     """
     colors: Counter[int] = sum((Counter(each.colors) for each in maps), Counter())
+    if len(named) > 1:
+        return list(named.values()), _labels_of(folder, colors, named)
     gray = all(color % GRAY == 0 for color in colors)
     names, file = folder.class_names(NAMES)
-    if not (named or names) and all(each.file.stem.endswith('_labelTrainIds') for each in maps):
+    if not names and all(each.file.stem.endswith('_labelTrainIds') for each in maps):
         names = list(class_of('mmseg.CityscapesDataset', DATASETS).METAINFO['classes'])
     labels = {}
-    if gray and not names and not named:
+    if gray and not names:
         _require_sharp_edges(folder, colors)
     # 0 and 255 alone are two classes
-    few = len(colors) == 2 and not named
-    if (
-        gray
-        and IGNORED * GRAY in {*colors} - {*named}
-        and not few
-        and len(names or ()) != len(colors)
-    ):
+    if gray and IGNORED * GRAY in colors and len(colors) > 2 and len(names or ()) != len(colors):
         labels[IGNORED * GRAY] = IGNORED
         folder.notes.append(
             f'pixels with the value {IGNORED} are ignored: if they are a class, add classes.txt '
@@ -83,15 +79,6 @@ def classes_of(
             f'all pixels of the label maps of {folder.path} have the value {shown[0]}: a segmentor '
             'needs at least two classes, one of which may be the background'
         )
-    if named:
-        unknown = [text for color, text in zip(used, shown, strict=True) if color not in named]
-        if unknown:
-            _, file = folder.class_names(TABLES)
-            raise UserError(
-                f'the label maps have the {"value" if gray else "color"} {unknown[0]}, which '
-                f'{file} does not list: add it with a name, or correct the label maps'
-            )
-        return list(named.values()), labels | {color: n for n, color in enumerate(named)}
     if gray and names and used[-1] // GRAY < len(names):
         return names, labels | {color: color // GRAY for color in used}
     if names is None and shown == ['0', '255']:
@@ -108,6 +95,23 @@ def classes_of(
             f'({", ".join(shown)}): write one name per line, in this order'
         )
     return names, labels | {color: number for number, color in enumerate(used)}
+
+
+def _labels_of(folder: Folder, colors: Collection[int], named: Mapping[int, str]) -> dict[int, int]:
+    """Return the label of each color, in the order of the named ones."""
+    labels = {color: label for label, color in enumerate(named)}
+    if all(color % GRAY == 0 for color in named) and IGNORED * GRAY in colors:
+        labels.setdefault(IGNORED * GRAY, IGNORED)
+    unknown = sorted(set(colors) - set(labels))
+    if unknown:
+        _, file = folder.class_names(TABLES)
+        gray = all(color % GRAY == 0 for color in colors)
+        shown = f'value {unknown[0] // GRAY}' if gray else f'color {unknown[0]:06x}'
+        raise UserError(
+            f'the label maps have the {shown}, which {file} does not list: add it with a name, or '
+            'correct the label maps'
+        )
+    return labels
 
 
 def _require_sharp_edges(folder: Folder, colors: Mapping[int, int]) -> None:

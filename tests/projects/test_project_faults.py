@@ -238,6 +238,13 @@ FAULTS = {
         ),
         r'the label maps have the color 000900, which labelmap\.txt does not list: add it',
     ),
+    'value without a name': (
+        lambda d: (
+            label_maps(d, 0, 255, 7),
+            layouts.write(d / '_classes.csv', 'Pixel Value, Class\n0, a\n3, b'),
+        ),
+        r'the label maps have the value 7, which _classes\.csv does not list',
+    ),
     'several classes of an image': (
         lambda d: (
             image(d / 'train/0.png'),

@@ -55,7 +55,7 @@ def roboflow_masks(folder):
     for split in ('train', 'valid'):
         for number in range(2):
             image(folder / f'{split}/{number}.png')
-            image(folder / f'{split}/{number}_mask.png', mode='L', color=number)
+            image(folder / f'{split}/{number}_mask.png', mode='L', color=255 * number)
         write(folder / f'{split}/_classes.csv', 'Pixel Value, Class\n0, ground\n1, tree')
 
 
