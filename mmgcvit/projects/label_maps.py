@@ -67,8 +67,7 @@ def read(folder: Folder, project: Path) -> Data:
     )
     progress = with_progress(list(pairs.items()), 'reading label maps')
     splits = listed_splits(folder, 'Segmentation')
-    named = named_values(folder)
-    as_colors = any(color % GRAY for color in named)
+    named, as_colors = named_values(folder)
     maps = [
         open_label_map(folder, image, file, splits.get(image.stem, split_of(image)), as_colors)
         for image, file in progress

@@ -20,8 +20,8 @@ IGNORED = 255
 SOFT_VALUES, SOFT_BINARY = 16, 0.9
 
 
-def named_values(folder: Folder) -> dict[int, str]:
-    """Return the names of values and colors that a file lists, which may be none.
+def named_values(folder: Folder) -> tuple[dict[int, str], bool]:
+    """Return the names of values or colors that a file lists, if any, and whether they are colors.
 
     A line is ``cat:128,0,0::`` in ``labelmap.txt``, and ``1, cat`` or ``cat,128,0,0`` in ``.csv``.
 
@@ -29,16 +29,17 @@ def named_values(folder: Folder) -> dict[int, str]:
         UserError: If there are several files that differ.
     """
     lines, _ = folder.class_names(TABLES)
-    named = {}
+    named, as_colors = {}, False
     for line in lines or ():
         cells = [cell.strip() for cell in re.split('[:,]', line) if cell.strip()]
         numbers = [int(cell) for cell in cells if cell.isdecimal()]
         texts = [cell for cell in cells if not cell.isdecimal()]
         if line.startswith('#') or not texts or len(numbers) not in (1, 3) or max(numbers) > 255:
             continue  # such as a header
+        as_colors = len(numbers) == 3
         color = int.from_bytes(bytes(numbers), 'big')
-        named[color * GRAY if len(numbers) == 1 else color] = texts[0]
-    return named
+        named[color if as_colors else color * GRAY] = texts[0]
+    return named, as_colors
 
 
 def classes_of(
@@ -49,7 +50,7 @@ def classes_of(
     Args:
         folder: The folder of the data.
         maps: The label maps.
-        named: The result of ``named_values``.
+        named: Names of values or colors, from ``named_values``.
 
     Raises:
         UserError: If there is only one class, if the names do not fit the values, or if the values

@@ -193,12 +193,14 @@ def test_cityscapes(tmp_path, ids):
     assert (labels[0, 0], labels[1, 1]) == ((1, 18) if ids == 'labelTrainIds' else (0, 1))
 
 
-def test_colors_of_a_palette_have_the_names_of_cvat(tmp_path):
+@pytest.mark.parametrize('palette', [[0, 0, 9, 7, 0, 0], [255, 255, 255, 0, 0, 0]])
+def test_colors_of_a_palette_have_the_names_of_cvat(tmp_path, palette):
     cvat(tmp_path / 'data')
+    if palette[0] == 255:
+        write(tmp_path / 'data/labelmap.txt', 'a:0,0,0::\nb:255,255,255::')
     for number in range(3):
         labels = Image.new('P', (8, 6), 1)
-        labels.putpalette([0, 0, 9, 7, 0, 0])  # in another order than in labelmap.txt
-        labels.save(tmp_path / f'data/SegmentationClass/{number}.png')
+        labels.putpalette(palette)  # in another order than in labelmap.txt
         labels.putpixel((0, 0), 0)
         labels.save(tmp_path / f'data/SegmentationClass/{number}.png')
     new_project(tmp_path / 'new', tmp_path / 'data')
