@@ -8,7 +8,6 @@ into training and validation.
 ``recipes`` and ``config`` write the config.
 """
 
-from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .project import FORMATS, new_project
 
 __all__ = ['FORMATS', 'new_project']
