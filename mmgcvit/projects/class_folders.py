@@ -88,9 +88,9 @@ def _images(folder: Folder) -> list[_Image]:
     """Return the images in folders of classes.
 
     Folders that contain all others are skipped. The folders of splits are above or below those of
-    the classes. At the top level, they are splits
-    only if all of them have the name of a split, or if there are those for training and for another
-    split: otherwise, ``train`` may be a class like ``bus``.
+    the classes. At the top level, they are splits only if all of them have the name of a split, or
+    if there are those for training and for another split: otherwise, ``train`` may be a class like
+    ``bus``.
     """
     folders = {
         # archives are often extracted to a folder of the same name in themselves
