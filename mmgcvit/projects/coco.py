@@ -255,6 +255,7 @@ def _has(entry: Any, *keys: str) -> bool:
 
 
 def _has_ids(entry: Any, *keys: str) -> bool:
+    """Return whether an entry has ids that may be looked up; a list, for example, is not one."""
     return _has(entry, *keys) and all(isinstance(entry[key], int | float | str) for key in keys)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import PurePosixPath as Relative
 
 SPLITS = {'train': 'train(ing)?', 'val': 'val(id(ation)?)?', 'test': 'test(ing)?'}
@@ -63,11 +64,13 @@ def places(file: Relative) -> Iterator[str]:
             yield part
 
 
-def _split_and_words(name: str) -> tuple[str | None, set[str]]:
+@lru_cache(maxsize=10000)  # many files are in few folders
+def _split_and_words(name: str) -> tuple[str | None, frozenset[str]]:
     """Return the split in the name of a folder, or None, and the other words of its name."""
     words = re.findall(r'[^\W\d_]+', re.sub('(?<=[a-z])(?=[A-Z])', ' ', name).lower())
     for split, pattern in SPLITS.items():
-        others = {word for word in words if not re.fullmatch(f'{pattern}(set)?', word)}
-        if len(others) < len({*words}) and others <= CONTAINERS | OTHERS:
+        named = [word for word in words if re.fullmatch(f'{pattern}(set)?', word)]
+        others = frozenset(words) - {*named}
+        if named and others <= CONTAINERS | OTHERS:
             return split, others
-    return None, set()
+    return None, frozenset()
