@@ -67,8 +67,8 @@ def cvat(folder):
     write(folder / 'labelmap.txt', '# label:color_rgb:parts:actions\nsky:7,0,0::\ncar:0,0,9:a:b')
     with open(folder / 'labelmap.txt', 'a') as file:
         file.write('\nnothing:0,0,0::\n')
-    write(folder / 'ImageSets/Segmentation/train.txt', '0\n2')
-    write(folder / 'ImageSets/Segmentation/val.txt', '1')
+    write(folder / 'ImageSets/Segmentation/train.txt', '0')
+    write(folder / 'ImageSets/Segmentation/val.txt', '1\n2')
 
 
 def black_and_white_among_colors(folder):
@@ -101,7 +101,7 @@ LAYOUTS = {
     'numbers': (yolo('[07, 1e3]'), 'yolo', ('07', '1e3'), 2, 1),
     'words of YAML by index': (yolo('{1: off, 0: null}'), 'yolo', ('null', 'off'), 2, 1),
     'masks of Roboflow': (roboflow_masks, 'masks', ('ground', 'tree'), 2, 2),
-    'CVAT': (cvat, 'masks', ('sky', 'car', 'nothing'), 2, 1),
+    'CVAT': (cvat, 'masks', ('sky', 'car', 'nothing'), 1, 2),
     'black and white among colors': (
         black_and_white_among_colors,
         'masks',
@@ -208,16 +208,19 @@ def test_colors_of_a_palette_have_the_names_of_cvat(tmp_path, palette):
     assert (labels[0, 0], labels[1, 1]) == (1, 0)
 
 
-def test_ids_that_metrics_cannot_use_are_renumbered(tmp_path):
+@pytest.mark.parametrize(
+    ('ids', 'number'), [([(0, 1)], 1), ([(9, 1), ([1], 1), ('a', 1), (5, [1]), (6, None)], 3)]
+)
+def test_ids_that_metrics_cannot_use_are_renumbered(tmp_path, ids, number):
     image(tmp_path / 'data/train/0.png')
     image(tmp_path / 'data/valid/1.png')
     box = dict(bbox=[1, 1, 3, 3], area=9, iscrowd=0, segmentation=[])
-    for number, split in enumerate(('train', 'valid')):
+    for image_number, split in enumerate(('train', 'valid')):
         content = dict(
-            images=[dict(id=7, file_name=f'{number}.png', width=8, height=6)],
+            images=[dict(id=7, file_name=f'{image_number}.png', width=8, height=6)],
             annotations=[
                 dict(box, id=identity, image_id=7, category_id=category)
-                for identity, category in ((0, 1), ([1], 1), ('a', 1), (5, [1]), (6, None))
+                for identity, category in ids
             ],
             categories=[dict(id=0, name='pets'), dict(id=1, name='cat', supercategory='pets')],
         )
@@ -225,7 +228,7 @@ def test_ids_that_metrics_cannot_use_are_renumbered(tmp_path):
     new_project(tmp_path / 'new', tmp_path / 'data')
     for split in ('train', 'val'):
         content = json.loads((tmp_path / f'new/annotations/{split}.json').read_text())
-        assert [each['id'] for each in content['annotations']] == [1, 2, 3]
+        assert [each['id'] for each in content['annotations']] == list(range(1, number + 1))
         assert [each['name'] for each in content['categories']] == ['cat']
 
 
