@@ -22,6 +22,7 @@ from functools import partial
 if __name__ == '__main__':
     import _signals  # noqa: F401
 
+from mmgcvit.cli import as_commands
 from mmgcvit.engine import check_data, load_config, rehearse, run_tool
 from mmgcvit.errors import UserError
 from mmgcvit.evaluation import adapt_tta
@@ -82,9 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if failed:
         raise UserError(
             f'the project was written, but cannot be trained yet: correct the problems above, then '
-            f'run mmgcvit rehearse {command}'
+            f'run python tools/rehearse.py {command}'
         )
-    print(f'next: mmgcvit train {command}')
+    print(as_commands(f'next: python tools/train.py {command}'))
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 """Images in folders of classes, for classification."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby, takewhile
 from pathlib import Path
 from pathlib import PurePosixPath as Relative
 
@@ -11,8 +11,9 @@ from ..files import write_atomically
 from ..sampling import evenly
 from ..task import CLASSIFICATION
 from .data import ANNOTATIONS, Data, Split, in_project, typical_size
-from .folder import CONTAINERS, OF_ANNOTATIONS, OF_IMAGES, Folder
-from .splits import divide, split_of
+from .folder import Folder
+from .names import OF_ANNOTATIONS, OF_IMAGES, is_part_of_split, split_of
+from .splits import divide
 
 SAMPLES = 200  # images whose size is read
 SHOWN = 5  # classes
@@ -34,10 +35,12 @@ class _Image:
 def find(folder: Folder) -> str | None:
     """Describe the class folders, or return None if there are none.
 
-    Folders such as ``masks`` and ``train_labels`` are not classes.
+    Folders such as ``train_labels`` are not classes, and ``masks`` is a class only if it contains
+    photos.
     """
-    classes = sorted({image.name for image in _images(folder)})
-    if len(classes) < 2 or any(map(_is_no_class, classes)):
+    examples = {image.name: image.path for image in _images(folder)}
+    classes = sorted(examples)
+    if len(classes) < 2 or any(_is_no_class(folder, *item) for item in examples.items()):
         return None
     more = f' and {len(classes) - SHOWN} more' if len(classes) > SHOWN else ''
     return f'folders of {len(classes)} classes ({", ".join(classes[:SHOWN])}{more})'
@@ -84,17 +87,31 @@ def read(folder: Folder, project: Path) -> Data:
 def _images(folder: Folder) -> list[_Image]:
     """Return the images in folders of classes.
 
-    Folders at the top level are splits only if all of them have the name of a split, or if there
-    are those for training and for another split: otherwise, ``train`` may be a class like ``bus``.
+    Folders that contain all others are skipped. The folders of splits are above or below those of
+    the classes. At the top level, they are splits only if all of them have the name of a split, or
+    if there are those for training and for another split: otherwise, ``train`` may be a class like
+    ``bus``.
     """
     folders = {
-        path: [part for part in path.parts[:-1] if part.lower() not in OF_IMAGES]
+        # archives are often extracted to a folder of the same name in themselves
+        path: [part for part, _ in groupby(path.parts[:-1]) if part.lower() not in OF_IMAGES]
         for path in folder.images
     }
-    first = {path: split_of(path, parts[:1]) for path, parts in folders.items() if parts}
+    folders = {path: parts for path, parts in folders.items() if parts}
+    levels = zip(*folders.values(), strict=False)
+    shared = sum(1 for _ in takewhile(lambda level: len({*level}) == 1, levels))
+    folders = {path: parts[shared:] for path, parts in folders.items() if parts[shared:]}
+    first, second = (
+        {path: split_of(path, parts[level : level + 1]) for path, parts in folders.items()}
+        for level in (0, 1)
+    )
     splits = set(first.values())
     if None in splits and not ('train' in splits and splits & {'val', 'test'}):
-        return [_Image(path, folders[path][0], None) for path in first]
+        divided = 'train' in second.values()
+        return [
+            _Image(path, parts[0], second[path] if divided else None)
+            for path, parts in folders.items()
+        ]
     return [
         _Image(path, folders[path][1], split)
         for path, split in first.items()
@@ -102,13 +119,11 @@ def _images(folder: Folder) -> list[_Image]:
     ]
 
 
-def _is_no_class(name: str) -> bool:
+def _is_no_class(folder: Folder, name: str, example: Relative) -> bool:
     """Return whether a folder is that of a part of the data, such as the masks for training."""
-    words = [word for word in re.split(r'[-_ ]', name.lower()) if word]
-    parts = [word for word in words if not split_of(Relative(), [word])]
-    return name.lower() in OF_ANNOTATIONS or (
-        0 < len(parts) < len(words) and set(parts) <= {*CONTAINERS, 'seg'}
-    )
+    if name.lower() in OF_ANNOTATIONS:
+        return not folder.is_photo(example)
+    return is_part_of_split(name)
 
 
 def _write_list(project: Path, split: str, images: Sequence[_Image], names: Sequence[str]) -> Split:

@@ -12,7 +12,7 @@ from ..errors import UserError
 from .data import Data, Split
 from .detection import Picture, area_of, box_of, finish
 from .folder import Folder
-from .splits import split_in_name, split_of
+from .names import split_in_name, split_of
 
 
 def find(folder: Folder) -> str | None:
@@ -125,7 +125,9 @@ class _Reader:
         # folders to which file_name is relative; None if it is relative to no folder
         self.prefixes: set[Relative | None] = set()
         categories = content.get('categories')
-        if not categories or not all(_has(each, 'id', 'name') for each in categories):
+        if not categories or not all(
+            _has_ids(each, 'id') and 'name' in each for each in categories
+        ):
             raise UserError(
                 f'{file} has no list of categories with id and name: export it again with the '
                 'names of the classes'
@@ -152,7 +154,7 @@ class _Reader:
         ids, pictures, missing = set(), [], []
         paths: dict[Relative, Any] = {}
         for number, entry in enumerate(entries):
-            if not _has(entry, 'id', 'file_name') or entry['id'] in ids:
+            if not _has_ids(entry, 'id') or 'file_name' not in entry or entry['id'] in ids:
                 raise UserError(
                     f"entry {number} of 'images' in {self.file} has no file_name or no unique id: "
                     'export the file again'
@@ -212,7 +214,10 @@ class _Reader:
         unknown, without_box, ids = [], [], set()
         for entry in entries:
             shown = f'{entry}'[:80]
-            if not _has(entry, 'image_id') or entry.get('category_id') not in self.categories:
+            if (
+                not _has_ids(entry, 'image_id', 'category_id')
+                or entry['category_id'] not in self.categories
+            ):
                 unknown.append(shown)
                 continue
             polygons = entry.get('segmentation')
@@ -230,9 +235,11 @@ class _Reader:
             each['area'] = entry.get('area', area)
             if entry.get('segmentation'):
                 each['segmentation'] = entry['segmentation']
-            complete = _has(entry, 'bbox', 'area', 'iscrowd', 'id') and entry['id'] not in ids
-            self.changed = self.changed or not complete
-            ids.add(entry.get('id'))
+            own = entry.get('id')
+            valid = isinstance(own, int) and own > 0 and own not in ids  # for COCO's metric
+            self.changed = self.changed or not (valid and _has(entry, 'bbox', 'area', 'iscrowd'))
+            if valid:
+                ids.add(own)
             objects[entry['image_id']].append(each)
         self._leave_out(unknown, 'annotations whose category_id is not an id of categories')
         self._leave_out(without_box, 'annotations without a bbox of four numbers')
@@ -245,6 +252,11 @@ class _Reader:
 
 def _has(entry: Any, *keys: str) -> bool:
     return isinstance(entry, Mapping) and all(key in entry for key in keys)
+
+
+def _has_ids(entry: Any, *keys: str) -> bool:
+    """Return whether an entry has ids that may be looked up; a list, for example, is not one."""
+    return _has(entry, *keys) and all(isinstance(entry[key], int | float | str) for key in keys)
 
 
 def _is_number(value: Any) -> bool:

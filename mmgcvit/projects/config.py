@@ -6,6 +6,7 @@ from pathlib import Path
 from pprint import pformat
 from typing import Any
 
+from ..cli import as_commands
 from ..errors import printable
 from ..models.arch import ARCHS
 from ..task import CLASSIFICATION, DETECTION, SEGMENTATION, Task
@@ -65,7 +66,8 @@ def _header(
 ) -> Iterator[str]:
     yield f'# {recipe.model} with GC ViT ({arch}), fine-tuned on {data.train.images} images.'
     yield '#'
-    yield f'# Launch:   mmgcvit train {printable(shlex.quote(str(project / CONFIG)))}'
+    path = printable(shlex.quote(str(project / CONFIG)))
+    yield as_commands(f'# Launch:   python tools/train.py {path}')
     yield '# Hardware: 1 GPU; for several, add --auto-scale-lr'
     yield '# Source:   the inherited config, with a schedule of ours that was not tuned'
     yield '# Result:   not trained'

@@ -6,6 +6,7 @@ All paths are relative to the folder.
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,15 +18,10 @@ from PIL import Image
 from ..errors import UserError, describe
 from ..files import files_below
 from ..progress import with_progress
+from .names import in_annotations, places
 
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
-# names of folders that do not distinguish an image from its annotation, in lower case
-OF_IMAGES = {'image', 'images', 'img', 'imgs', 'img_dir', 'jpegimages', 'obj_train_data'}
-OF_ANNOTATIONS = {
-    *('label', 'labels', 'ann', 'anns', 'ann_dir', 'annotation', 'annotations'),
-    *('mask', 'masks', 'gt', 'segmentation', 'segmentationclass', 'label_maps', 'trimaps'),
-}
-CONTAINERS = OF_IMAGES | OF_ANNOTATIONS
+MOST = 256  # values of a label map
 
 
 @dataclass
@@ -75,10 +71,24 @@ class Folder:
         Raises:
             UserError: If it cannot be read.
         """
+        with self._opened(image) as opened:
+            orientation = opened.getexif().get(0x0112, 1)
+            return opened.size[::-1] if orientation > 4 else opened.size
+
+    def is_photo(self, image: Relative) -> bool:
+        """Return whether an image has more colors than a label map.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        with self._opened(image) as opened:
+            return len(opened.getbands()) > 1 and opened.convert('RGB').getcolors(MOST) is None
+
+    @contextmanager
+    def _opened(self, image: Relative) -> Iterator[Image.Image]:
         try:
             with Image.open(self.path / image) as opened:
-                orientation = opened.getexif().get(0x0112, 1)
-                return opened.size[::-1] if orientation > 4 else opened.size
+                yield opened
         except Exception as error:  # Pillow may raise anything
             raise UserError(
                 f'{self.path / image} cannot be read ({describe(error, 120)}): replace the image, '
@@ -143,7 +153,7 @@ def partners(
     Args:
         images: The images.
         others: The annotation files.
-        name: Returns the name of an annotation file's image without its suffix.
+        name: Returns the part of a name that an image and its annotation file share.
         anywhere: Whether to pair the remaining files by name alone, if the name is unique.
 
     Of several images with one annotation file, those in folders of annotations are left out:
@@ -153,10 +163,10 @@ def partners(
         UserError: If several files belong to one image, or several images to one file.
     """
     images, others = list(images), list(others)
-    candidates = _grouped(others, lambda file: (*_places(file), name(file)))
+    candidates = _grouped(others, lambda file: (*places(file), name(file)))
     found = {}
     for image in images:
-        files = candidates.get((*_places(image), image.stem), [])
+        files = candidates.get((*places(image), name(image)), [])
         if len(files) > 1:
             raise UserError(
                 f'{files[0]} and {files[1]} both belong to {image} by their names: remove one of '
@@ -166,12 +176,13 @@ def partners(
             found[image] = files[0]
     if anywhere:
         named = _grouped(set(others) - set(found.values()), name)
-        left = _grouped((image for image in images if image not in found), lambda file: file.stem)
+        left = _grouped((image for image in images if image not in found), name)
         for stem, several in left.items():
-            if len(several) == len(named.get(stem, [])) == 1:
-                found[several[0]] = named[stem][0]
+            own = _outside_annotations(several)
+            if len(own) == len(named.get(stem, [])) == 1:
+                found[own[0]] = named[stem][0]
     for file, several in _grouped(found, lambda image: found[image]).items():
-        own = [image for image in several if not in_annotations(image)] or several
+        own = _outside_annotations(several)
         if len(own) > 1:
             raise UserError(
                 f'{own[0]} and {own[1]} both belong to {file} by their names: remove one of '
@@ -182,9 +193,9 @@ def partners(
     return found
 
 
-def in_annotations(file: Relative) -> bool:
-    """Return whether a file is in a folder of annotations, by the name of the folder."""
-    return bool(OF_ANNOTATIONS & {part.lower() for part in file.parts[:-1]})
+def _outside_annotations(images: list[Relative]) -> list[Relative]:
+    """Return the images that are not in a folder of annotations, or all if there are none."""
+    return [image for image in images if not in_annotations(image)] or images
 
 
 def _grouped(
@@ -194,8 +205,3 @@ def _grouped(
     for file in files:
         grouped[key(file)].append(file)
     return grouped
-
-
-def _places(file: Relative) -> Iterator[str]:
-    """Yield the folders that distinguish files of the same name."""
-    return (part for part in file.parts[:-1] if part.lower() not in CONTAINERS)

@@ -159,6 +159,11 @@ def _choose(folder: Folder, task: str | None, form: str | None) -> tuple[str, st
 def _nothing(folder: Folder) -> str:
     """Return the message for a folder without annotations, which lists the formats."""
     hint = f' {folder.notes[0]}.' if folder.notes else _unread(folder)
+    tables = folder.with_suffix('.csv')
+    if tables and not hint:
+        hint = f' {tables[0]} is a table, which is not read.'
+        if tables[0].name == '_classes.csv':
+            hint = f' {tables[0]} assigns several classes to an image, which is not supported.'
     return (
         f'{folder.path} has no annotations in a known format ({folder.kinds()}).{hint} Add one of '
         'these: a .json file in the format of COCO; a .txt file of YOLO or an .xml file of Pascal '

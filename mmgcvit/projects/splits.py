@@ -1,7 +1,6 @@
 """Division of annotated images into training and validation."""
 
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath as Relative
@@ -10,7 +9,6 @@ from typing import Protocol, TypeVar
 from ..errors import UserError
 from .folder import Folder
 
-NAMES = {'train': 'train(ing)?', 'val': 'val(id(ation)?)?', 'test': 'test(ing)?'}
 VAL_FRACTION = 0.2
 
 
@@ -33,23 +31,19 @@ class Item(Protocol):
 T = TypeVar('T', bound=Item)
 
 
-def split_of(path: Relative, parts: Sequence[str] | None = None) -> str | None:
-    """Return the split named by a folder of a path: 'train', 'val', 'test', or None.
+def listed_splits(folder: Folder, task: str) -> dict[str, str]:
+    """Return the splits of images by their names, as Pascal VOC lists them.
 
-    ``train``, ``training``, ``train2017`` and ``train_set`` are names of a split, ``my-trains`` is
-    not.
+    Args:
+        folder: The folder.
+        task: Name of the folder in ``ImageSets`` that contains ``train.txt`` and ``val.txt``.
     """
-    for part in reversed(path.parts[:-1] if parts is None else parts):
-        for split, name in NAMES.items():
-            if re.fullmatch(rf'{name}[-_]?(set|\d*)', part, re.IGNORECASE):
-                return split
-    return None
-
-
-def split_in_name(path: Relative) -> str | None:
-    """Return the split named by a word in the file name, or else by a folder of the path."""
-    words = re.findall(r'[a-z]+', path.stem.lower())
-    return next((s for word in words if (s := split_of(path, [word]))), None) or split_of(path)
+    splits: dict[str, str] = {}
+    for split in ('test', 'val', 'train'):
+        parts = ('ImageSets', task, f'{split}.txt')
+        for path in (each for each in folder.files if each.parts[-3:] == parts):
+            splits |= {Relative(line).name: split for line in folder.lines(path)}
+    return splits
 
 
 def divide(items: Sequence[T], folder: Folder) -> tuple[list[T], list[T]]:

@@ -10,7 +10,8 @@ from ..progress import with_progress
 from .data import Data
 from .detection import Picture, finish
 from .folder import Folder, partners
-from .splits import split_of
+from .names import split_of
+from .splits import listed_splits
 
 
 def find(folder: Folder) -> str | None:
@@ -37,7 +38,7 @@ def read(folder: Folder, project: Path) -> Data:
         [image for image in folder.images if image not in files],
         'images without an .xml file',
     )
-    splits = _splits(folder)
+    splits = listed_splits(folder, 'Main')
     pictures = []
     for image, file in with_progress(list(files.items()), 'reading annotations'):
         size, objects = _read(folder, file)
@@ -45,16 +46,6 @@ def read(folder: Folder, project: Path) -> Data:
         pictures.append(Picture(image, size or folder.size(image), objects, split))
     names = {each['name'] for picture in pictures for each in picture.objects}
     return finish(folder, project, pictures, sorted(names))
-
-
-def _splits(folder: Folder) -> dict[str, str]:
-    """Return the splits of images by their names."""
-    splits: dict[str, str] = {}
-    for split in ('test', 'val', 'train'):
-        file = Relative('ImageSets/Main', f'{split}.txt')
-        for path in (each for each in folder.files if each.parts[-3:] == file.parts):
-            splits |= {line: split for line in folder.lines(path)}
-    return splits
 
 
 def _read(folder: Folder, file: Relative) -> tuple[tuple[int, int] | None, list[dict[str, Any]]]:

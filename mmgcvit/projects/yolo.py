@@ -19,7 +19,7 @@ from ..progress import with_progress
 from .data import Data
 from .detection import Picture, area_of, box_of, finish
 from .folder import Folder, partners
-from .splits import split_of
+from .names import split_of
 
 NAMES = ('classes.txt', 'obj.names', '_darknet.labels')
 TOLERANCE = 0.001  # for rounded coordinates
@@ -111,7 +111,8 @@ def _settings_file(folder: Folder) -> Relative | None:
 def _settings(folder: Folder) -> dict[str, Any]:
     file = _settings_file(folder)
     try:
-        content = yaml.safe_load((folder.path / file).read_bytes()) if file else None
+        # all values are text: in YAML, the name "no" without quotes is a boolean
+        content = yaml.load((folder.path / file).read_bytes(), yaml.BaseLoader) if file else None
     except yaml.YAMLError as error:
         raise UserError(f'{file} is not YAML ({describe(error, 120)}): correct it') from error
     return content if isinstance(content, dict) else {}
@@ -124,11 +125,12 @@ def _names(folder: Folder, settings: dict[str, Any]) -> list[str] | None:
         names = dict(enumerate(names))
     if not isinstance(names, dict):
         return folder.class_names(NAMES)[0]
-    if not all(isinstance(number, int) and number >= 0 for number in names):
+    if not all(str(number).isdecimal() for number in names):
         raise UserError(
             f'names in {_settings_file(folder)} has a key that is not a class index: '
             'write a list of names, or 0: NAME, 1: NAME and so on'
         )
+    names = {int(number): name for number, name in names.items()}
     return [
         str(names.get(number, f'class_{number}')) for number in range(max(names, default=-1) + 1)
     ]

@@ -112,3 +112,8 @@ def copy(source, target):
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+
+def image(path, size=(8, 6), mode='RGB', color=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, color).save(path)

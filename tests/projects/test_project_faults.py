@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import layouts
 import pytest
+from layouts import image
 from PIL import Image
 
 from mmgcvit.engine import load_config
@@ -26,11 +27,6 @@ def yolo(folder, *labels, names='[a, b]'):
             layouts.write(folder / f'labels/{number}.txt', text)
     if names:
         layouts.write(folder / 'data.yaml', f'names: {names}')
-
-
-def image(path, size=(8, 6), mode='RGB', color=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, color).save(path)
 
 
 def label_maps(folder, *colors, mode='L', size=(8, 6), suffix='.png'):
@@ -182,6 +178,14 @@ FAULTS = {
         lambda d: (coco(d), image(d / 'other/1.png')),
         r"'1\.png' in annotations\.json is ambiguous: it may be other/1\.png or pictures/1\.png",
     ),
+    'image with a list as id': (
+        lambda d: coco(d, images=[dict(file_name='0.png', id=[0])]),
+        r"entry 0 of 'images' in annotations\.json has no file_name or no unique id",
+    ),
+    'category with a list as id': (
+        lambda d: coco(d, categories=[dict(id=[1], name='a')]),
+        'has no list of categories with id and name',
+    ),
     'image without id': (
         lambda d: coco(d, images=[dict(file_name='0.png')]),
         r"entry 0 of 'images' in annotations\.json has no file_name or no unique id",
@@ -219,6 +223,39 @@ FAULTS = {
         r'classes\.txt has 3 names, but the label maps have 2 values \(5, 9\)',
     ),
     'large values': (lambda d: label_maps(d, 0, 300, mode='I;16'), 'has values from 300 to 300'),
+    'gray levels and colors': (
+        lambda d: (label_maps(d, 0, 2), label_maps(d / 'more', (9, 0, 0), mode='RGB')),
+        r'masks/1\.png contains gray levels, and more/masks/0\.png colors, so that',
+    ),
+    'gray levels and a palette': (
+        lambda d: (label_maps(d, 1, mode='P'), label_maps(d / 'more', 255, 0)),
+        r'masks/0\.png contains the indices of a palette, and more/masks/0\.png gray levels',
+    ),
+    'color without a name': (
+        lambda d: (
+            label_maps(d, (0, 0, 0), (0, 9, 0), mode='RGB'),
+            layouts.write(d / 'labelmap.txt', '# label\na:0,0,0::\nb:9,0,0::'),
+        ),
+        r'the label maps have the color 000900, which labelmap\.txt does not list: add it',
+    ),
+    'value without a name': (
+        lambda d: (
+            label_maps(d, 0, 255, 7),
+            layouts.write(d / '_classes.csv', 'Pixel Value, Class\n0, a\n3, b'),
+        ),
+        r'the label maps have the value 7, which _classes\.csv does not list',
+    ),
+    'several classes of an image': (
+        lambda d: (
+            image(d / 'train/0.png'),
+            layouts.write(d / 'train/_classes.csv', 'filename, a, b\n0.png, 1, 1'),
+        ),
+        r'train/_classes\.csv assigns several classes to an image, which is not supported\. Add',
+    ),
+    'table': (
+        lambda d: (image(d / '0.png'), layouts.write(d / 'labels.csv', '0.png,a')),
+        r'labels\.csv is a table, which is not read\. Add one of these',
+    ),
     'two label maps': (
         lambda d: (label_maps(d, 0, 1), image(d / 'masks/1_mask.png', mode='L')),
         r'masks/1\.png and masks/1_mask\.png both belong to images/1\.png',
@@ -233,14 +270,14 @@ FAULTS = {
     ),
     'label maps of other names in folders of splits': (
         lambda d: [
-            image(d / f'{split}{end}/{split}{end}.png')
+            image(d / f'{split}{end}/{split}{len(end)}.png')
             for split in ('train', 'val')
             for end in ('', '_labels')
         ],
         r'has no annotations in a known format \(4 \.png\)',
     ),
     'images and masks named after a split': (
-        lambda d: [image(d / f'{name}/{name}.png') for name in ('train', 'train_masks')],
+        lambda d: [image(d / f'{name}/{name}.png') for name in ('train', 'masks-train')],
         r'has no annotations in a known format \(2 \.png\)',
     ),
     'names that differ': (
