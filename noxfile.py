@@ -30,6 +30,7 @@ CACHE = Path(
     or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmgcvit'
 )
 DATA, PAGE = ROOT / 'docs/data/support.json', ROOT / 'docs/support.md'
+NEEDED = 8  # GB of disk space for the environment of a row
 BEGIN, END = '<!-- results: made by noxfile.py -->', '<!-- end of results -->'
 TIER = 'all' if os.environ.get('MMGCVIT_TESTS') == 'all' else 'quick'
 # setuptools and tifffile are in the files of the stacks; the tests also build wheels
@@ -107,6 +108,11 @@ def results() -> Path:
     return CACHE / 'matrix' / hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def pending() -> list[str]:
+    """Return the rows without a result for the current code."""
+    return [row for row in ROWS if not (results() / f'{row}-{TIER}.xml').is_file()]
+
+
 def wheel(session: nox.Session) -> Path:
     """Build the wheel of the tracked files."""
     folder = Path(session.create_tmp())
@@ -133,7 +139,9 @@ def run_row(session: nox.Session) -> None:
     )
     report = results() / f'{row}-{"selected" if session.posargs else TIER}.xml'
     report.parent.mkdir(parents=True, exist_ok=True)
+    announce(session, python)
     report.unlink(missing_ok=True)
+    partial_report = report.with_suffix('.partial')
     session.env.update(ENVIRON)
     tests: tuple[str, ...] = ()
     try:
@@ -145,13 +153,15 @@ def run_row(session: nox.Session) -> None:
             session.install(f'{wheel(session)}{what}', *others)
             session.run('python', '-m', 'pip', 'check')  # before the tools, without dependencies
             session.install(*tools)
-        found = session.run(folder / 'bin/python', '-I', '-c', VERSIONS, silent=True, external=True)
+        quiet = dict(silent=True, log=False, external=True)
+        found = session.run(folder / 'bin/python', '-I', '-c', VERSIONS, **quiet)
         result['python'], result['versions'] = json.loads(found.splitlines()[-1])
         selected = ('-m', 'not nightly') if TIER == 'all' else ()
         # the script and not python -m pytest, which would import the checkout's package
-        command = (folder / 'bin/pytest', '--junitxml', report, *PYTEST, *selected)
+        command = (folder / 'bin/pytest', '--junitxml', partial_report, *PYTEST, *selected)
         codes = (0, 1, 2, 5)  # 1: failed tests, 2: a module that cannot be imported, 5: no tests
         session.run(*command, *(session.posargs or tests), success_codes=codes, external=True)
+        partial_report.replace(report)  # not after Ctrl-C, when pytest also writes one
     except CommandFailed as error:
         result['reason'] = f'a command failed ({error})'
     if report.is_file():
@@ -164,6 +174,25 @@ def run_row(session: nox.Session) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # 6 GB
     if result['counts'] is None or result['reason']:
         session.error(result['reason'] or 'no test was run')
+
+
+def announce(session: nox.Session, python: str) -> None:
+    """Log what is left and the last duration; stop if Python or disk space is missing."""
+    try:
+        session.run(f'python{python}', '--version', silent=True, log=False, external=True)
+    except CommandFailed:
+        session.skip(f'Python {python} was not found')
+    free = shutil.disk_usage(CACHE).free / 1e9
+    if free < NEEDED:
+        session.error(f'{CACHE} has {free:.1f} GB of free disk space, and a row needs {NEEDED} GB')
+    last = read_data().get(session.name, {}).get('seconds')
+    duration = f'; this row last took {last / 60:.0f} min' if last else ''
+    session.log(f'{len(pending())} of {len(ROWS)} rows have no result for this code{duration}')
+
+
+def read_data() -> dict[str, dict]:
+    """Return the saved results of the rows."""
+    return json.loads(DATA.read_text()) if DATA.is_file() else {}
 
 
 def read_junit(path: Path) -> dict:
@@ -188,8 +217,7 @@ def read_junit(path: Path) -> dict:
 
 def write_page(row: str, result: dict) -> None:
     """Replace the result of a row in the docs; the results of other rows stay."""
-    saved = json.loads(DATA.read_text()) if DATA.is_file() else {}
-    saved[row] = result
+    saved = read_data() | {row: result}
     DATA.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + '\n')
     before, _, rest = PAGE.read_text(encoding='utf-8').partition(BEGIN)
     after = rest.partition(END)[2]
@@ -222,7 +250,7 @@ def support_table(saved: dict[str, dict]) -> str:
 
 
 nox.options.envdir = str(CACHE / 'envs' / 'nox-rows')
-nox.options.sessions = [row for row in ROWS if not (results() / f'{row}-{TIER}.xml').is_file()]
+nox.options.sessions = pending()
 for _row, (_python, _title, *_) in ROWS.items():
     _run = partial(run_row)
     _run.__name__, _run.__doc__ = _row, _title

@@ -14,7 +14,7 @@ from toy import toy_config
 
 from mmgcvit import cli, installed
 from mmgcvit.engine.known_errors import known_error
-from mmgcvit.installed import config_names, config_path, resources
+from mmgcvit.installed import config_names, resources
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,9 +108,8 @@ def test_a_packaged_config_is_found_by_its_name(mmgcvit):
     for given in (name, f'configs/{name}', f'mmgcvit::{name}'):
         code, printed = mmgcvit('check-data', given)
         assert code == 1 and '2 problems found' in printed  # the data is not here
-        # a file with that path in the current folder has precedence
-        path = Path(given).resolve() if Path(given).is_file() else config_path(name)
-        assert f'config: {path}\n' in printed
+        # forks import the package of the checkout, even if a wheel is installed
+        assert f'config: {ROOT / "configs" / name}\n' in printed
 
 
 def test_resources_are_those_of_the_checkout_or_of_the_wheel():

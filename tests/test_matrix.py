@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 import types
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+INTERRUPTED = 'Ctrl-C'
 PASSED = '<testcase classname="tests.ops.test_windows" name="test_a"/>'
 PASSED += '<testcase classname="tests.ops.test_windows" name="test_b"><skipped/></testcase>'
 FAILED = '<testcase classname="tests.test_x" name="test_c"><failure message="assert 1&#10;x"/>'
@@ -35,12 +37,20 @@ class Session:
         if self.breaks and self.breaks in self.calls[-1]:
             raise CommandFailed('Returned code 1')
         if Path(command[0]).name == 'pytest':
+            if self.cases == INTERRUPTED:
+                Path(command[2]).write_text('<testsuites/>')
+                raise KeyboardInterrupt
             report = f'<testsuites><testsuite>{self.cases}</testsuite></testsuites>'
             Path(command[2]).write_text(report)
         return 'a warning\n["3.11.9", {"torch": "2.14.1", "mmdet": "3.3.0"}]\n'
 
+    def log(self, text):
+        self.calls.append(text)
+
     def error(self, text):
         raise CommandFailed(text)
+
+    skip = error
 
 
 def git(folder, *words):
@@ -65,6 +75,7 @@ def load(tmp_path, monkeypatch):
     nox.Session, command.CommandFailed = Session, CommandFailed
     monkeypatch.setitem(sys.modules, 'nox', nox)
     monkeypatch.setitem(sys.modules, 'nox.command', command)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=9e9))
     monkeypatch.setenv('MMGCVIT_CACHE', str(tmp_path / 'cache'))
 
     def load():
@@ -85,7 +96,11 @@ def test_a_row_is_written_and_not_selected_again(load, tmp_path):
     assert noxfile.selected == list(noxfile.ROWS)
     session = Session('onedl', tmp_path / 'venv')
     noxfile.run_row(session)
-    assert session.calls[0] == 'bash tools/setup_env.sh --stack onedl'
+    assert session.calls[:3] == [
+        'python3.11 --version',
+        '10 of 10 rows have no result for this code',
+        'bash tools/setup_env.sh --stack onedl',
+    ]
     expected = ['3.11.9', 'torch 2.14.1, mmdet 3.3.0', 'quick', '1', '1', '0', 'passed']
     assert table(noxfile)['onedl'][1:8] == expected
     assert table(noxfile)['py310'][-2].startswith('not run: ')
@@ -112,6 +127,27 @@ def test_failures_are_reasons(load, tmp_path):
         noxfile.run_row(Session('onedl', tmp_path / 'venv', ''))
     selected = load().selected
     assert {'py313', 'onedl'} <= {*selected} and 'py312' not in selected
+
+
+def test_an_interrupted_row_runs_again(load, tmp_path):
+    noxfile = load()
+    with pytest.raises(KeyboardInterrupt):
+        noxfile.run_row(Session('onedl', tmp_path / 'venv', INTERRUPTED))
+    assert 'onedl' in load().selected and not table(noxfile)
+
+
+def test_what_a_row_needs_and_took(load, tmp_path, monkeypatch):
+    noxfile = load()
+    noxfile.DATA.write_text('{"py313": {"seconds": 754}}')
+    session = Session('py313', tmp_path / 'venv')
+    noxfile.announce(session, '3.13')
+    assert session.calls[-1].endswith('; this row last took 13 min')
+    with pytest.raises(CommandFailed, match=r'^Python 3.13 was not found$'):
+        noxfile.run_row(Session('py313', tmp_path / 'venv', breaks='python3.13'))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=7.5e9))
+    with pytest.raises(CommandFailed, match=r'cache has 7.5 GB of free disk space, and .* 8 GB$'):
+        noxfile.run_row(Session('py313', tmp_path / 'venv'))
+    assert not table(noxfile)
 
 
 def test_selected_tests_are_not_recorded(load, tmp_path):

@@ -75,6 +75,19 @@ def start_processes(cfg: Config, device: str) -> int:
     return torch.distributed.get_world_size()
 
 
+def end_processes() -> None:
+    """Wait for the other processes of the run, then disconnect from them."""
+    # together: under Slurm, the first process hosts the store that connects the others
+    torch.distributed.barrier()
+    gloo = None
+    if torch.distributed.get_backend() == 'gloo':
+        # gloo's destructor waits for its threads, which may need the GIL to free tensors. Without
+        # this reference, which releases the GIL, torch 2.1 sometimes waits forever.
+        gloo = torch.distributed.group.WORLD._get_backend(torch.device('cpu'))
+    torch.distributed.destroy_process_group()
+    del gloo
+
+
 def _end_with_parent() -> None:
     """Have Linux kill this process when torchrun is killed.
 

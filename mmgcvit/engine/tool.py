@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import torch.distributed
 from mmengine.dist import is_distributed
 from mmengine.logging import MMLogger
 
@@ -21,7 +20,7 @@ from ..errors import printable
 from ..installed import require_own_version
 from ..mmcv_ops import enable
 from .known_errors import known_error
-from .launch import process_rank
+from .launch import end_processes, process_rank
 from .options import ReadOptions
 from .workers import gives_way, sigterm_received
 
@@ -69,9 +68,7 @@ def run_tool(main: Callable[[], None]) -> None:
         other_ended = is_distributed() and bool(OTHER_ENDED.search(str(error)))
         _leave(1, f'process {rank}:\n{report}' if rank else report, other_ended)
     if is_distributed():
-        # together: under Slurm, the first process hosts the store that connects the others
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        end_processes()
 
 
 def _leave(code: int, message: str = '', other_reports: bool = False) -> NoReturn:

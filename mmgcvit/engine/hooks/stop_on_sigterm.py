@@ -12,7 +12,6 @@ from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
 
-import torch.distributed
 from mmengine.dist import is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -20,6 +19,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ...registry import HOOKS
+from ..launch import end_processes
 from ..reduced_flags import ReducedFlags
 from ..workers import gives_way, ignore_sigterm_of_others, sigterm_blocked
 from .checkpoint import SafeCheckpointHook
@@ -148,8 +148,7 @@ class StopOnSigtermHook(Hook):
             )
         runner.visualizer.close()
         if is_distributed():
-            torch.distributed.barrier()
-            torch.distributed.destroy_process_group()
+            end_processes()
         sys.exit(EXIT_CODE)
 
     def _leave_validation(self) -> NoReturn:
