@@ -152,6 +152,15 @@ class Split:
             raise Unchecked(f'{self.option}.pipeline has no transform that loads images')
         return [TRANSFORMS.build(step) for step in steps]
 
+    def or_leave_out(self, check: str) -> str:
+        """Return how to train on the other datasets if this is one of several, or ''."""
+        if '.datasets.' not in self.option:
+            return ''
+        return (
+            f', or remove {self.option}; to train on the other datasets as they are, set '
+            f'--cfg-options skip_checks={check}'
+        )
+
     def loads(self, key: str) -> bool:
         """Return whether a loading transform has this argument set to True."""
         return any(bool(getattr(loader, key, False)) for loader in self.loaders)
