@@ -457,7 +457,10 @@ class _Rehearsal:
             place = ''
             if name == 'tta' and self.cfg.get('tta_pipeline'):
                 # often inherited, and not changed with the other pipelines
-                place = '; its pipeline is tta_pipeline of the config'
+                place = (
+                    '; its pipeline is tta_pipeline of the config: correct it there, or set '
+                    '--cfg-options tta_pipeline=None if you do not use --tta'
+                )
             raise UserError(f'tools/test.py{option}: {error}{place}') from error
         finally:
             del runner
