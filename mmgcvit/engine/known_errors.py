@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
+from torch import nn
 
-from ..errors import UserError, close_names, describe, did_you_mean, one_line
+from ..errors import UserError, close_names, describe, did_you_mean, one_line, place
 from .encodings import encoding_fault
 from .kinds import mismatch, parameters
 from .options import walk
@@ -60,6 +61,16 @@ def known_error(error: BaseException) -> str | None:
 def package_error(error: BaseException) -> str | None:
     """Return an error of a package that is missing or too old, as :func:`known_error` does."""
     return _first((_package, _numpy), error)
+
+
+def location(error: BaseException) -> str:
+    """Return where an exception was raised: the part of the model (if any), file and line."""
+    owners = (frame.f_locals.get('self') for frame in _frames(error))
+    modules = [owner for owner in owners if isinstance(owner, nn.Module)]
+    names = {part: name for name, part in modules[-1].named_modules()} if modules else {}
+    name = next((names[module] for module in modules if names.get(module)), None)
+    # DistributedDataParallel and test-time augmentation wrap the model as their module
+    return f'model.{name.removeprefix("module.")}, {place(error)}' if name else place(error)
 
 
 def _first(

@@ -16,7 +16,7 @@ from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from toy import toy_config
 
 from mmgcvit.engine import build_runner
-from mmgcvit.engine.known_errors import known_error
+from mmgcvit.engine.known_errors import known_error, location
 from mmgcvit.errors import UserError
 
 
@@ -422,3 +422,15 @@ def test_a_tool_that_cannot_build_a_model_names_the_place_in_the_config(tmp_path
 
     start = 'model.clases: ToyModel has no argument clases (did you mean classes?)'
     assert message_of(build).startswith(start)
+
+
+def test_the_part_of_a_model_that_fails_is_named():
+    layers = torch.nn.ModuleDict(dict(neck=torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))))
+    layers.forward = lambda images: layers['neck'](images)
+    for model in (layers, torch.nn.DataParallel(layers)):
+        with pytest.raises(RuntimeError) as raised:
+            model(torch.ones(1, 5, 2, 2))
+        assert location(raised.value).startswith('model.neck.0, nn/modules/conv.py:')
+    with pytest.raises(RuntimeError) as raised:
+        torch.ones(2) @ torch.ones(3)
+    assert location(raised.value).startswith('tests/engine/test_known_errors.py:')
