@@ -245,7 +245,7 @@ def _missing_argument(error: BaseException) -> str | None:
 
 def _value(error: BaseException) -> str | None:
     """Explain a value that the constructor of a class in the config rejects."""
-    kinds = ValueError | AssertionError
+    kinds = ValueError | AssertionError | KeyError
     if not isinstance(error, kinds) or isinstance(error, UserError) or not str(error):
         return None
     frames = list(_frames(error))

@@ -7,7 +7,6 @@ import contextlib
 import copy
 import io
 import os
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -365,7 +364,7 @@ def dataset(split: Split) -> Iterator[Problem]:
     try:
         split.dataset  # noqa: B018
     except Exception as error:
-        yield Problem(f'{name} cannot be built ({_reason(error)}): correct {split.option}')
+        yield Problem(f'{name} cannot be built ({describe(error)}): correct {split.option}')
         return
     try:
         split.loaders  # noqa: B018
@@ -374,7 +373,7 @@ def dataset(split: Split) -> Iterator[Problem]:
     except Exception as error:
         yield Problem(
             package_error(error)
-            or f'the transforms that load files cannot be built ({_reason(error)}): correct '
+            or f'the transforms that load files cannot be built ({describe(error)}): correct '
             f'{split.option}.pipeline'
         )
     # mmpretrain's datasets can have the classes of their folders, which are not yet read
@@ -384,12 +383,6 @@ def dataset(split: Split) -> Iterator[Problem]:
             f'metainfo.classes is not a tuple of names: set {split.option}.metainfo.classes to the '
             'names of the classes; a single class needs a comma: ("cat",)'
         )
-
-
-def _reason(error: Exception) -> str:
-    """Describe an exception; an assertion without text by its line of code."""
-    line = '' if str(error) else f'{traceback.extract_tb(error.__traceback__)[-1].line}'
-    return describe(error) + line
 
 
 def read_items(split: Split) -> None:
