@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from .errors import did_you_mean
-from .installed import resources
+from .installed import missing_library, resources
 from .version import __version__
 
 COMMANDS = {
@@ -48,6 +47,22 @@ SCRIPT = re.compile(r'(?:\b(?:python|bash) )?\btools/(\w+\.(?:py|sh))')
 
 def main() -> None:
     """Run the command line ``mmgcvit COMMAND [arguments]``."""
+    try:
+        try:
+            run_command()
+        finally:
+            print(end='', flush=True)
+    except BrokenPipeError:  # of a reader such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if missing := missing_library(error):
+            sys.exit(f'error: {missing}')
+        raise
+
+
+def run_command() -> None:
+    """Run the command in ``sys.argv``."""
     tools = resources() / 'tools'
     scripts = {name: tools / file for name, file in COMMANDS.items()}
     command, *arguments = sys.argv[1:] or ['--help']
@@ -83,15 +98,13 @@ def overview(scripts: Mapping[str, Path]) -> str:
 
 def run_python(command: str, script: Path, arguments: Sequence[str]) -> None:
     """Run a Python script in this process, as ``python SCRIPT`` does, under another name."""
-    tree = ast.parse(script.read_bytes())
-    docstring: Any = tree.body[0]
-    docstring.value.value = as_commands(docstring.value.value)  # for --help
+    code = compile(as_commands(script.read_text(encoding='utf-8')), script, 'exec')
     sys.argv = [f'mmgcvit {command}', *arguments]
     sys.path.insert(0, str(script.parent))
     # processes that multiprocessing spawns import the file of this module
     module = sys.modules['__main__'] = ModuleType('__main__')
     module.__file__ = str(script)
-    exec(compile(tree, script, 'exec'), vars(module))
+    exec(code, vars(module))
 
 
 def run_bash(command: str, script: Path, arguments: Sequence[str]) -> None:

@@ -3,12 +3,20 @@
 Imports neither torch nor mmengine.
 """
 
+import importlib.metadata
 import os
 import re
+import sys
 from pathlib import Path
 
 from .errors import UserError, did_you_mean
 from .version import __version__
+
+# modules of the extra openmmlab that tools import
+OPENMMLAB = {
+    *('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'),
+    *('torchvision', 'ftfy', 'regex', 'pkg_resources'),
+}
 
 
 def resources() -> Path:
@@ -40,11 +48,26 @@ def require_own_version(script: str | None) -> None:
         )
 
 
-def with_pip(text: str) -> str:
-    """Replace ``pip install '.[EXTRA]'`` by the command for a package installed from a wheel."""
-    if resources().name != '.mim':
-        return text
-    return text.replace('in a checkout of mmgcvit, ', '').replace("'.[", "'mmgcvit[")
+def install_command() -> str:
+    """Return how to install the libraries of OpenMMLab, without overwriting installed ones."""
+    names = {distribution.metadata['Name'] for distribution in importlib.metadata.distributions()}
+    place, package = 'in a checkout of mmgcvit, ', '.'
+    if resources().name == '.mim':
+        place, package = '', 'mmgcvit'
+    if 'mmcv' in names:
+        return f"{place}run pip install '{package}[openmmlab-compiled]'"
+    if any(str(name).startswith('onedl-') for name in names):
+        return f"{place}run pip install '{package}[onedl]'"
+    return f"{place}run pip install '{package}[openmmlab]' (or '{package}[onedl]', never both)"
+
+
+def missing_library(error: BaseException) -> str | None:
+    """Return the remedy for a module that is not installed and that an extra brings, or None."""
+    if not isinstance(error, ModuleNotFoundError) or error.name not in OPENMMLAB:
+        return None
+    return (
+        f'{error.name} is not installed in the Python environment {sys.prefix}: {install_command()}'
+    )
 
 
 def config_path(name: str) -> str:

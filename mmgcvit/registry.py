@@ -7,25 +7,8 @@ the locations listed here. Configs need no ``custom_imports``.
 from collections.abc import Mapping
 from typing import Any
 
-from .installed import with_pip
-
-try:
-    # from either distribution: mmengine or onedl-mmengine
-    from mmengine import registry as mmengine_registry
-    from mmengine.registry import Registry, init_default_scope
-except ModuleNotFoundError as error:
-    if error.name != 'mmengine':
-        raise
-    raise ModuleNotFoundError(
-        with_pip(
-            'This part of mmgcvit requires mmengine, which is not installed. For detectors, '
-            'segmentors and classifiers, in a checkout of mmgcvit, run `pip install '
-            "'.[openmmlab]'` or `pip install '.[onedl]'`. Do not install both distributions in one "
-            'environment. The backbone (`from mmgcvit import GCViT`) and mmgcvit.weights do not '
-            'need mmengine.'
-        ),
-        name='mmengine',
-    ) from error
+from mmengine import registry as mmengine_registry
+from mmengine.registry import Registry, init_default_scope
 
 
 def _child(parent: Registry, *locations: str) -> Registry:

@@ -1,7 +1,10 @@
 """The command mmgcvit: scripts of tools/ under one name."""
 
+import importlib.metadata
 import os
+import subprocess
 import sys
+import types
 from pathlib import Path
 
 import forks
@@ -10,6 +13,7 @@ import pytest
 from toy import toy_config
 
 from mmgcvit import cli, installed
+from mmgcvit.engine.known_errors import known_error
 from mmgcvit.installed import config_names, config_path, resources
 
 ROOT = Path(__file__).parents[1]
@@ -127,9 +131,68 @@ def test_a_tool_of_another_version_than_the_package(tmp_path):
     assert f'pip install --editable {tmp_path}' in printed
 
 
-def test_an_installed_package_names_itself_for_pip(monkeypatch):
-    text = "in a checkout of mmgcvit, run pip install '.[hub]'"
-    monkeypatch.setattr(installed, 'resources', lambda: ROOT)
-    assert installed.with_pip(text) == text
-    monkeypatch.setattr(installed, 'resources', lambda: Path('mmgcvit/.mim'))
-    assert installed.with_pip(text) == "run pip install 'mmgcvit[hub]'"
+@pytest.mark.parametrize(
+    ('found', 'extra'),
+    [
+        ([], "'{}[openmmlab]' (or '{}[onedl]', never both)"),
+        (['torch', 'mmcv-lite'], "'{}[openmmlab]' (or '{}[onedl]', never both)"),
+        (['mmcv'], "'{}[openmmlab-compiled]'"),
+        (['numpy', 'onedl-mmengine'], "'{}[onedl]'"),
+    ],
+)
+def test_what_to_install_overwrites_nothing(monkeypatch, found, extra):
+    distributions = [types.SimpleNamespace(metadata={'Name': name}) for name in found]
+    monkeypatch.setattr(importlib.metadata, 'distributions', lambda: distributions)
+    for folder, start in ((ROOT, 'in a checkout of mmgcvit, '), (Path('mmgcvit/.mim'), '')):
+        monkeypatch.setattr(installed, 'resources', lambda folder=folder: folder)
+        package = '.' if start else 'mmgcvit'
+        command = f'{start}run pip install {extra.format(package, package)}'
+        assert installed.install_command() == command
+
+
+def test_a_missing_library_is_one_line(monkeypatch):
+    monkeypatch.setattr(installed, 'install_command', lambda: 'run pip')
+    for name in ('mmengine', 'mmdet', 'ftfy'):
+        error = ModuleNotFoundError('none', name=name)
+        wanted = f'{name} is not installed in the Python environment {sys.prefix}: run pip'
+        assert installed.missing_library(error) == known_error(error) == wanted
+    # a part of an installed library, and a module that no extra brings
+    for name in ('mmcv._ext', 'my_module'):
+        assert installed.missing_library(ModuleNotFoundError('none', name=name)) is None
+    assert installed.missing_library(ImportError('none', name='mmengine')) is None
+
+
+@pytest.mark.parametrize(
+    'command',
+    [
+        ('-m', 'mmgcvit', 'publish', 'in.pth', 'out.pth'),
+        (str(ROOT / 'tools' / 'train.py'), 'config.py'),
+    ],
+    ids=['command', 'script'],
+)
+def test_without_mmengine_a_tool_prints_one_line(tmp_path, command):
+    (tmp_path / 'sitecustomize.py').write_text('import without_mmengine')
+    paths = [tmp_path, ROOT / 'tests', ROOT]
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, paths))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
+    assert done.stderr.startswith('error: mmengine is not installed in the Python environment ')
+
+
+@pytest.mark.parametrize('option', ['--help', '--version'])
+def test_a_reader_that_has_ended_is_no_error(option):
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = 'from mmgcvit.cli import main; main()'
+    done = subprocess.run(
+        [sys.executable, '-c', code, option],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b'')

@@ -61,7 +61,7 @@ def test_backbone_needs_torch_and_mmengine_only():
     assert found.stdout == '4\n', found.stderr
 
 
-def test_without_mmengine_the_backbone_runs_and_the_rest_names_both_stacks(tmp_path):
+def test_without_mmengine_the_backbone_runs_and_the_rest_names_it(tmp_path):
     """A checkpoint of mmengine is loaded, and init_cfg is obeyed or refused."""
     model = GCViT(NANO, window_size=4)
     history = HistoryBuffer([1.0, 0.5], [1, 1])
@@ -96,9 +96,7 @@ def test_without_mmengine_the_backbone_runs_and_the_rest_names_both_stacks(tmp_p
     for line, kind in zip(refused, ('Kaiming', 'Xavier'), strict=False):
         assert line.startswith(f"init_cfg={{'type': '{kind}'}} needs mmengine")
     for line, name in zip(refused[2:], NEED_MMENGINE, strict=True):
-        assert line.startswith(f'{name} mmengine This part of mmgcvit requires mmengine')
-        assert "in a checkout of mmgcvit, run `pip install '.[openmmlab]'`" in line
-        assert "or `pip install '.[onedl]'`" in line
+        assert line.startswith(f'{name} mmengine No module named ')
 
 
 @pytest.mark.nightly

@@ -1,4 +1,4 @@
-"""One line for Ctrl-C and SIGTERM while a tool imports its modules, which takes seconds.
+"""One line for Ctrl-C, SIGTERM and a missing library while a tool imports its modules.
 
 Tools import this module first. `run_tool` replaces the handler of Ctrl-C. That of SIGTERM stays
 until a training saves a checkpoint when it receives SIGTERM.
@@ -7,7 +7,7 @@ until a training saves a checkpoint when it receives SIGTERM.
 import os
 import signal
 import sys
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 PROCESS = os.getpid()  # not that of a data worker, which is a fork
@@ -27,6 +27,18 @@ def end(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)  # where signals are only delivered later
 
 
+def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an uncaught exception, on one line if it is that a library is missing."""
+    if isinstance(error, ModuleNotFoundError) and error.name != 'mmgcvit':
+        from mmgcvit.installed import missing_library
+
+        if missing := missing_library(error):
+            sys.stderr.write(f'error: {missing}\n')
+            return
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = report
 # to any other handler, see mmgcvit/engine/tool.py
 end.gives_way = True  # type: ignore[attr-defined]  # functions accept any attribute
 for _number, _handler in (

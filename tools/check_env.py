@@ -129,6 +129,8 @@ def check_environment() -> Report:
     if not set(LIBRARIES) <= set(missing):  # one of them is enough
         missing = [module for module in missing if module not in LIBRARIES]
     if missing:
+        from mmgcvit.installed import install_command
+
         report.problems.append(f'{MISSING}: {", ".join(missing)}: {install_command()}')
     if 'mmgcvit' not in failed:
         check_version(report)
@@ -146,18 +148,6 @@ def check_version(report: Report) -> None:
         require_own_version(__file__)
     except UserError as error:
         report.problems.append(str(error))
-
-
-def install_command() -> str:
-    """Return a command that installs missing packages without overwriting installed ones."""
-    extra = "'.[openmmlab]' (or '.[onedl]', never both)"
-    if versions_of(['mmcv']):
-        extra = "'.[openmmlab-compiled]'"
-    elif any(versions_of(STACKS['onedl'])):
-        extra = "'.[onedl]'"
-    from mmgcvit.installed import with_pip
-
-    return with_pip(f'in a checkout of mmgcvit, run pip install {extra}')
 
 
 def import_failure(module: str) -> str | None:
@@ -244,6 +234,8 @@ def conflicts(versions: dict[str, str]) -> Iterator[str]:
     """Yield problems with distributions that overwrite each other's files."""
     installed = {stack: [n for n in names if n in versions] for stack, names in STACKS.items()}
     if all(installed.values()):
+        from mmgcvit.installed import install_command
+
         both = ', '.join(name for names in installed.values() for name in names)
         yield (
             f'both stacks are installed and overwrite each other ({both}): create a new '

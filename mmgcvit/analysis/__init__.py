@@ -1,6 +1,5 @@
 """Parameters, FLOPs, memory and speed of models."""
 
-from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .complexity import (
     Complexity,
     build_on_meta,

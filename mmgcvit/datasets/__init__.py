@@ -1,6 +1,5 @@
 """Synthetic datasets."""
 
-from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .classes import draw_shape_classes
 from .folder import DatasetMismatchError, Settings
 from .shapes import draw_shapes

@@ -1,6 +1,5 @@
 """Export of detectors, segmentors and classifiers to ONNX, and inference in ONNX Runtime."""
 
-from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .export import build_graph, export_onnx
 from .report import compare, open_images
 from .runtime import OnnxModel

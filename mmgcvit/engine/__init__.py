@@ -1,6 +1,5 @@
 """Building and running trainings, their hooks, and checks of configs and data."""
 
-from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .adaptations import adapt_amp, adapt_lr_scaling, adapt_test
 from .check_data import check_data, require_data
 from .config import check_checkpoint, load_config

@@ -21,6 +21,7 @@ from mmengine.registry import Registry
 from torch import nn
 
 from ..errors import UserError, close_names, describe, did_you_mean, one_line, place
+from ..installed import missing_library
 from .encodings import encoding_fault
 from .kinds import mismatch, parameters
 from .options import walk
@@ -136,6 +137,8 @@ def _disk(error: BaseException) -> str | None:
 
 
 def _package(error: BaseException) -> str | None:
+    if missing := missing_library(error):
+        return missing
     text = _text(error, 300)
     # mmdet's metrics raise a RuntimeError
     if (isinstance(error, ImportError) and 'install' in text) or (

@@ -1,6 +1,5 @@
 """Metrics, dumps of predictions, test-time augmentation, and tests of large images in tiles."""
 
-from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .metrics import DumpLabelMaps, adapt_dump
 from .panoptic import PanopticMetric
 from .tile_options import adapt_tiles, add_tile_options, keep_polygons, tile_options

@@ -1,6 +1,5 @@
 """Trained models applied to image files and videos."""
 
-from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .demo import run_demo
 from .inferencers import build_inferencer
 from .model import TrainedModel, load_trained

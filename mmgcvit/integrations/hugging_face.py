@@ -7,6 +7,7 @@ A repository or folder has three files: ``config.json`` with the arguments of th
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -20,12 +21,13 @@ from huggingface_hub import (
     constants,
     hf_hub_download,
 )
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ..errors import UserError
 from ..files import write_atomically
 from ..installed import resources
 from ..models import GCViT
+from ..optional_mmengine import print_log
 from ..weights.checkpoint import UNKNOWN_LICENSE, open_checkpoint
 from ..weights.export import write_weights
 from ..weights.fit import Fit, load_checkpoint
@@ -58,6 +60,9 @@ weights in this repository:
 - {{ name }}: {{ value }}
 {%- endfor %}
 {% endif %}"""
+
+# what a card states of the weights
+FACTS = re.compile(r'^(?:# |- )((?:GC ViT|License of the weights:) .*)$', re.MULTILINE)
 
 
 class HubGCViT(
@@ -117,6 +122,7 @@ class HubGCViT(
         pretrained_model_name_or_path: str | os.PathLike,
         *,
         local_files_only: bool = False,
+        adapt_input: bool = False,
         **options: Any,
     ) -> 'HubGCViT':
         """Load a model from a folder or a repository, in eval mode.
@@ -125,6 +131,7 @@ class HubGCViT(
             pretrained_model_name_or_path: Folder written by :meth:`save_pretrained`, or
                 OWNER/REPOSITORY on the Hub.
             local_files_only: Only use the cache, which is also used if the Hub does not respond.
+            adapt_input: Adapt the stem's filters to another ``in_channels`` than the saved one.
             **options: ``revision``, ``token``, ``cache_dir`` and ``force_download`` of
                 :class:`huggingface_hub.ModelHubMixin`, and arguments of the network that replace
                 the saved ones. Position biases are resized to another ``window_size``.
@@ -137,10 +144,12 @@ class HubGCViT(
         offline = local_files_only or (not os.path.isdir(name) and hub_is_offline())
         with _one_line(
             f'{name} could not be loaded',
-            'give a folder that save_pretrained wrote, or OWNER/REPOSITORY on the Hub; a private '
-            'repository needs a token',
+            'give a folder with config.json and model.safetensors as save_pretrained writes them, '
+            'or OWNER/REPOSITORY on the Hub; a private repository needs a token',
         ):
-            return super().from_pretrained(name, local_files_only=offline, **options)
+            return super().from_pretrained(
+                name, local_files_only=offline, adapt_input=adapt_input, **options
+            )
 
     @classmethod
     def _from_pretrained(
@@ -152,6 +161,7 @@ class HubGCViT(
         force_download: bool,
         local_files_only: bool,
         token: str | bool | None,
+        adapt_input: bool,
         **arguments: Any,
     ) -> 'HubGCViT':
         path = os.path.join(model_id, constants.SAFETENSORS_SINGLE_FILE)
@@ -171,7 +181,7 @@ class HubGCViT(
                 'or repository that save_pretrained wrote, or set arch'
             )
         model = cls(**arguments)
-        model.load_weights(path)
+        model.load_weights(path, adapt_input=adapt_input)
         return model.eval()
 
     @property
@@ -180,6 +190,41 @@ class HubGCViT(
         arguments = self._hub_mixin_config  # collected by the mixin
         assert isinstance(arguments, dict)
         return {name: value for name, value in arguments.items() if name != 'init_cfg'}
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> str | None:
+        """Save the weights, the config and a model card in a folder.
+
+        An existing model card is kept, unless it describes weights of another license or size.
+
+        Args:
+            save_directory: Folder, which is created if needed.
+            model_card_kwargs: Arguments of :meth:`generate_model_card`.
+            **options: See :meth:`huggingface_hub.ModelHubMixin.save_pretrained`.
+
+        Returns:
+            URL of the commit with ``push_to_hub=True``, otherwise None.
+
+        Raises:
+            UserError: If a file cannot be written, or for the reasons of :meth:`push_to_hub`.
+        """
+        readme = Path(save_directory, 'README.md')
+        with _one_line(f'{save_directory} could not be written', 'give another folder'):
+            if readme.is_file():
+                found = FACTS.findall(readme.read_text(encoding='utf-8'))
+                facts = FACTS.findall(self.generate_model_card(**(model_card_kwargs or {})).content)
+                if stale := [fact for fact in found if fact not in facts]:
+                    states = '; '.join(stale)
+                    print_log(f'replacing {readme}, which states: {states}', logger='current')
+                    readme.unlink()
+            return super().save_pretrained(
+                save_directory, model_card_kwargs=model_card_kwargs, **options
+            )
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_weights(
@@ -277,7 +322,9 @@ def _one_line(what: str, remedy: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, HFValidationError, json.JSONDecodeError) as error:
+    # ValueError: an argument, the name of a repository, or damaged JSON; the other two: JSON whose
+    # content is no dict, or is nested too deeply
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         is_missing = isinstance(error, LocalEntryNotFoundError)
         reason = 'offline, and not in the cache' if is_missing else public_text(error)[:300]
         raise UserError(f'{what} ({reason}): {remedy}') from None

@@ -4,17 +4,19 @@ Importing this module registers one model per size. segmentation_models_pytorch 
 from this registry: ``smp.Unet('tu-mmgcvit_tiny')``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import FeatureInfo, register_model, resolve_pretrained_cfg
+from timm.models import FeatureInfo, PretrainedCfg, register_model, resolve_pretrained_cfg
 from torch import Tensor
 
 from ..errors import UserError
 from ..models import ARCHS, GCViT
 from ..models.arguments import NUM_STAGES
 from ..weights import load_pretrained
+from ..weights.checkpoint import Checkpoint
+from ..weights.fit import load_checkpoint
 
 __all__ = ['TimmGCViT']
 
@@ -91,7 +93,7 @@ class TimmGCViT(GCViT):
                 )
             indices = self.out_indices[-indices:]
         # in the order of the network, as timm's models
-        indices = sorted({i + NUM_STAGES if i < 0 else i for i in indices})
+        indices = sorted(set(_stages(indices)))
         if not set(indices) <= set(self.out_indices):
             raise UserError(
                 f'indices={indices} is not allowed: the model was built with '
@@ -102,6 +104,33 @@ class TimmGCViT(GCViT):
             maps = [each.permute(0, 2, 3, 1) for each in maps]
         chosen = [maps[self.out_indices.index(i)] for i in indices]
         return chosen if intermediates_only else (maps[-1], chosen)
+
+
+def _stages(indices: Iterable[int]) -> tuple[int, ...]:
+    """Return indices of stages with those that count from the end, such as -1, made positive."""
+    from_end = range(-NUM_STAGES, 0)
+    return tuple(i + NUM_STAGES if i in from_end else i for i in indices)
+
+
+def _load(model: TimmGCViT, cfg: PretrainedCfg, adapt_input: bool) -> None:
+    """Load the weights that a config names, in timm's order of precedence."""
+    if cfg.custom_load:
+        raise UserError(
+            f'custom_load={cfg.custom_load!r} of pretrained_cfg is not allowed: remove it, because '
+            'all layouts of weights are recognized'
+        )
+    if cfg.state_dict:
+        checkpoint = Checkpoint.from_content(cfg.state_dict, 'state_dict of pretrained_cfg')
+        load_checkpoint(model, checkpoint, adapt_input)
+        return
+    hub = cfg.hf_hub_id and f'hf://{cfg.hf_hub_id}/{cfg.hf_hub_filename or "model.safetensors"}'
+    source = cfg.file or hub or cfg.url
+    if not source:
+        raise UserError(
+            'pretrained=True is not allowed, because pretrained_cfg names no weights: set file, '
+            'url, hf_hub_id or state_dict in it'
+        )
+    load_pretrained(model, source, adapt_input=adapt_input)
 
 
 def _register(name: str, arch: str) -> None:
@@ -122,11 +151,14 @@ def _register(name: str, arch: str) -> None:
             )
         if output_stride != 32:
             raise UserError(f'output_stride={output_stride} is not allowed: {name} has stride 32')
+        if (indices := settings.get('out_indices')) is not None:
+            chosen = range(-indices, 0) if isinstance(indices, int) else indices
+            settings['out_indices'] = _stages(chosen)
         model = TimmGCViT(arch, in_channels=in_chans, **settings)
         cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
         model.pretrained_cfg = model.default_cfg = cfg.to_dict()
         if pretrained:
-            load_pretrained(model, str(cfg.file or cfg.url), adapt_input=in_chans != 3)
+            _load(model, cfg, adapt_input=in_chans != 3)
         return model
 
     create.__name__ = create.__qualname__ = name

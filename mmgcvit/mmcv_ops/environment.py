@@ -10,13 +10,10 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError, describe
-from ..installed import with_pip
+from ..installed import install_command
 from .site._mmgcvit_mmcv_ops import enable
 
 DISTRIBUTIONS = ('mmcv', 'mmcv-lite', 'onedl-mmcv', 'mmcv-full')
-INSTALL = with_pip(
-    "in a checkout of mmgcvit, run pip install '.[openmmlab]' (or '.[onedl]', never both)"
-)
 FOLDER = Path(__file__).parent
 
 
@@ -69,13 +66,13 @@ def require_operators() -> Operators:
     except ModuleNotFoundError as error:
         if error.name != 'mmcv':
             raise UserError(_broken(mmcv, error)) from error
-        raise UserError(f'mmcv is not installed: {INSTALL}') from error
+        raise UserError(f'mmcv is not installed: {install_command()}') from error
     except Exception as error:
         raise UserError(_broken(mmcv, error)) from error
     if package.__file__ is None:  # a namespace package: an empty folder, or leftover files
         raise UserError(
             f'mmcv is not installed, although there is a folder {next(iter(package.__path__))}: '
-            f'remove the folder, then {INSTALL}'
+            f'remove the folder, then {install_command()}'
         )
     mmcv = mmcv or f'mmcv {package.__version__}'
     try:

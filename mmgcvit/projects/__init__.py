@@ -6,7 +6,6 @@ objects, ``folder`` lists the files, and ``splits`` divides them into training a
 ``recipes`` and ``config`` write the config.
 """
 
-from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .project import FORMATS, new_project
 
 __all__ = ['FORMATS', 'new_project']

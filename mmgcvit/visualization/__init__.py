@@ -1,6 +1,5 @@
 """Plots of training logs, images with predictions, and maps of attention."""
 
-from .. import registry  # noqa: F401  (reports a missing mmengine)
 from .curves import plot_training_curves
 from .drawing import DrawLoadedImages, adapt_drawing
 from .maps import MapOptions

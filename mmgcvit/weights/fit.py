@@ -269,8 +269,8 @@ def _misfit(checkpoint: Checkpoint, target: _Target, reason: str, name: str = ''
     )
     if name == STEM and target.is_backbone:
         remedy = (
-            'set adapt_input=True in the init_cfg of the backbone to adapt the filters, or set '
-            'in_channels to the number that the file was trained with'
+            'set adapt_input=True in the init_cfg of the backbone, or where the file is loaded, to '
+            'adapt the filters, or set in_channels to the number that the file was trained with'
         )
     elif name == STEM:
         remedy = (

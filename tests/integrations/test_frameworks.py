@@ -120,6 +120,40 @@ def test_pretrained_timm_models_have_the_published_weights(published, downloads)
     assert len(downloads) == 1
 
 
+def test_timm_loads_the_weights_that_a_config_names(published, hub):
+    timm = pytest.importorskip('timm')
+    import mmgcvit.integrations.timm  # noqa: F401
+
+    (hub[0] / 'me/gcvit/main').mkdir(parents=True)
+    torch.save(published[1], hub[0] / 'me/gcvit/main/own.pth')
+    options = dict(features_only=True, window_size=7, pretrained=True)
+    for overlay in (
+        dict(state_dict=to_timm(published[1])),
+        dict(hf_hub_id='me/gcvit', hf_hub_filename='own.pth'),
+        dict(file=published[0] / 'timm.pth', hf_hub_id='me/absent'),
+    ):
+        model = timm.create_model('mmgcvit_xxtiny', pretrained_cfg_overlay=overlay, **options)
+        for key, tensor in published[1].items():
+            assert torch.equal(model.state_dict()[key], tensor), (key, overlay.keys())
+    for wrong, words in ((dict(custom_load=True), 'custom_load'), (dict(url=None), 'no weights')):
+        with pytest.raises(UserError, match=words):
+            timm.create_model('mmgcvit_xxtiny', pretrained_cfg_overlay=wrong, **options)
+
+
+@pytest.mark.parametrize(
+    ('given', 'stages'), [((0, -1), (0, 3)), ([-3, -2], (1, 2)), (2, (2, 3)), ((1,), (1,))]
+)
+def test_timms_out_indices_count_from_the_end_too(given, stages):
+    timm = pytest.importorskip('timm')
+    import mmgcvit.integrations.timm  # noqa: F401
+
+    model = timm.create_model('mmgcvit_xxtiny', features_only=True, out_indices=given)
+    assert model.out_indices == stages
+    assert model.feature_info.channels() == [64 * 2**i for i in stages]
+    with pytest.raises(ValueError, match=r'out_indices=\(-5,\) is not allowed'):
+        timm.create_model('mmgcvit_xxtiny', features_only=True, out_indices=(-5,))
+
+
 def weights_in_metafile(arch):
     return next(
         model['Weights']

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 import types
@@ -72,6 +73,18 @@ def test_arguments_of_any_type_are_saved(nano, tmp_path):
     assert all(map(torch.equal, model(images), loaded(images)))
 
 
+def test_saved_filters_are_adapted_to_other_channels(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert 'set adapt_input=True in the init_cfg of the backbone, or where' in refuse(
+        tmp_path, in_channels=1
+    )
+    gray = HubGCViT.from_pretrained(tmp_path, in_channels=1, adapt_input=True)
+    expected = model.stem.conv.weight.sum(1, keepdim=True)
+    torch.testing.assert_close(gray.stem.conv.weight, expected)
+    gray.save_pretrained(tmp_path)
+    assert HubGCViT.from_pretrained(tmp_path).stem.conv.in_channels == 1
+
+
 def test_weights_of_a_detector_and_of_other_channels_are_loaded(model, nano, tmp_path):
     # the names of torchvision's detectors
     state = {f'backbone.body.{name}': tensor for name, tensor in model.state_dict().items()}
@@ -137,6 +150,33 @@ def test_card_of_a_custom_size_has_the_given_license_and_no_results(model, tmp_p
     assert 'Accuracy' not in card.text
 
 
+def test_card_of_other_weights_is_replaced(model, nano, tmp_path):
+    readme = tmp_path / 'README.md'
+    model.weights_license = 'first'
+    model.save_pretrained(tmp_path)
+    edited = readme.read_text() + 'Trained on my images.\n'
+    readme.write_text(edited)
+    model.save_pretrained(tmp_path)
+    assert readme.read_text() == edited
+    model.weights_license = 'second'
+    model.save_pretrained(tmp_path)
+    text = readme.read_text()
+    assert '- License of the weights: second\n' in text and 'first' not in text
+    model.save_pretrained(tmp_path, model_card_kwargs=dict(license='mit'))
+    assert ModelCard.load(readme).data.license == 'mit'
+    xxtiny = HubGCViT('xxtiny', window_size=7)
+    xxtiny.save_pretrained(tmp_path, model_card_kwargs=dict(license='mit'))
+    assert '# GC ViT xxtiny\n' in readme.read_text()
+
+
+def test_a_file_is_no_folder_to_save_to(model, tmp_path):
+    file = tmp_path / 'weights.pth'
+    file.write_text('mine')
+    with pytest.raises(UserError, match=r'weights.pth could not be written \(.*File exists'):
+        model.save_pretrained(file)
+    assert file.read_text() == 'mine'
+
+
 def refuse(*args, **options):
     with pytest.raises(UserError) as error:
         HubGCViT.from_pretrained(*args, **options)
@@ -157,6 +197,24 @@ def test_wrong_names_and_folders_are_explained(model, hub, tmp_path):
     assert 'the model is GC ViT xxtiny' in refuse(tmp_path / 'saved')
     (tmp_path / 'saved' / 'model.safetensors').unlink()
     assert 'model.safetensors does not exist' in refuse(tmp_path / 'saved')
+
+
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [
+        (b'["tiny"]', "'list' object has no attribute"),
+        (b'null', "'NoneType' object has no attribute"),
+        (b'\xfe{}', 'invalid start byte'),
+        (b'[' * 50_000, 'maximum recursion depth'),
+        (b'{"arch": 7}', 'arch=7 is not allowed'),
+        (b'{"arch": {"depths": [1, 1, 1, 1]}}', "missing keys \\['embed_dims'"),
+        (b'{"arch": "tiny", "drop_rate": "1"}', "drop_rate='1' is not allowed"),
+    ],
+)
+def test_a_damaged_config_is_one_line(model, tmp_path, content, reason):
+    model.save_pretrained(tmp_path)
+    (tmp_path / 'config.json').write_bytes(content)
+    assert re.match(rf'{tmp_path} could not be loaded \(.*{reason}.*config.json', refuse(tmp_path))
 
 
 def test_a_repository_without_config_is_explained(model, pushing, hub):

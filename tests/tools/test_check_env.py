@@ -141,23 +141,6 @@ def test_one_library_is_enough(run, failing):
     assert '\nmmpretrain ' in printed
 
 
-@pytest.mark.parametrize(
-    ('installed', 'extra'),
-    [
-        ({}, "'.[openmmlab]' (or '.[onedl]', never both)"),
-        ({'mmcv-lite': '2.1.0'}, "'.[openmmlab]' (or '.[onedl]', never both)"),
-        ({'mmcv': '2.1.0'}, "'.[openmmlab-compiled]'"),
-        ({'onedl-mmengine': '0.10.12'}, "'.[onedl]'"),
-    ],
-)
-def test_what_to_install_overwrites_nothing(tool, monkeypatch, installed, extra):
-    def found(names):
-        return {name: version for name, version in installed.items() if name in names}
-
-    monkeypatch.setattr(tool, 'versions_of', found)
-    assert tool.install_command().endswith(f'pip install {extra}')
-
-
 def test_operators_that_do_not_run(run, monkeypatch):
     from mmgcvit import mmcv_ops
 
