@@ -20,8 +20,10 @@ def one_line(error: object, limit: int = 300) -> str:
 
 
 def describe(error: BaseException, limit: int = 300) -> str:
-    """Return the type of an exception, and its text as in :func:`one_line`."""
-    return f'{type(error).__name__}: {one_line(error, limit)}'
+    """Return the type of an exception, and its text, or the line of code if it has no text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    code = frames[-1].line if frames else None
+    return f'{type(error).__name__}: {one_line(error, limit) or code or ""}'
 
 
 def place(error: BaseException) -> str:

@@ -1,8 +1,9 @@
 """Comparison of plain values with type hints."""
 
+import inspect
 import reprlib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from ..errors import one_line
@@ -105,3 +106,39 @@ def name_of(kind: Any) -> str:
         return ' or '.join(repr(each) for each in arguments)
     kind = get_origin(kind) or kind
     return 'None' if kind in (None, types.NoneType) else getattr(kind, '__name__', str(kind))
+
+
+def parameters(cls: Any) -> list[inspect.Parameter]:
+    """Return the parameters of a function or a class, including those passed on to its bases.
+
+    Without a type hint, a parameter has the type of its default.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for base in inspect.getmro(cls) if inspect.isclass(cls) else [cls]:
+        function = vars(base).get('__init__') if inspect.isclass(base) else base
+        if not inspect.isroutine(function):
+            continue
+        try:
+            own = inspect.signature(function).parameters.values()
+        except ValueError:  # functions in C may have no signature
+            continue
+        hints = _hints(function)
+        for each in own:
+            if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL) and each.name != 'self':
+                found.setdefault(each.name, each.replace(annotation=_hint_of(each, hints)))
+        if all(each.kind != each.VAR_KEYWORD for each in own):
+            break
+    return list(found.values())
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except Exception:  # names that only type checkers import
+        return {}
+
+
+def _hint_of(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
+    if parameter.name in hints or parameter.default in (None, parameter.empty):
+        return hints.get(parameter.name, Any)
+    return type(parameter.default)

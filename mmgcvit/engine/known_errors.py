@@ -12,17 +12,18 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
+from torch import nn
 
-from ..errors import UserError, close_names, describe, did_you_mean, one_line
+from ..errors import UserError, close_names, describe, did_you_mean, one_line, place
 from ..installed import missing_library
 from .encodings import encoding_fault
-from .kinds import mismatch
+from .kinds import mismatch, parameters
 from .options import walk
 
 UNEXPECTED = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
@@ -61,6 +62,16 @@ def known_error(error: BaseException) -> str | None:
 def package_error(error: BaseException) -> str | None:
     """Return an error of a package that is missing or too old, as :func:`known_error` does."""
     return _first((_package, _numpy), error)
+
+
+def location(error: BaseException) -> str:
+    """Return where an exception was raised: the part of the model (if any), file and line."""
+    owners = (frame.f_locals.get('self') for frame in _frames(error))
+    modules = [owner for owner in owners if isinstance(owner, nn.Module)]
+    names = {part: name for name, part in modules[-1].named_modules()} if modules else {}
+    name = next((names[module] for module in modules if names.get(module)), None)
+    # DistributedDataParallel and test-time augmentation wrap the model as their module
+    return f'model.{name.removeprefix("module.")}, {place(error)}' if name else place(error)
 
 
 def _first(
@@ -237,7 +248,7 @@ def _missing_argument(error: BaseException) -> str | None:
 
 def _value(error: BaseException) -> str | None:
     """Explain a value that the constructor of a class in the config rejects."""
-    kinds = ValueError | AssertionError
+    kinds = ValueError | AssertionError | KeyError
     if not isinstance(error, kinds) or isinstance(error, UserError) or not str(error):
         return None
     frames = list(_frames(error))
@@ -313,11 +324,11 @@ def _arguments_of(frame: FrameType) -> Iterator[tuple[str, inspect.Parameter, An
     name, variables = frame.f_code.co_name, frame.f_locals
     own = variables.get('self')
     if name == '__init__':
-        yield from _plain_values(type(own).__name__, _parameters(type(own)), variables)
+        yield from _plain_values(type(own).__name__, parameters(type(own)), variables)
         return
     function = frame.f_globals.get(name) if own is None else getattr(type(own), name, None)
     if inspect.isroutine(function):
-        yield from _plain_values(name, _parameters(function), variables)
+        yield from _plain_values(name, parameters(function), variables)
 
 
 def _arguments_of_objects(frame: FrameType) -> Iterator[tuple[str, inspect.Parameter, Any]]:
@@ -326,13 +337,13 @@ def _arguments_of_objects(frame: FrameType) -> Iterator[tuple[str, inspect.Param
         attributes = getattr(value, '__dict__', None)
         if isinstance(attributes, dict) and not inspect.isclass(value):
             kept = {key.removeprefix('_'): item for key, item in attributes.items()}
-            yield from _plain_values(type(value).__name__, _parameters(type(value)), kept)
+            yield from _plain_values(type(value).__name__, parameters(type(value)), kept)
 
 
 def _plain_values(
-    owner: str, parameters: Iterable[inspect.Parameter], values: Mapping[str, Any]
+    owner: str, arguments: Iterable[inspect.Parameter], values: Mapping[str, Any]
 ) -> Iterator[tuple[str, inspect.Parameter, Any]]:
-    for parameter in parameters:
+    for parameter in arguments:
         if _is_plain(value := values.get(parameter.name, values)):
             yield owner, parameter, value
 
@@ -435,43 +446,7 @@ def _settings(frame: FrameType) -> list[Mapping[str, Any] | Config]:
 
 def _arguments(cls: Any) -> list[str]:
     """Return the arguments of a class, including those that it passes on to its bases."""
-    return [parameter.name for parameter in _parameters(cls)]
-
-
-def _parameters(cls: Any) -> list[inspect.Parameter]:
-    """Return the parameters of a function or a class, including those passed on to its bases.
-
-    Without a type hint, a parameter has the type of its default.
-    """
-    found: dict[str, inspect.Parameter] = {}
-    for base in inspect.getmro(cls) if inspect.isclass(cls) else [cls]:
-        function = vars(base).get('__init__') if inspect.isclass(base) else base
-        if not inspect.isroutine(function):
-            continue
-        try:
-            parameters = inspect.signature(function).parameters.values()
-        except ValueError:  # functions in C may have no signature
-            continue
-        hints = _hints(function)
-        for each in parameters:
-            if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL) and each.name != 'self':
-                found.setdefault(each.name, each.replace(annotation=_hint_of(each, hints)))
-        if all(each.kind != each.VAR_KEYWORD for each in parameters):
-            break
-    return list(found.values())
-
-
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return get_type_hints(function)
-    except Exception:  # names that only type checkers import
-        return {}
-
-
-def _hint_of(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
-    if parameter.name in hints or parameter.default in (None, parameter.empty):
-        return hints.get(parameter.name, Any)
-    return type(parameter.default)
+    return [parameter.name for parameter in parameters(cls)]
 
 
 def _types(registry: Registry) -> dict[str, list[str]]:

@@ -275,3 +275,30 @@ def test_metrics_of_images_that_the_dataset_does_not_use_are_named(shapes, setti
     cfg.val_dataloader.dataset.pop('indices')
     cfg.train_dataloader.dataset.update(settings)
     assert 'evaluator-files' not in names(check_data(cfg))
+
+
+@pytest.mark.parametrize(
+    ('place', 'value', 'message'),
+    [
+        ('param_scheduler.1.milestones', '8, 11', "is '8, 11', but has to be list"),
+        ('param_scheduler.1.milestones', [8, '11'], "milestones.1 is '11', but has to be int"),
+        ('param_scheduler.0.by_epoch', 'False', "is 'False', but has to be bool"),
+        ('default_hooks.checkpoint.save_last', 'no', "is 'no', but has to be bool"),
+        ('default_hooks.logger.interval', '50', "is '50', but has to be int"),
+    ],
+)
+def test_text_instead_of_numbers_lists_and_booleans_is_named(shapes, place, value, message):
+    cfg = detection(shapes)
+    cfg.param_scheduler[1] = dict(type='MultiStepLR', milestones=[8, 11])
+    assert texts(check_data(cfg)) == []
+    cfg.merge_from_dict({place: value})
+    (text,) = texts(check_data(cfg))
+    assert text.startswith(f'[quoted-values] {place}') and message in text
+    assert texts(check_data(cfg, splits=('test',))) == []
+
+
+def test_text_in_a_single_schedule_is_named(shapes):
+    cfg = detection(shapes)
+    cfg.param_scheduler = dict(type='StepLR', step_size=3, gamma='0.1')
+    (text,) = texts(check_data(cfg))
+    assert "param_scheduler.gamma is '0.1', but has to be float" in text

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import forks
 import numpy as np
@@ -141,6 +142,24 @@ def test_a_training_stops_if_no_mask_is_left(shapes):
     edit_each(shapes, segmentation=[[1, 1, 9, 9]])
     with pytest.raises(UserError, match=r'\[masks\] train: .* are ignored, .*: draw polygons'):
         require_data(detection(shapes))
+
+
+@pytest.mark.parametrize(
+    ('fault', 'check'),
+    [(dict(segmentation=[[2, 2, 8, 8, 5]]), 'masks'), (dict(iscrowd=1), 'instances')],
+)
+def test_a_dataset_of_several_with_nothing_to_train_on_is_named(shapes, fault, check):
+    cfg = detection(shapes)
+    good = cfg.train_dataloader.dataset
+    bad = dict(copy.deepcopy(good), ann_file='annotations/instances_bad.json')
+    shutil.copy(annotations(shapes), annotations(shapes, 'bad'))
+    edit_each(shapes, 'bad', **fault)
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[good, bad])
+    (text,) = texts(check_data(cfg))
+    assert text.startswith(f'[{check}] train: ') and 'instances_bad.json' in text
+    assert 'or remove train_dataloader.dataset.datasets.1;' in text
+    apply_remedy(cfg, text)
+    require_data(cfg)
 
 
 def test_rle_without_poly2mask_is_named(shapes):

@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from mmdet.models import FPN
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
@@ -16,8 +17,8 @@ from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from toy import toy_config
 
 from mmgcvit.engine import build_runner
-from mmgcvit.engine.known_errors import known_error
-from mmgcvit.errors import UserError
+from mmgcvit.engine.known_errors import known_error, location
+from mmgcvit.errors import UserError, describe
 
 
 @DATASETS.register_module()
@@ -422,3 +423,35 @@ def test_a_tool_that_cannot_build_a_model_names_the_place_in_the_config(tmp_path
 
     start = 'model.clases: ToyModel has no argument clases (did you mean classes?)'
     assert message_of(build).startswith(start)
+
+
+def test_the_part_of_a_model_that_fails_is_named():
+    layers = torch.nn.ModuleDict(dict(neck=torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))))
+    layers.forward = lambda images: layers['neck'](images)
+    for model in (layers, torch.nn.DataParallel(layers)):
+        with pytest.raises(RuntimeError) as raised:
+            model(torch.ones(1, 5, 2, 2))
+        assert location(raised.value).startswith('model.neck.0, nn/modules/conv.py:')
+    with pytest.raises(RuntimeError) as raised:
+        torch.ones(2) @ torch.ones(3)
+    assert location(raised.value).startswith('tests/engine/test_known_errors.py:')
+
+
+def test_a_metric_that_a_class_refuses_is_named_with_its_place():
+    cfg = Config(dict(val_evaluator=dict(type='mmdet.CocoMetric', metric=['bbox', 'mask'])))
+
+    def build(cfg):
+        METRICS.build(cfg.val_evaluator)
+
+    with pytest.raises(KeyError) as raised:
+        build(cfg)
+    text = known_error(raised.value)
+    assert text.startswith('val_evaluator: CocoMetric: "metric should be one of')
+
+
+def test_an_assertion_without_text_is_described_by_its_code():
+    with pytest.raises(AssertionError) as raised:
+        FPN(in_channels=16, out_channels=8, num_outs=1)
+    assert describe(raised.value) == 'AssertionError: assert isinstance(in_channels, list)'
+    assert describe(AssertionError('different')) == 'AssertionError: different'
+    assert describe(AssertionError()) == 'AssertionError: '

@@ -372,7 +372,8 @@ def instances(split: Split) -> Iterator[Problem | Note]:
             'bbox of the annotations'
         )
         purpose = 'nothing is left to train on' if split.trains else 'all metrics will be -1'
-        yield Problem(f'{purpose}: {text}', stops=split.trains)
+        remedy = split.or_leave_out('instances')
+        yield Problem(f'{purpose}: {text}{remedy}', stops=split.trains)
     elif ignored > kept / 2:
         yield Problem(
             f'{ignored} of {kept} instances in {split.path} are iscrowd, so training ignores '
@@ -417,6 +418,8 @@ def masks(split: Split) -> Iterator[Problem]:
         text = f'{_shown(found, split.path)} {fault}'
         if fault == MISSING:
             text += f', {purpose}: add it{_use_boxes_only(split)}'
+        elif fault in IGNORED and not usable:
+            text += split.or_leave_out('masks')
         yield Problem(text, stops=fault not in IGNORED or not usable)
 
 

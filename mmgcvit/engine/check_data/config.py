@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS, Registry
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    METRICS,
+    MODELS,
+    PARAM_SCHEDULERS,
+    TRANSFORMS,
+    Registry,
+)
 
 from ...registry import class_of
 from ...task import SEGMENTATION, inner_model, task_of
+from ..kinds import mismatch, parameters
 from ..options import walk
 from .masks import box_options, monitored, predicts_masks
 from .report import Checks, Problem, Unchecked
@@ -21,6 +30,12 @@ OTHER_HEADS = ('rpn_head', 'semantic_head', 'reid')
 OTHER_TYPES = ('STDCHead',)
 # arguments of transforms: the label value with which they fill label maps, or which they ignore
 FILLED = ('ignore_index', 'seg_pad_val', 'seg_ignore_label', 'seg_fill_in')
+# settings whose classes may accept text of a number, a list or a boolean, and then do nothing
+QUOTED: Mapping[str, Registry] = {
+    'param_scheduler': PARAM_SCHEDULERS,
+    'default_hooks': HOOKS,
+    'custom_hooks': HOOKS,
+}
 
 
 class Classes(NamedTuple):
@@ -276,6 +291,26 @@ def label_values(setup: Setup) -> Iterator[Problem]:
         )
 
 
+def quoted_values(setup: Setup) -> Iterator[Problem]:
+    """Text where a schedule or a hook expects a number, a list or a boolean."""
+    scope = setup.cfg.get('default_scope')
+    for key, registry in QUOTED.items() if 'train' in setup.splits else ():
+        for place, node in walk({key: setup.cfg.get(key)}):
+            if not (isinstance(node, Mapping) and 'type' in node):
+                continue
+            for parameter in parameters(class_of(node, registry, scope)):
+                value, name = node.get(parameter.name), f'{place}.{parameter.name}'
+                wrong = _has_text(value) and mismatch(value, parameter.annotation, name)
+                if wrong:
+                    yield Problem(f'{wrong}: write it without quotes, and a list in brackets')
+
+
+def _has_text(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list | tuple) and any(map(_has_text, value))
+    )
+
+
 def mask_settings(setup: Setup) -> Iterator[Problem]:
     """Model, pipelines and metrics that do not agree about masks."""
     cfg = setup.cfg
@@ -319,5 +354,6 @@ CONFIG: Checks = {
     class_counts: (),
     ignore_index: (),
     label_values: (),
+    quoted_values: (),
     mask_settings: (),
 }

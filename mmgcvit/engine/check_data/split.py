@@ -7,7 +7,6 @@ import contextlib
 import copy
 import io
 import os
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -151,6 +150,15 @@ class Split:
         if not steps:
             raise Unchecked(f'{self.option}.pipeline has no transform that loads images')
         return [TRANSFORMS.build(step) for step in steps]
+
+    def or_leave_out(self, check: str) -> str:
+        """Return how to train on the other datasets if this is one of several, or ''."""
+        if '.datasets.' not in self.option:
+            return ''
+        return (
+            f', or remove {self.option}; to train on the other datasets as they are, set '
+            f'--cfg-options skip_checks={check}'
+        )
 
     def loads(self, key: str) -> bool:
         """Return whether a loading transform has this argument set to True."""
@@ -356,7 +364,7 @@ def dataset(split: Split) -> Iterator[Problem]:
     try:
         split.dataset  # noqa: B018
     except Exception as error:
-        yield Problem(f'{name} cannot be built ({_reason(error)}): correct {split.option}')
+        yield Problem(f'{name} cannot be built ({describe(error)}): correct {split.option}')
         return
     try:
         split.loaders  # noqa: B018
@@ -365,7 +373,7 @@ def dataset(split: Split) -> Iterator[Problem]:
     except Exception as error:
         yield Problem(
             package_error(error)
-            or f'the transforms that load files cannot be built ({_reason(error)}): correct '
+            or f'the transforms that load files cannot be built ({describe(error)}): correct '
             f'{split.option}.pipeline'
         )
     # mmpretrain's datasets can have the classes of their folders, which are not yet read
@@ -375,12 +383,6 @@ def dataset(split: Split) -> Iterator[Problem]:
             f'metainfo.classes is not a tuple of names: set {split.option}.metainfo.classes to the '
             'names of the classes; a single class needs a comma: ("cat",)'
         )
-
-
-def _reason(error: Exception) -> str:
-    """Describe an exception; an assertion without text by its line of code."""
-    line = '' if str(error) else f'{traceback.extract_tb(error.__traceback__)[-1].line}'
-    return describe(error) + line
 
 
 def read_items(split: Split) -> None:

@@ -15,10 +15,10 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from ...errors import UserError, describe, did_you_mean, place
+from ...errors import UserError, describe, did_you_mean
 from ...files import remove_partial_files, write_atomically
 from ...registry import HOOKS
-from ..known_errors import known_error
+from ..known_errors import known_error, location
 from ..resume import ITERATION_NAME
 from .exact_resume import end_segment
 from .hook_states import states_of
@@ -149,7 +149,7 @@ class SafeCheckpointHook(CheckpointHook):
         """
         reason = known_error(error)
         if reason is None:
-            reason = f'{describe(error)} ({place(error)})'
+            reason = f'{describe(error)} ({location(error)})'
             if is_main_process():
                 reason += '; the traceback is in the log file'
             else:  # only the first process has a log file

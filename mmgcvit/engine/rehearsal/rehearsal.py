@@ -28,14 +28,14 @@ from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, IterBasedTrai
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ...errors import UserError, describe, place
+from ...errors import UserError, describe
 from ...registry import class_of, set_default_scope
 from ...weights import register_checkpoint_loaders
 from ..adaptations import Adaptation, adapt_resume, adapt_test
 from ..check_data import Problem, check_data, find_evaluators
 from ..device import Machine, choose_device
 from ..hooks import SafeCheckpointHook, UnusedParametersHook
-from ..known_errors import known_error
+from ..known_errors import known_error, location
 from ..launch import start_processes
 from ..options import accumulative_counts
 from ..runner import build_runner
@@ -191,7 +191,7 @@ class _Rehearsal:
             folder = tempfile.gettempdir()
             return f'{full}: free some space in {folder}, or set TMPDIR to another folder'
         return known_error(error) or (
-            f'{describe(error)} ({place(error)}): correct the part of the config that it names'
+            f'{describe(error)} ({location(error)}): correct the part of the config that it names'
         )
 
     def _agree(self, mark: str, text: str) -> tuple[str, str]:
@@ -457,7 +457,10 @@ class _Rehearsal:
             place = ''
             if name == 'tta' and self.cfg.get('tta_pipeline'):
                 # often inherited, and not changed with the other pipelines
-                place = '; its pipeline is tta_pipeline of the config'
+                place = (
+                    '; its pipeline is tta_pipeline of the config: correct it there, or set '
+                    '--cfg-options tta_pipeline=None if you do not use --tta'
+                )
             raise UserError(f'tools/test.py{option}: {error}{place}') from error
         finally:
             del runner

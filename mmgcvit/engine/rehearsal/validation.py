@@ -16,11 +16,11 @@ from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, FlexibleRunner, Runner
 from torch import nn
 
-from ...errors import UserError, describe, place
+from ...errors import UserError, describe
 from ...sampling import evenly
 from ..failed_step import random_state, set_random_state
 from ..hooks.resumed_settings import is_finished
-from ..known_errors import package_error
+from ..known_errors import location, package_error
 from ..options import walk
 from .samples import limit, take
 
@@ -167,7 +167,7 @@ def explain(error: BaseException, what: str) -> str:
     name = 'validation' if what == 'val' else 'test'
     if known := package_error(error):
         return f'the {name} fails: {known}'
-    return f'the {name} fails ({describe(error)}, {place(error)}): {remedy}'
+    return f'the {name} fails ({describe(error)}, {location(error)}): {remedy}'
 
 
 def require_names(runner: Runner, metrics: Mapping[str, float]) -> None:
