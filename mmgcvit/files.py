@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from .errors import UserError
+
 
 def write_atomically(path: Path, content: bytes) -> Path:
     """Write a file and its parent folders so that a partial file is never visible.
@@ -36,6 +38,31 @@ def write_atomically(path: Path, content: bytes) -> Path:
         partial.unlink(missing_ok=True)
     _sync_folder(path.parent)
     return path
+
+
+def require_writable(path: Path, option: str) -> None:
+    """Raise a UserError unless a file and its parent folders can be written.
+
+    For files that a program writes after minutes of work.
+
+    Args:
+        path: The file.
+        option: The option with which users choose it.
+    """
+    if path.is_dir():
+        raise UserError(f'{option} {path} is a folder: pass the name of a file')
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(
+            f'{option} {path} cannot be written, because {folder} is a file: pass another name'
+        )
+    if not os.access(folder, os.W_OK):
+        raise UserError(
+            f'{option} {path} cannot be written, because {folder} is not writable for this user: '
+            'pass a file in another folder'
+        )
 
 
 @contextlib.contextmanager

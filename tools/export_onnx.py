@@ -9,8 +9,16 @@ map, or the scores of the classes. docs/export.md lists the models and shows how
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmgcvit.deployment import OnnxModel, compare, export_onnx, open_images
+from mmgcvit.deployment import (
+    OnnxModel,
+    build_graph,
+    compare,
+    export_onnx,
+    open_images,
+    require_out,
+)
 from mmgcvit.engine import config_parser, run_tool
+from mmgcvit.errors import UserError
 from mmgcvit.inference import load_trained
 
 
@@ -49,8 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--no-report', action='store_true', help='do not compare the graph with PyTorch'
     )
     args = parser.parse_args(argv)
-    out = args.out or Path('work_dirs', f'{Path(args.config).stem}.onnx')
+    out = Path(args.out or Path('work_dirs', f'{Path(args.config).stem}.onnx'))
+    require_out(out)  # this and build_graph before minutes of work, and before the data
+    if args.num_images < 1:
+        raise UserError(f'--num-images {args.num_images} is not allowed: use at least 1')
     trained = load_trained(args.config, args.checkpoint, 'cpu', args.cfg_options)
+    build_graph(trained, args.paste_masks, args.resize)
     images = None if args.no_report else open_images(trained, args.images)
     export_onnx(trained, out, args.paste_masks, args.resize)
     print(f'wrote {out}')
@@ -58,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print('comparing the graph with PyTorch', flush=True)
         report = compare(trained, OnnxModel(out), images, args.num_images)
         print(*report.lines(), sep='\n')
+        if report.skipped:
+            raise UserError(
+                f'images that were skipped, see the lines above: {report.skipped}. Replace or '
+                f'remove them; {out} is complete'
+            )
 
 
 if __name__ == '__main__':

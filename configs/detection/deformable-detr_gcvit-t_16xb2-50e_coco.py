@@ -3,7 +3,8 @@
 # Launch:   NNODES=2 NODE_RANK=0 MASTER_ADDR=… bash tools/dist_train.sh \
 #               configs/detection/deformable-detr_gcvit-t_16xb2-50e_coco.py 8    (on both nodes)
 # Hardware: 16 GPUs, 2 images each; for fewer GPUs add --auto-scale-lr
-# Source:   ours: mmdet's recipe for ResNet-50, without weight decay of norms and bias tables
+# Source:   ours: mmdet's recipe for ResNet-50, without weight decay of the norms and
+#           bias tables of the backbone
 # Result:   paper: not reported; ours: not trained
 # License:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
 _base_ = [

@@ -2,7 +2,8 @@
 #
 # Launch:   bash tools/dist_train.sh configs/detection/dino-4scale_gcvit-t_8xb2-12e_coco.py 8
 # Hardware: 8 GPUs, 2 images each
-# Source:   ours: mmdet's recipe for ResNet-50, without weight decay of norms and bias tables
+# Source:   ours: mmdet's recipe for ResNet-50, without weight decay of the norms and
+#           bias tables of the backbone
 # Result:   paper: not reported; ours: not trained
 # License:  CC BY-NC-SA 4.0 for the pretrained weights and for models fine-tuned from them
 _base_ = [

@@ -4,8 +4,8 @@ from typing import Any
 
 from mmdet.datasets import transforms
 
+from ..panoptic import segment_ids
 from ..registry import TRANSFORMS
-from .panoptic import segment_ids
 
 
 @TRANSFORMS.register_module()

@@ -1,31 +1,17 @@
 """Panoptic annotations in COCO's format, in which each pixel belongs to one segment.
 
-A label map stores the id of each pixel's segment in the color of the pixel: red + 256 green +
-65536 blue. The id 0 stands for pixels without a segment. A JSON file lists the segments of each
-image with their categories: things, of which each object is a segment, and stuff.
+A JSON file lists the segments of each image with their categories: things, of which each object is
+a segment, and stuff. Label maps store the segment of each pixel, see :mod:`mmgcvit.panoptic`.
 
 H, W: height and width of an image in pixels.
 """
 
 import numpy as np
 
+from ..panoptic import segment_ids
 from .scene import CLASSES, Scene
 
 STUFF = ('background',)
-
-
-def segment_ids(colors: np.ndarray) -> np.ndarray:
-    """Return the ids of a label map, int32, (H, W).
-
-    Args:
-        colors: RGB image, uint8, (H, W, 3).
-    """
-    return colors.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
-
-
-def segment_colors(ids: np.ndarray) -> np.ndarray:
-    """Return the RGB image, uint8, (H, W, 3), of a label map (H, W) with ids below 2**24."""
-    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
 
 
 def panoptic_categories() -> list[dict]:

@@ -29,8 +29,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..panoptic import segment_colors
 from .folder import VERSION, Layout, Settings, draw_dataset
-from .panoptic import panoptic_annotation, panoptic_categories, segment_colors
+from .panoptic import panoptic_annotation, panoptic_categories
 from .scene import CLASSES, Scene, draw_scene, without_small_parts
 
 ADE_BACKGROUND = 1

@@ -3,6 +3,8 @@
 H, W: height and width of the image, K: number of classes.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 from mmpretrain.models.classifiers import ImageClassifier
@@ -13,8 +15,8 @@ from ..errors import UserError
 from .image import ImageInput
 
 
-def classifier_graph(model: nn.Module, image: ImageInput) -> nn.Module:
-    """Return the graph of a classifier.
+def classifier_graph(model: nn.Module) -> Callable[[ImageInput], nn.Module]:
+    """Return the function that builds the graph of a classifier for an input.
 
     Raises:
         UserError: If the classifier cannot be exported.
@@ -30,7 +32,7 @@ def classifier_graph(model: nn.Module, image: ImageInput) -> nn.Module:
             'exported: use ImageClassifier with LinearClsHead, or export only the backbone '
             '(docs/graph_modes.md)'
         )
-    return Classifier(model, image)
+    return partial(Classifier, model)
 
 
 class Classifier(nn.Module):

@@ -7,7 +7,8 @@ raise an error, even if they are subclasses of supported parts.
 N: number of detections or anchors, P: number of proposals, K: number of classes, m: mask size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from mmcv.ops import RoIAlign
@@ -32,12 +33,11 @@ from .regions import extract, one_more, paste
 DETECTIONS = {name: {0: 'detections'} for name in ('boxes', 'scores', 'labels')}
 
 
-def detector_graph(model: nn.Module, image: ImageInput, paste_masks: bool) -> nn.Module:
-    """Return the graph of a detector.
+def detector_graph(model: nn.Module, paste_masks: bool) -> Callable[[ImageInput], nn.Module]:
+    """Return the function that builds the graph of a detector for an input.
 
     Args:
         model: Detector of mmdet.
-        image: Input of the graph.
         paste_masks: Whether masks have the size of the image.
 
     Raises:
@@ -45,10 +45,10 @@ def detector_graph(model: nn.Module, image: ImageInput, paste_masks: bool) -> nn
     """
     if _same(model, TwoStageDetector, 'predict'):
         _require_two_stage(model)
-        return TwoStage(model, image, paste_masks)
+        return partial(TwoStage, model, paste_masks=paste_masks)
     if _same(model, SingleStageDetector, 'predict'):
         _require_anchor_head(model.bbox_head, 'bbox_head')
-        return SingleStage(model, image)
+        return partial(SingleStage, model)
     raise _refuse('model', model, 'RetinaNet, ATSS, Faster, Mask or Cascade (Mask) R-CNN')
 
 

@@ -14,18 +14,29 @@ import torch
 from torch import nn
 
 from ..errors import UserError, describe
-from ..files import replacing
+from ..files import replacing, require_writable
 from ..inference import TrainedModel
 from ..task import CLASSIFICATION, SEGMENTATION
 from ..version import __version__
 from .image import ImageInput
+from .parity import agreement
 from .resizing import Crop, read_steps, refuse
 from .runtime import OnnxModel, require_onnx
 
 OPSET = 17  # the first with layer norms
 EXAMPLE, OTHERS = (96, 128), ((75, 90), (130, 51))  # sizes of images: recorded, then run
 LARGEST = 2_000_000_000  # bytes; protobuf files are limited to 2 GiB
-AGREE = 0.98  # of the pixels, where two results differ only in rounding
+# see agreement(); two results of the same operations differ in rounding, which NMS may amplify
+AGREE, DETECTORS_AGREE = 0.98, 0.9
+
+
+def require_out(out: Path) -> None:
+    """Raise a UserError unless a model can be exported to a file."""
+    if out.suffix != '.onnx':
+        raise UserError(
+            f'--out {out} is not the name of an .onnx file: pass one that ends with .onnx'
+        )
+    require_writable(out, '--out')
 
 
 def build_graph(trained: TrainedModel, paste_masks: bool = False, resize: bool = True) -> nn.Module:
@@ -39,23 +50,23 @@ def build_graph(trained: TrainedModel, paste_masks: bool = False, resize: bool =
     Raises:
         UserError: If the model, its test pipeline or an option cannot be exported.
     """
-    steps = read_steps(trained.dataset.pipeline.transforms)
-    if trained.task is not CLASSIFICATION and any(isinstance(step, Crop) for step in steps):
-        raise refuse('CenterCrop of images for detectors and segmentors', 'Resize')
-    image = ImageInput(trained.model.data_preprocessor, steps if resize else ())
     # each imports its library, of which users may have installed only one
     if trained.task is SEGMENTATION:
         from .segmentors import segmentor_graph
 
-        graph = segmentor_graph(trained.model, image)
+        build = segmentor_graph(trained.model)
     elif trained.task is CLASSIFICATION:
         from .classifiers import classifier_graph
 
-        graph = classifier_graph(trained.model, image)
+        build = classifier_graph(trained.model)
     else:
         from .detectors import detector_graph
 
-        graph = detector_graph(trained.model, image, paste_masks)
+        build = detector_graph(trained.model, paste_masks)
+    steps = read_steps(trained.dataset.pipeline.transforms)
+    if trained.task is not CLASSIFICATION and any(isinstance(step, Crop) for step in steps):
+        raise refuse('CenterCrop of images for detectors and segmentors', 'Resize')
+    graph = build(ImageInput(trained.model.data_preprocessor, steps if resize else ()))
     if paste_masks and 'masks' not in graph.outputs:
         raise UserError(
             f'--paste-masks is for detectors with masks, and the model of {trained.cfg.filename} '
@@ -76,8 +87,8 @@ def export_onnx(
     The input ``image`` is RGB, (H, W, 3), uint8, of any height and width. The outputs are those of
     :class:`.detectors.SingleStage`, :class:`.detectors.TwoStage`, :class:`.segmentors.Segmentor` or
     :class:`.classifiers.Classifier`. The class names are stored as JSON in ``metadata_props``.
-    The graph is checked and run at two other image sizes before the file is written. Weights of
-    more than 2 GB are written to a second file, ``OUT.data``.
+    Before the file is written, the graph is checked, run at two other image sizes and compared with
+    PyTorch. Weights of more than 2 GB are written to a second file, ``OUT.data``.
 
     Args:
         trained: Detector, segmentor or classifier.
@@ -95,10 +106,7 @@ def export_onnx(
     """
     out = Path(out)
     onnx, _ = require_onnx()
-    if out.suffix != '.onnx' or out.is_dir():
-        raise UserError(
-            f'--out {out} is not the name of an .onnx file: pass one that ends with .onnx'
-        )
+    require_out(out)
     graph = build_graph(trained, paste_masks, resize)
     if out.exists():
         say(f'{out} exists and will be replaced')
@@ -169,7 +177,7 @@ def _metadata(trained: TrainedModel, graph: nn.Module) -> dict[str, str]:
 
 
 def _check_run(graph: nn.Module, path: Path, size: tuple[int, int]) -> None:
-    """Run a graph at an image size other than the recorded one."""
+    """Run a graph at an image size other than the recorded one, and compare it with PyTorch."""
     image = _noise(size)
     try:
         found = OnnxModel(path)(image)
@@ -178,13 +186,14 @@ def _check_run(graph: nn.Module, path: Path, size: tuple[int, int]) -> None:
             f'the exported graph does not run on an image of {size[1]}×{size[0]} '
             f'({describe(error)}): use one of the models listed in docs/export.md'
         ) from error
-    if 'label_map' in found:
-        with torch.no_grad():
-            expected = graph(torch.from_numpy(image)).numpy()
-        agree = float((expected == found['label_map']).mean())
-        if agree < AGREE:
-            raise UserError(
-                f'the exported graph and PyTorch predict different classes for {1 - agree:.0%} of '
-                f'the pixels of an image of {size[1]}×{size[0]}, so no file was written: use a '
-                'decode head listed in docs/export.md'
-            )
+    with torch.no_grad():
+        outputs = graph(torch.from_numpy(image))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    expected = {name: x.numpy() for name, x in zip(graph.outputs, outputs, strict=True)}
+    agree, required = agreement(expected, found), DETECTORS_AGREE if 'boxes' in found else AGREE
+    if agree < required:
+        raise UserError(
+            f'the predictions of the exported graph and of PyTorch agree to {agree:.0%} for an '
+            f'image of {size[1]}×{size[0]}, and {required:.0%} are required. No file was written: '
+            'use one of the models listed in docs/export.md'
+        )

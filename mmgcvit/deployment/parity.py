@@ -33,6 +33,7 @@ class Parity:
         classes: Classifiers: 1 if the class of the image is the same, or 0.
         metrics: Maps name → results in PyTorch and in ONNX Runtime.
         seconds: Seconds per image in PyTorch and in ONNX Runtime.
+        skipped: Number of images that could not be loaded.
     """
 
     boxes: list[float] = field(default_factory=list)
@@ -43,6 +44,7 @@ class Parity:
     classes: list[float] = field(default_factory=list)
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: list[tuple[float, float]] = field(default_factory=list)
+    skipped: int = 0
 
     def add(self, expected: BaseDataElement, found: BaseDataElement) -> None:
         """Add the differences between two data samples of an image."""
@@ -73,6 +75,9 @@ class Parity:
         """Yield the lines of a report."""
         number, threads = len(self.seconds), torch.get_num_threads()
         yield f'{number} images, one per run, on the CPU; threads: {threads}'
+        if self.skipped:
+            total = number + self.skipped
+            yield f'{self.skipped} of {total} images were skipped, because they could not be loaded'
         if self.boxes or self.unpaired:
             highest = f', with scores up to {max(self.unpaired):.3f}' if self.unpaired else ''
             yield (
@@ -122,6 +127,33 @@ def as_sample(
         instances.masks = masks
     sample.pred_instances = instances
     return sample
+
+
+def agreement(expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
+    """Return how similar the outputs of two models for an image are, from 0 to 1.
+
+    Segmentors: the share of the pixels with the same class. Classifiers: 1 minus the largest
+    difference of the scores. Detectors: the common share of the scores of all detections; pairs
+    count by the share of their masks that differs.
+    """
+    if 'label_map' in expected:
+        return float((expected['label_map'] == found['label_map']).mean())
+    if 'boxes' not in expected:
+        return 1 - float(np.abs(expected['scores'] - found['scores']).max())
+    first, second = (
+        InstanceData(
+            **{name.replace('boxes', 'bboxes'): torch.from_numpy(x) for name, x in each.items()}
+        )
+        for each in (expected, found)
+    )
+    left, right = _pairs(first, second)
+    scores = torch.stack((first.scores[left], second.scores[right]))
+    common = scores.amin(0)
+    union = first.scores.sum() + second.scores.sum() - common.sum()
+    if 'masks' in first:
+        differences = (first.masks[left].float() - second.masks[right].float()).abs()
+        common = common * (1 - differences.mean((1, 2)))
+    return float(common.sum() / union) if union > 0 else 1.0
 
 
 def _pairs(first: InstanceData, second: InstanceData) -> tuple[Tensor, Tensor]:

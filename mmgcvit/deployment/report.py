@@ -21,17 +21,16 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 
+from ..engine import name_failing_images
 from ..errors import UserError, describe
 from ..evaluation.metrics import evaluators
 from ..inference import TrainedModel
 from ..inference.inputs import find_inputs
-from ..progress import duration, time_left
+from ..progress import with_progress
 from ..sampling import evenly
 from ..visualization.images import load_image
 from .parity import Parity, as_sample
 from .runtime import OnnxModel
-
-SECONDS = 10  # between two lines of progress
 
 
 class Images(Protocol):
@@ -74,40 +73,44 @@ def compare(
         trained: The model in PyTorch, on the CPU.
         model: The exported model.
         images: See :func:`open_images`. Metrics of graphs that do not resize are not computed.
-        number: Largest number of images. They are evenly spaced.
-        say: Called with each line of progress.
+        number: Largest number of images, at least 1. They are evenly spaced.
+        say: Called with each line of progress, and for each image that is skipped because it cannot
+            be loaded.
 
     Raises:
-        UserError: If ``number`` is not positive, or an image cannot be loaded.
+        UserError: If no image can be loaded.
     """
-    if number < 1:
-        raise UserError(f'--num-images {number} is not allowed: use at least 1')
     indices = evenly(len(images), number)
     parity = Parity()
-    began = said = time.monotonic()
-    for done, index in enumerate([indices[0], *indices]):
-        batch, image = images.load(index)
+    compared: list[int] = []
+    skipped: list[UserError] = []
+    for index in with_progress(indices, 'comparing images', say):
+        try:
+            batch, image = images.load(index)
+        except UserError as error:  # names the image
+            say(f'skipped: {error}')
+            skipped.append(error)
+            continue
         if not model.resizes:
             image = _without_resizing(batch)
-        start = time.perf_counter()
-        with torch.no_grad():
-            (sample,) = trained.model.test_step(batch)
-        middle = time.perf_counter()
-        outputs = model(image)
-        end = time.perf_counter()
-        if not done:
-            continue  # the first image is run twice, since the first run is slower
+        for _ in range(1 if compared else 2):  # the first run is slower
+            start = time.perf_counter()
+            with torch.no_grad():
+                (sample,) = trained.model.test_step(batch)
+            middle = time.perf_counter()
+            outputs = model(image)
+            end = time.perf_counter()
+        compared.append(index)
         parity.seconds.append((middle - start, end - middle))
         other = as_sample(outputs, sample, model.mask_thr)
         parity.add(sample, other)
         if model.resizes:
             images.process(sample, other)
-        if time.monotonic() - said > SECONDS:
-            said = time.monotonic()
-            left = duration(time_left(began, done, len(indices)))
-            say(f'compared {done} of {len(indices)} images ({left} left)')
+    if not compared:
+        raise UserError(f'none of the {len(indices)} images could be loaded: {skipped[0]}')
+    parity.skipped = len(skipped)
     if model.resizes:
-        parity.metrics = images.metrics(indices)
+        parity.metrics = images.metrics(compared)
     return parity
 
 
@@ -157,13 +160,14 @@ class _TestSet:
             )
         for evaluator in self.evaluators:
             evaluator.dataset_meta = self.dataset.metainfo
+        name_failing_images(self.dataset)
 
     def __len__(self) -> int:
         return self.length
 
     def load(self, index: int) -> tuple[dict[str, Any], np.ndarray]:
-        image = load_image(self.dataset, self.dataset.get_data_info(index))
-        return pseudo_collate([self.dataset[index]]), image
+        batch = pseudo_collate([self.dataset[index]])
+        return batch, load_image(self.dataset, self.dataset.get_data_info(index))
 
     def process(self, *samples: BaseDataElement) -> None:
         for evaluator, sample in zip(self.evaluators, samples, strict=True):

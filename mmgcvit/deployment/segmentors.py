@@ -4,6 +4,8 @@ H, W: height and width of the image, C: channels, K: number of classes, s: size 
 """
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -16,8 +18,8 @@ from .image import ImageInput
 from .resizing import interpolate
 
 
-def segmentor_graph(model: nn.Module, image: ImageInput) -> nn.Module:
-    """Return the graph of a segmentor.
+def segmentor_graph(model: nn.Module) -> Callable[[ImageInput], nn.Module]:
+    """Return the function that builds the graph of a segmentor for an input.
 
     Raises:
         UserError: If the segmentor cannot be exported.
@@ -40,7 +42,7 @@ def segmentor_graph(model: nn.Module, image: ImageInput) -> nn.Module:
                 f'decode_head is {type(head).__name__}, which cannot be exported: use UPerHead, or '
                 'export only the backbone (docs/graph_modes.md)'
             )
-    return Segmentor(model, image)
+    return partial(Segmentor, model)
 
 
 class Segmentor(nn.Module):

@@ -1,13 +1,17 @@
 """Loggers of losses and metrics (``--log-to``): TensorBoard, Weights & Biases and MLflow."""
 
 import importlib.util
+import logging
 import os
+import posixpath
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
 from mmengine.visualization import MLflowVisBackend, WandbVisBackend
 
 from ..errors import UserError, describe
@@ -79,6 +83,7 @@ class ResumableMLflowBackend(MLflowVisBackend):
             **({} if server else dict(artifact_suffix=())),
         )
         self._id = _StoredId(work_dir, 'mlflow', resume)
+        self._names: dict[str, str] = {}  # of metrics, such as those of a class 'knife & fork'
 
     def _init_env(self) -> None:
         if self._id.read():
@@ -97,6 +102,33 @@ class ResumableMLflowBackend(MLflowVisBackend):
         mlflow.set_experiment(self._exp_name)
         found = self._id.read()
         mlflow.start_run(run_id=found, run_name=None if found else self._id.run_name)
+
+    def add_scalar(self, name: str, value: float, step: int = 0, **kwargs: Any) -> None:
+        """Log a value, under a name that MLflow allows."""
+        super().add_scalar(self._allowed(name), value, step)
+
+    def add_scalars(
+        self, scalar_dict: dict[str, float], step: int = 0, *args: Any, **kwargs: Any
+    ) -> None:
+        """Log several values, under names that MLflow allows."""
+        super().add_scalars({self._allowed(k): v for k, v in scalar_dict.items()}, step)
+
+    def _allowed(self, name: str) -> str:
+        if name not in self._names:
+            # names with empty parts, such as a//b, are refused as well
+            allowed = re.sub(r'[^\w\-./ ]', '_', posixpath.normpath(name))
+            if allowed in self._names.values():
+                other = allowed
+                while allowed in self._names.values():
+                    allowed += '_'
+                print_log(
+                    f'--log-to mlflow: the metric {name} is logged as {allowed}, because {other} '
+                    'is the name of another one',
+                    'current',
+                    logging.WARNING,
+                )
+            self._names[name] = allowed
+        return self._names[name]
 
 
 class _StoredId:

@@ -13,6 +13,7 @@ from mmengine.evaluator import DumpResults
 
 from ..engine.device import Machine
 from ..errors import UserError
+from ..files import require_writable
 from ..registry import METRICS
 from ..task import CLASSIFICATION, SEGMENTATION, Task, task_of
 
@@ -40,12 +41,13 @@ def adapt_dump(cfg: Config, machine: Machine, path: str) -> None:
     the label maps, because the scores of every class and pixel would fill a disk.
 
     Raises:
-        UserError: If the file's name does not end in .pkl or .pickle.
+        UserError: If the file's name does not end in .pkl or .pickle, or it cannot be written.
     """
     if Path(path).suffix not in ('.pkl', '.pickle'):
         raise UserError(
             f'--out must end in .pkl or .pickle, got {path}: use a name such as results.pkl'
         )
+    require_writable(Path(path), '--out')
     dumps: dict[Task | None, str] = {
         SEGMENTATION: 'mmgcvit.DumpLabelMaps',
         CLASSIFICATION: 'DumpResults',

@@ -13,8 +13,8 @@ import numpy as np
 from mmengine import fileio
 from mmengine.evaluator import BaseMetric
 
-from ..datasets.panoptic import segment_ids
 from ..errors import UserError
+from ..panoptic import segment_ids
 from ..registry import METRICS
 
 VOID = -1
@@ -124,8 +124,9 @@ def compare(
     """Match the segments of an image.
 
     Two segments match if they have the same class and an IoU above 0.5. Pixels without a segment
-    in the annotations do not count in the IoU. Predicted segments that lie mostly in such pixels,
-    or in crowds of their class, are not counted as false; crowds are not counted as missed.
+    in the annotations do not count in the IoU. Annotated segments without pixels are missed, as in
+    panopticapi. Predicted segments that lie mostly in pixels without a segment, or in crowds of
+    their class, are not counted as false; crowds are not counted as missed.
 
     Args:
         truth: Id of each pixel's segment in the annotations, (H, W).
@@ -137,9 +138,10 @@ def compare(
     Returns:
         Sum of IoUs, and numbers of matched, false and missed segments, by class, (4, C).
     """
-    ids, positions = np.unique(truth, return_inverse=True)
+    listed = np.fromiter(segments, np.int64)  # some may have no pixel
+    ids, positions = np.unique(np.concatenate([truth.ravel(), listed]), return_inverse=True)
     predicted_ids, predicted_positions = np.unique(predicted, return_inverse=True)
-    pairs = positions.ravel() * len(predicted_ids) + predicted_positions.ravel()
+    pairs = positions[: truth.size] * len(predicted_ids) + predicted_positions.ravel()
     size = len(ids) * len(predicted_ids)
     overlap = np.bincount(pairs, minlength=size).reshape(len(ids), -1)  # pixels, (G, P)
     labels = np.array([segments.get(number, (VOID, False))[0] for number in ids.tolist()])

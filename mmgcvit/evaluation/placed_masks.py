@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as coco
-from mmdet.evaluation import DumpDetResults
 from mmdet.structures.mask import BitmapMasks
-
-from ..registry import METRICS
 
 
 class PlacedMasks(BitmapMasks):
@@ -83,23 +80,6 @@ class PlacedMasks(BitmapMasks):
     def to_ndarray(self) -> np.ndarray:
         """Return all masks, (N, H, W), uint8."""
         return np.stack(list(self)) if self.masks else np.zeros((0, *self.size), np.uint8)
-
-
-@METRICS.register_module()
-class DumpPlacedMasks(DumpDetResults):
-    """mmdet's dump of predictions, without decoding the RLE.
-
-    mmdet's class would decode and encode each mask again: 0.5 seconds each for 10000x10000 pixels.
-    """
-
-    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Keep the predictions of a batch, see :class:`mmdet.evaluation.DumpDetResults`."""
-        samples = [dict(s, pred_instances=dict(s['pred_instances'])) for s in data_samples]
-        masks = [sample['pred_instances'].pop('masks', None) for sample in samples]
-        super().process(data_batch, samples)
-        for result, each in zip(self.results[-len(samples) :], masks, strict=True):
-            if each is not None:
-                result['pred_instances']['masks'] = each.masks
 
 
 def _run_lengths(mask: np.ndarray, shape: tuple[int, int], top: int, left: int) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from ..errors import UserError
 from ..registry import class_of
 from ..task import CLASSIFICATION, Task, task_of
 from . import tiles  # noqa: F401  registers the transform and the model
-from .metrics import evaluators
 from .tta import test_datasets
 
 SMALLEST = 32  # pixels: the stride of the last feature map
@@ -117,11 +116,6 @@ def adapt_tiles(cfg: Config, machine: Machine, options: TileOptions) -> None:
         loading, following = split(dataset.pipeline, cfg.get('default_scope'))
         cut = dict(type='CutTiles', size=size, overlap=overlap, transforms=following)
         dataset.pipeline = [*loading, ConfigDict(cut)]
-    for metric in evaluators(cfg):
-        if metric.get('type') == 'mmdet.DumpDetResults':  # of adapt_dump
-            from . import placed_masks  # noqa: F401  registers the metric
-
-            metric['type'] = 'mmgcvit.DumpPlacedMasks'
     loader = cfg.test_dataloader
     tiles_together, loader.batch_size = loader.get('batch_size', 1), 1
     cfg.model = ConfigDict(type='mmgcvit.TiledModel', module=cfg.model, batch_size=tiles_together)

@@ -3,9 +3,9 @@
 H, W: height and width of an image in pixels, N: number of predictions.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any
 
@@ -20,12 +20,12 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..progress import duration, time_left
+from ..progress import with_progress
 from ..registry import MODELS
 
 NMS_THRESHOLD = 0.5  # as in mmdet's detectors and test-time augmentation
 BORDER = 0.01  # of a tile: a box that ends within is cut
-SECONDS = 10  # between two lines of progress within an image
+PAIRS = 1_000_000  # of boxes that are compared at once
 
 
 @dataclass(frozen=True)
@@ -158,21 +158,17 @@ class TiledModel(BaseTTAModel):
 
     def _predict(self, tiles: Tiles, sample: BaseDataElement) -> BaseDataElement:
         merged = None
-        began = said = time.monotonic()
-        inputs, total = iter(tiles), len(tiles.windows)
-        for number in range(0, total, self.batch_size):
+        inputs = iter(tiles)
+        starts = range(0, len(tiles.windows), self.batch_size)
+        what = 'tiles' if self.batch_size == 1 else f'batches of {self.batch_size} tiles'
+        what = f'{sample.get("img_path", "image")}: {what}'
+        for number in with_progress(starts, what, partial(print_log, logger='current')):
             batch = pseudo_collate(list(islice(inputs, self.batch_size)))
             found = self.module.test_step(batch)
             merged = merged or _merger(found[0], tiles.shape)
             windows = tiles.windows[number : number + self.batch_size]
             for window, each in zip(windows, found, strict=True):
                 merged.add(each, *window)
-            done = number + len(windows)
-            if done < total and time.monotonic() - said > SECONDS:
-                said = time.monotonic()
-                left = duration(time_left(began, done, total))
-                text = f'{done} of {total} tiles ({left} left)'
-                print_log(f'{sample.get("img_path", "image")}: {text}', logger='current')
         assert merged is not None  # an image has at least one tile
         merged.write(sample)
         return sample
@@ -287,19 +283,21 @@ def keep(instances: InstanceData, tile: Tensor, cut: Tensor) -> Tensor:
     areas = [boxes[tile == each] for each in tiles]
     areas = torch.stack([torch.cat([b[:, :2].amin(0), b[:, 2:].amax(0)]) for b in areas])
     near = bbox_overlaps(areas, areas).fill_diagonal_(0) > 0
-    neighbors = {
-        int(t): torch.isin(tile, tiles[row]).nonzero()[:, 0]
-        for t, row in zip(tiles, near, strict=True)
-    }
-    for index in order.tolist():
-        others = neighbors[int(tile[index])]
-        others = others[kept[others] & (rank[others] > rank[index])]
-        if not kept[index] or not len(others):
-            continue
-        same_class = labels[others] == labels[index]
-        iou = bbox_overlaps(boxes[others], boxes[index, None])[:, 0]
-        inside = bbox_overlaps(boxes[others], boxes[index, None], 'iof')[:, 0]
-        surer = ~cut[index] & (scores[index] >= scores[others] / 10)
-        part = cut[others] & (same_class | surer) & (inside > NMS_THRESHOLD)
-        kept[others[(same_class & (iou > NMS_THRESHOLD)) | part]] = False
+    pairs = []  # of boxes of which the first one suppresses the second one, if it remains
+    for each, row in zip(tiles, near, strict=True):
+        others = torch.isin(tile, tiles[row]).nonzero()[:, 0]
+        of_tile = (tile == each).nonzero()[:, 0]
+        for block in of_tile.split(max(PAIRS // max(len(others), 1), 1)):
+            iou = bbox_overlaps(boxes[block], boxes[others])
+            inside = bbox_overlaps(boxes[others], boxes[block], 'iof').T
+            same_class = labels[block, None] == labels[others]
+            surer = ~cut[block, None] & (scores[block, None] >= scores[others] / 10)
+            part = cut[others] & (same_class | surer) & (inside > NMS_THRESHOLD)
+            suppresses = (same_class & (iou > NMS_THRESHOLD)) | part
+            first, second = (suppresses & (rank[block, None] < rank[others])).nonzero().unbind(1)
+            pairs.append(torch.stack([block[first], others[second]], 1))
+    found = torch.cat(pairs)
+    for first, second in found[torch.argsort(rank[found[:, 0]])].tolist():
+        if kept[first]:
+            kept[second] = False
     return kept

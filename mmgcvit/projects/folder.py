@@ -4,20 +4,19 @@ All paths are relative to the folder.
 """
 
 import json
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from pathlib import PurePosixPath as Relative
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
 from ..errors import UserError, describe
 from ..files import files_below
-from ..progress import duration, time_left
+from ..progress import with_progress
 
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 # names of folders that do not distinguish an image from its annotation, in lower case
@@ -27,7 +26,6 @@ OF_ANNOTATIONS = {
     *('mask', 'masks', 'gt', 'segmentation', 'segmentationclass', 'label_maps', 'trimaps'),
 }
 CONTAINERS = OF_IMAGES | OF_ANNOTATIONS
-T = TypeVar('T')
 
 
 @dataclass
@@ -201,19 +199,3 @@ def _grouped(
 def _places(file: Relative) -> Iterator[str]:
     """Yield the folders that distinguish files of the same name."""
     return (part for part in file.parts[:-1] if part.lower() not in CONTAINERS)
-
-
-def with_progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """Yield items, and print the progress and the remaining time every few seconds.
-
-    Args:
-        items: The items.
-        what: Description of the work, for example 'reading label maps'.
-    """
-    began = shown = time.monotonic()
-    for done, item in enumerate(items):
-        if (now := time.monotonic()) - shown > 5:
-            left = duration(time_left(began, done, len(items)))
-            print(f'{what}: {done} of {len(items)}, {left} left', flush=True)
-            shown = now
-        yield item

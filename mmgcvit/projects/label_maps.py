@@ -13,9 +13,10 @@ from PIL import Image
 
 from ..errors import UserError, describe
 from ..files import write_atomically
+from ..progress import with_progress
 from ..task import SEGMENTATION
 from .data import ANNOTATIONS, Data, Split, in_project, typical_size
-from .folder import Folder, in_annotations, partners, with_progress
+from .folder import Folder, in_annotations, partners
 from .splits import divide, split_of
 
 LOSSLESS = ('.bmp', '.pgm', '.png', '.ppm', '.tif', '.tiff')

@@ -6,9 +6,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ..errors import UserError, describe
+from ..progress import with_progress
 from .data import Data
 from .detection import Picture, finish
-from .folder import Folder, partners, with_progress
+from .folder import Folder, partners
 from .splits import split_of
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from ..errors import UserError, describe
+from ..progress import with_progress
 from .data import Data
 from .detection import Picture, area_of, box_of, finish
-from .folder import Folder, partners, with_progress
+from .folder import Folder, partners
 from .splits import split_of
 
 NAMES = ('classes.txt', 'obj.names', '_darknet.labels')

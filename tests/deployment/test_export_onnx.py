@@ -13,7 +13,16 @@ import torch
 from exported import CONFIGS, CROPPED, load
 from torch import nn
 
-from mmgcvit.deployment import OnnxModel, compare, export, export_onnx, open_images, segmentors
+from mmgcvit.deployment import (
+    OnnxModel,
+    build_graph,
+    compare,
+    export,
+    export_onnx,
+    open_images,
+    segmentors,
+)
+from mmgcvit.deployment.parity import Parity, agreement
 from mmgcvit.errors import UserError
 
 PAGE = Path(__file__).parents[2] / 'docs/export.md'
@@ -131,7 +140,7 @@ def test_no_detections_pasted_masks_and_weights_in_a_second_file(models, tmp_pat
         (lambda patch: patch.setattr(segmentors, 'AnySizePool', nn.AdaptiveAvgPool2d), 'exported'),
         pytest.param(
             lambda patch: patch.setattr(export, 'AGREE', 1.1),
-            'other classes than PyTorch for',
+            'agree to .* No file was written',
             marks=pytest.mark.nightly,
         ),
         pytest.param(
@@ -170,11 +179,120 @@ def test_arguments(models, tmp_path, monkeypatch):
     assert sorted(file.name for file in tmp_path.iterdir()) == ['empty', 'weights.pth']
 
 
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--num-images', '0'], '--num-images 0 is not allowed: use at least 1'),
+        (['--out', 'model.pt'], 'model.pt is not the name of an .onnx file'),
+        (['--out', 'folder.onnx'], 'folder.onnx is a folder: pass the name of a file'),
+        (['--out', 'file/new/a.onnx'], 'file is a file: pass another name'),
+        (['--out', 'locked/new/a.onnx'], 'locked is not writable for this user: pass a file in'),
+    ],
+)
+def test_options_are_checked_before_the_model_is_loaded(
+    tmp_path, monkeypatch, load_tool, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path('folder.onnx').mkdir()
+    Path('file').write_text('')
+    Path('locked').mkdir()
+    # root may write everywhere
+    monkeypatch.setattr('os.access', lambda path, mode: Path(path).name != 'locked')
+    with pytest.raises(UserError, match=message):
+        load_tool('export_onnx').main(['none.py', 'none.pth', *options])
+    assert sorted(path.name for path in Path().rglob('*')) == ['file', 'folder.onnx', 'locked']
+
+
+def test_the_model_is_checked_before_its_pipeline_and_its_data(models, tmp_path, load_tool):
+    load(tmp_path, 'mask_rcnn', **{'model.roi_head.type': 'PISARoIHead'})
+    options = [
+        'model.backbone.arch.depths=(1,1,1,1)',
+        'model.roi_head.type=PISARoIHead',
+        'test_dataloader.dataset.pipeline.1.backend=pillow',
+        'test_dataloader.dataset.ann_file=none.json',
+    ]
+    arguments = [str(CONFIGS['mask_rcnn']), str(tmp_path / 'weights.pth')]
+    with pytest.raises(UserError, match='roi_head is PISARoIHead, which cannot be exported'):
+        load_tool('export_onnx').main([*arguments, '--cfg-options', *options])
+
+
+class GraphAsOnnx:
+    """The graph of a model, called as its file in ONNX Runtime."""
+
+    resizes, mask_thr = True, 0.5
+
+    def __init__(self, trained):
+        self.graph = build_graph(trained)
+
+    def __call__(self, image):
+        with torch.no_grad():
+            return {'scores': self.graph(torch.from_numpy(image.copy())).numpy()}
+
+
+@pytest.mark.parametrize('of_test_set', [True, False])
+def test_images_that_cannot_be_loaded_are_skipped(models, tmp_path, of_test_set):
+    for number, name in enumerate(['a/1.jpg', 'a/2.jpg', 'b/3.jpg', 'b/4.jpg']):
+        path = tmp_path / 'images' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(models.images[number % 2], path)
+    for name in ('a/1.jpg', 'b/3.jpg'):
+        (tmp_path / 'images' / name).write_bytes(b'damaged')
+    data = {'data_root': str(tmp_path), 'data_prefix': 'images'}
+    options = {f'test_dataloader.dataset.{key}': value for key, value in data.items()}
+    trained = load(tmp_path, 'classifier', **options)
+    images = open_images(trained, None if of_test_set else tmp_path / 'images')
+    lines = []
+    parity = compare(trained, GraphAsOnnx(trained), images, say=lines.append)
+    assert [re.search(r'skipped: \S*/images/(\S+):', line)[1] for line in lines] == [
+        'a/1.jpg',
+        'b/3.jpg',
+    ]
+    assert parity.skipped == 2 and len(parity.seconds) == 2 and parity.classes == [1, 1]
+    assert '2 of 4 images were skipped, because they could not be loaded' in parity.lines()
+    assert bool(parity.metrics) == of_test_set
+    for name in ('a/2.jpg', 'b/4.jpg'):
+        (tmp_path / 'images' / name).write_bytes(b'damaged')
+    with pytest.raises(UserError, match=r'none of the 4 images could be loaded: .*a/1.jpg'):
+        compare(trained, GraphAsOnnx(trained), images, say=lines.append)
+
+
+def test_skipped_images_are_an_error_of_the_tool(models, tmp_path, load_tool, monkeypatch, capsys):
+    load(tmp_path, 'classifier')
+    tool = load_tool('export_onnx')
+    monkeypatch.setattr(tool, 'export_onnx', lambda *_: None)
+    monkeypatch.setattr(tool, 'OnnxModel', lambda _: None)
+    report = Parity(seconds=[(1, 2)], skipped=3)
+    monkeypatch.setattr(tool, 'compare', lambda *_: report)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r'^images that were skipped.* 3. Replace.* complete'):
+        tool.main([str(CONFIGS['classifier']), str(tmp_path / 'weights.pth')])
+    assert 'median latency (ms)' in capsys.readouterr().out
+
+
+def test_agreement_of_the_predictions():
+    labels = np.array([[1, 2], [3, 3]])
+    assert agreement(dict(label_map=labels), dict(label_map=np.minimum(labels, 2))) == 0.5
+    scores = np.array([0.5, 0.2, 0.3], np.float32)
+    assert agreement(dict(scores=scores), dict(scores=scores[::-1])) == pytest.approx(0.8)
+
+    def outputs(boxes, scores, labels, masks):
+        masks = np.array(masks, np.float32)[:, None, None].repeat(2, 1)
+        boxes, scores = (np.array(each, np.float32) for each in (boxes, scores))
+        return dict(boxes=boxes, scores=scores, labels=np.array(labels), masks=masks)
+
+    boxes = [[0, 0, 9, 9], [20, 20, 40, 40], [50, 50, 60, 60]]
+    first = outputs(boxes, [0.9, 0.8, 0.3], [0, 1, 0], [0.5, 0.5, 0.5])
+    assert agreement(first, first) == pytest.approx(1)
+    # another score, another mask, and another class
+    second = outputs(boxes, [0.7, 0.8, 0.3], [0, 1, 1], [0.5, 0.75, 0.5])
+    assert agreement(first, second) == pytest.approx((0.7 + 0.75 * 0.8) / (0.9 + 0.8 + 0.6))
+    nothing = {name: value[:0] for name, value in first.items()}
+    assert agreement(nothing, nothing) == 1 and agreement(first, nothing) == 0
+
+
 def test_detections_are_compared_in_pairs():
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
-
-    from mmgcvit.deployment.parity import Parity
 
     def sample(boxes, scores, labels):
         return DetDataSample(

@@ -11,8 +11,14 @@ from toy import toy_config
 from mmgcvit.engine import build_runner
 from mmgcvit.engine.loggers import log_to
 from mmgcvit.errors import UserError
+from mmgcvit.registry import VISBACKENDS
 
 LOCAL = dict(type='LocalVisBackend')
+CLASS_WISE = ['coco/knife & fork_AP', 'coco/a(b,_AP', 'coco/a(b)_AP', 'coco/größe_AP', 'IoU.a//b:']
+ALLOWED = [
+    *('coco/knife _ fork_AP', 'coco/a_b__AP', 'coco/a_b__AP_', 'coco/größe_AP', 'IoU.a/b_'),
+    'loss _box_',
+]
 
 
 def train(work_dir, names, iterations, resume=None, **visualizer):
@@ -96,6 +102,30 @@ def test_a_resumed_training_continues_the_run_of_mlflow(tmp_path, mlflow, monkey
     assert mlflow.experiment == 'mmgcvit'
 
 
+def class_wise(work_dir, name):
+    """Log metrics of classes with names that MLflow refuses; return its backend."""
+    cfg = Config(dict(work_dir=str(work_dir)))
+    log_to(cfg, [name])
+    backend = VISBACKENDS.build(dict(cfg.visualizer.vis_backends[0], save_dir=str(work_dir)))
+    backend.add_config(cfg)
+    for step, value in enumerate((0.25, 0.5), 1):
+        metrics = {each: value + number for number, each in enumerate(CLASS_WISE)}
+        backend.add_scalars(metrics, step, str(work_dir / 'scalars.json'))
+        backend.add_scalar('loss (box)', value, step)
+    return backend
+
+
+def test_names_that_mlflow_refuses(tmp_path, mlflow, log):
+    logged = {}
+    mlflow.log_metrics = lambda metrics, step: logged.update(metrics)
+    mlflow.log_metric = lambda name, value, step: logged.update({name: value})
+    class_wise(tmp_path, 'mlflow')
+    assert logged == dict(zip(ALLOWED, [0.5, 1.5, 2.5, 3.5, 4.5, 0.5], strict=True))
+    # once, and only about the names that would be the same
+    (warning,) = [line for line in log if 'mlflow' in line]
+    assert 'coco/a(b)_AP is logged as coco/a_b__AP_, because coco/a_b__AP is the name of' in warning
+
+
 def test_a_run_that_cannot_start_is_reported_before_the_training(tmp_path, wandb):
     def init(**settings):
         raise ValueError('No API key configured')
@@ -138,3 +168,16 @@ def test_the_package_itself_continues_a_run(tmp_path, name, monkeypatch):
     else:
         losses = package.MlflowClient().get_metric_history(run, 'loss')
         assert [loss.step for loss in losses] == [1, 2, 3]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize('name', ['wandb', 'mlflow'])
+def test_the_package_itself_accepts_names_of_classes(tmp_path, name, monkeypatch):
+    package = pytest.importorskip(name)
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    backend = class_wise(tmp_path, name)
+    backend.close()
+    if name == 'mlflow':
+        run = package.get_run((tmp_path / 'mlflow_run_id').read_text())
+        assert sorted(run.data.metrics) == sorted(ALLOWED)

@@ -101,6 +101,17 @@ def test_predictions_are_dumped_beside_the_metrics(model, kind):
     assert cfg.test_evaluator == [metric, dict(type=kind, out_file_path='a/b.pkl')]
 
 
+def test_the_file_of_the_predictions_is_checked_before_the_test(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(
+        UserError, match=r'--out .*file/a.pkl cannot be written, because .*is a fil'
+    ):
+        adapt_dump(detector(), CPU, path=str(tmp_path / 'file/a.pkl'))
+    (tmp_path / 'folder.pkl').mkdir()
+    with pytest.raises(UserError, match=r'folder.pkl is a folder'):
+        adapt_dump(detector(), CPU, path=str(tmp_path / 'folder.pkl'))
+
+
 def test_lr_scaling_needs_a_batch_size():
     cfg = Config(dict(auto_scale_lr=dict(enable=False, base_batch_size=16)))
     adapt_lr_scaling(cfg, CPU)

@@ -9,8 +9,8 @@ import torch
 from mmengine.registry import METRICS, TRANSFORMS, init_default_scope
 
 from mmgcvit.datasets import draw_shapes
-from mmgcvit.datasets.panoptic import segment_colors, segment_ids
 from mmgcvit.evaluation.panoptic import VOID, compare
+from mmgcvit.panoptic import segment_colors, segment_ids
 
 CLASSES = ('circle', 'rectangle', 'triangle', 'background')
 BACKGROUND = CLASSES.index('background')
@@ -170,7 +170,7 @@ def as_defined(truth, segments, predicted, labels, classes):
     taken = set()
     for number, (label, crowd) in segments.items():
         region = truth == number
-        if label == VOID or crowd or not region.any():
+        if label == VOID or crowd:
             continue
         for other, other_label in labels.items():
             own = predicted == other
@@ -212,3 +212,11 @@ def test_segments_match_as_defined(seed):
     }
     found = compare(truth, segments, predicted, labels, 3)
     assert found == pytest.approx(as_defined(truth, segments, predicted, labels, 3))
+
+
+def test_segments_without_pixels_are_missed_as_in_panopticapi():
+    """A crowd and a segment of another class do not count."""
+    truth = np.array([[1, 1], [0, 2]])
+    segments = {1: (0, False), 2: (1, False), 3: (1, False), 4: (1, True), 5: (VOID, False)}
+    found = compare(truth, segments, truth, {0: VOID, 1: 0, 2: 1}, 2)
+    assert found.tolist() == [[1, 1], [1, 1], [0, 0], [0, 1]]

@@ -13,6 +13,7 @@ from mmcv.transforms import Compose
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.evaluation import DumpDetResults, LVISMetric
 from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 from mmseg.datasets.transforms import PackSegInputs
@@ -22,13 +23,13 @@ from torch import nn
 from mmgcvit.engine.device import Machine
 from mmgcvit.errors import UserError
 from mmgcvit.evaluation import (
-    adapt_dump,
     adapt_tiles,
     add_tile_options,
     keep_polygons,
     tile_options,
+    tiles,
 )
-from mmgcvit.evaluation.placed_masks import DumpPlacedMasks, PlacedMasks
+from mmgcvit.evaluation.placed_masks import PlacedMasks
 from mmgcvit.evaluation.tile_options import TileOptions
 from mmgcvit.evaluation.tiles import TiledModel, Tiles, keep, spans
 
@@ -238,6 +239,32 @@ def test_one_tile_gives_what_the_image_gives_without_tiles(models, task):
     )
 
 
+def test_boxes_are_suppressed_in_order_whatever_the_number_compared_at_once(monkeypatch):
+    """The definition, box by box, for random boxes of which many suppress each other."""
+    random = torch.Generator().manual_seed(0)
+    number = 200
+    corners = torch.rand(number, 2, generator=random) * 60
+    sizes = 15 + torch.rand(number, 2, generator=random) * 15
+    boxes = torch.cat((corners, corners + sizes), 1)
+    labels, tile = torch.randint(3, (2, number), generator=random)
+    scores, cut = torch.rand(number, generator=random), torch.rand(number, generator=random) < 0.3
+    iou, inside = bbox_overlaps(boxes, boxes), bbox_overlaps(boxes, boxes, 'iof')
+    expected = torch.ones(number, dtype=torch.bool)
+    order = sorted(range(number), key=lambda i: (bool(cut[i]), -scores[i]))
+    for place, i in enumerate(order):
+        for j in order[place + 1 :] if expected[i] else ():
+            same = labels[i] == labels[j]
+            surer = not cut[i] and scores[i] >= scores[j] / 10
+            part = cut[j] and (same or surer) and inside[j, i] > 0.5
+            if tile[i] != tile[j] and ((same and iou[i, j] > 0.5) or part):
+                expected[j] = False
+    assert 50 < expected.sum() < 150
+    instances = InstanceData(bboxes=boxes, labels=labels, scores=scores)
+    for pairs in (1, 1000, tiles.PAIRS):
+        monkeypatch.setattr(tiles, 'PAIRS', pairs)
+        assert keep(instances, tile, cut).equal(expected)
+
+
 def config(**model):
     load, resize = dict(type='LoadImageFromFile'), dict(type='Resize', scale=(1333, 800))
     pipeline = [load, resize, dict(type='LoadAnnotations'), dict(type='PackDetInputs')]
@@ -264,25 +291,10 @@ def test_a_config_is_changed_behind_the_loading_of_the_image(log):
     assert '--tiles: 800x800 pixels, overlap 200' in log
 
 
-def test_masks_are_dumped_as_they_are(tmp_path):
-    cfg = config(bbox_head=dict())
-    adapt_dump(cfg, CPU, path=str(tmp_path / 'found.pkl'))
-    adapt_tiles(cfg, CPU, TileOptions())
-    assert cfg.test_evaluator[-1].type == 'mmgcvit.DumpPlacedMasks'
-    found = predict(Blobs(), squares((150, 150), PLACES, edge=20), 64, overlap=24).to_dict()
-    dump = DumpPlacedMasks(out_file_path=str(tmp_path / 'found.pkl'))
-    dump.process(None, [found, dict(found, pred_instances=dict(scores=torch.ones(1)))])
-    first, second = dump.results
-    assert first['pred_instances']['masks'] is found['pred_instances']['masks'].masks
-    assert first['pred_instances'].keys() == found['pred_instances'].keys()
-    assert second['pred_instances'].keys() == {'scores'}
-
-
 def test_metrics_that_expect_a_tensor_of_masks(tmp_path):
     found = predict(Blobs(), squares((150, 150), PLACES, edge=20), 64, overlap=24).to_dict()
     masks = found['pred_instances']['masks'].masks
     found.update(img_id=1, ori_shape=(150, 150))
-    # one that a config may have, in addition to that of --out
     dump = DumpDetResults(out_file_path=str(tmp_path / 'found.pkl'))
     dump.process(None, [found])
     assert dump.results[0]['pred_instances']['masks'] == masks

@@ -12,6 +12,7 @@ from mmengine import fileio
 from PIL import Image
 
 from ...errors import describe
+from ...panoptic import segment_ids
 from .coco import (
     annotation_file,
     class_names,
@@ -111,7 +112,7 @@ def segments(split: Split) -> Iterator[Problem]:
             return
         if split.in_part:
             continue
-        ids = set(np.unique(colors.astype(np.int32) @ (1, 256, 65536)).tolist()) - {0}
+        ids = set(np.unique(segment_ids(colors)).tolist()) - {0}
         wanted = listed.get(opened.item['img_id'], set())
         if missing := wanted - ids:
             yield Problem(
