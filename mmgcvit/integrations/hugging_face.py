@@ -223,7 +223,7 @@ class HubGCViT(
                     print_log(f'replacing {readme}, which states: {states}', logger='current')
                     readme.unlink()
             return super().save_pretrained(
-                save_directory, model_card_kwargs=model_card_kwargs, **options
+                Path(save_directory), model_card_kwargs=model_card_kwargs, **options
             )
 
     def _save_pretrained(self, save_directory: Path) -> None:

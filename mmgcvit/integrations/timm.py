@@ -125,10 +125,10 @@ def _load(model: TimmGCViT, cfg: PretrainedCfg, adapt_input: bool) -> None:
         return
     hub = cfg.hf_hub_id and f'hf://{cfg.hf_hub_id}/{cfg.hf_hub_filename or "model.safetensors"}'
     source = cfg.file or hub or cfg.url
-    if not source:
+    if not source or isinstance(source, tuple):
         raise UserError(
             'pretrained=True is not allowed, because pretrained_cfg names no weights: set file, '
-            'url, hf_hub_id or state_dict in it'
+            'url (one string), hf_hub_id or state_dict in it'
         )
     load_pretrained(model, source, adapt_input=adapt_input)
 
