@@ -1,4 +1,4 @@
-"""The exception class for errors that users can fix, and texts about exceptions."""
+"""The exception class for errors that users can fix, and parts of messages."""
 
 import difflib
 import traceback
@@ -55,6 +55,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint at the known name that is closest to a wrong one, or '' if none is close."""
     close = close_names(name, known)
     return f' (did you mean {close[0]}?)' if close else ''
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number and a noun: '1 image', '2 images'.
+
+    Args:
+        number: The number.
+        noun: The noun in the singular.
+        plural: Its plural, by default with an s.
+    """
+    return f'{number} {noun if number == 1 else plural or f"{noun}s"}'
 
 
 def printable(text: str) -> str:

@@ -14,6 +14,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import MODELS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from ...errors import counted
 from ...models.gcvit import GCViT
 from ...progress import duration
 from ...registry import class_of
@@ -71,14 +72,15 @@ def predict_time(
     steps = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
     iterations = steps * length - start
     seconds = iterations * measured.per_iteration
-    text = f'{iterations} iterations × {measured.per_iteration:.2f} s'
+    text = f'{counted(iterations, "iteration")} × {measured.per_iteration:.2f} s'
     if runner.val_loop is not None and measured.per_image:
         begin = max(runner.cfg.train_cfg.get('val_begin', 1), start // length + 1)
         validations = sum(
             step % loop.val_interval == 0 or step == steps for step in range(begin, steps + 1)
         )
         seconds += validations * images * measured.per_image
-        text += f' + {validations} validations × {images} images × {measured.per_image:.2f} s'
+        text += f' + {counted(validations, "validation")} × {counted(images, "image")}'
+        text += f' × {measured.per_image:.2f} s'
     return f'{duration(seconds)} = {text}'
 
 

@@ -28,7 +28,7 @@ from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, IterBasedTrai
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ...errors import UserError, describe
+from ...errors import UserError, counted, describe
 from ...registry import class_of, set_default_scope
 from ...weights import register_checkpoint_loaders
 from ..adaptations import Adaptation, adapt_resume, adapt_test
@@ -47,7 +47,7 @@ from .prediction import (
     predict_time,
     proposals,
 )
-from .samples import SHARED, call, limit, load, some_items, take, training_items, worst_items
+from .samples import SHARED, call, limit, load, some_items, training_items, worst_items
 from .steps import FewSteps
 from .validation import BATCHES, NOTHING_DETECTED, all_scores, validate
 
@@ -168,7 +168,7 @@ class _Rehearsal:
             marks[name] = mark
             print(f'{mark} {title} {text}', file=self.screen, flush=True)
         failed = sum(mark == FAILED for mark in marks.values())
-        outcome = f'{failed or "no"} step{"s" * (failed > 1)} failed'
+        outcome = f'{counted(failed, "step") if failed else "no step"} failed'
         seconds = time.perf_counter() - start
         print(f'rehearsed in {seconds:.0f} s: {outcome}', file=self.screen, flush=True)
         return failed
@@ -266,15 +266,15 @@ class _Rehearsal:
             )
         if _length(loader) == 0:
             raise UserError(
-                f'{option} has {len(dataset)} images, but no complete batch for each process: set '
-                f'a smaller {option}.batch_size, or {option}.drop_last=False'
+                f'{option} has {counted(len(dataset), "image")}, but no complete batch for each '
+                f'process: set a smaller {option}.batch_size, or {option}.drop_last=False'
             )
         worst = worst_items(dataset)
         indices = some_items(len(dataset), worst, ITEMS)
         if is_main_process():
             load(loader, indices, option)
         SHARED[split], self.loaders[split], self.worst[split] = dataset, loader, worst
-        yield f'{split} {len(dataset)} images ({len(indices)} loaded)'
+        yield f'{split} {counted(len(dataset), "image")} ({len(indices)} loaded)'
 
     def model(self) -> str:
         """Build the model and its weights, as the training does, and train a few updates."""
@@ -338,8 +338,7 @@ class _Rehearsal:
         if checked:
             gradients = f'{"not " if reports else ""}every parameter has a gradient'
         losses = ', '.join(f'{loss:.3g}' for loss in hook.losses)
-        number = math.ceil(hook.batches / self.accumulated)
-        updates = f'{number} update{"s" * (number != 1)}'
+        updates = counted(math.ceil(hook.batches / self.accumulated), 'update')
         text = f'{updates}, loss {losses}; {gradients}; {self._worst()}'
         if reports:
             raise _Note(_listed([text, reports[0]]))
@@ -356,10 +355,9 @@ class _Rehearsal:
         for name, index in items.items():
             info = SHARED['train'].get_data_info(index)
             size = f'{info["width"]}×{info["height"]}'
-            number = len(info.get('instances', ()))
-            count = f', {number} instance{"s" * (number != 1)}'
+            instances = counted(len(info.get('instances', ())), 'instance')
             file = Path(str(info.get('img_path', f'item {index}'))).name
-            texts.append(f'{name} {file} ({size}{count})')
+            texts.append(f'{name} {file} ({size}, {instances})')
         return '; '.join(texts) or 'evenly spaced images'
 
     def save_and_resume(self) -> str:
@@ -409,13 +407,14 @@ class _Rehearsal:
         self._collect_in_folder(loop)
         with all_scores(self.runner.model):
             metrics = validate(loop)
+        batches = counted(len(self.hook.validation_times) - 1, 'batch', 'batches')
         if not metrics:
             raise _Note(
-                f'{BATCHES} batches, but {NOTHING_DETECTED}: the names that save_best, early '
+                f'{batches}, but {NOTHING_DETECTED}: the names that save_best, early '
                 'stopping and schedules use were not checked'
             )
-        more = f' and {len(metrics) - SHOWN} others' if len(metrics) > SHOWN else ''
-        return f'{BATCHES} batches; metrics: {", ".join([*metrics][:SHOWN])}{more}'
+        more = f' and {counted(len(metrics) - SHOWN, "other")}' if len(metrics) > SHOWN else ''
+        return f'{batches}; metrics: {", ".join([*metrics][:SHOWN])}{more}'
 
     def test(self) -> str:
         """Test the checkpoint on one image, with pictures, and with test-time augmentation."""
@@ -472,10 +471,10 @@ class _Rehearsal:
         hook, runner = self.hook, self.runner
         measured_steps = max(hook.batches // 2, 1)  # the first updates are slower
         times = hook.validation_times
-        images = (self.cfg.get('val_dataloader') or {}).get('batch_size') or 1
         measured = Measured(
             per_iteration=(hook.times[-1] - hook.times[-1 - measured_steps]) / measured_steps,
-            per_image=(times[-1] - times[0]) / (images * (len(times) - 1)) if times[1:] else 0.0,
+            # of the last batch, because the first one is slower
+            per_image=(times[-1] - times[-2]) / self._last_validated() if times[1:] else 0.0,
             peak=self.peak,
             checkpoint=self.checkpoint.stat().st_size if self.checkpoint else 0,
         )
@@ -493,6 +492,12 @@ class _Rehearsal:
         if too_much:
             raise _Note(_listed([text, too_much]))
         return text
+
+    def _last_validated(self) -> int:
+        """Return the number of images in the last batch of the rehearsed validation."""
+        size = self.cfg.val_dataloader.get('batch_size') or 1
+        number, _ = self._items('val', len(self.loaders['val'].dataset), size)
+        return (number - 1) % size + 1
 
     def _needs_training(self) -> None:
         if self.runner is None:
@@ -527,21 +532,19 @@ class _Rehearsal:
                 config.update(num_workers=0, persistent_workers=False)
                 config.pop('prefetch_factor', None)
             size = config.get('batch_size') or 1
-            batches, indices = self._items(split, len(loader.dataset), size)
-            limit(config, batches, indices, cfg.get('default_scope'))
+            number, indices = self._items(split, len(loader.dataset), size)
+            limit(config, number, indices, cfg.get('default_scope'))
         return cfg
 
     def _items(self, split: str, length: int, size: int) -> tuple[int, list[int]]:
-        """Return the number of batches per process, and the items of all processes."""
+        """Return the number of items per process, and the items of all processes."""
         worst, processes = self.worst[split], get_world_size()
         if split == 'train':
             per_update = self.accumulated * size
             chosen = training_items(length, worst, per_update, processes, self.updates)
-            return self.accumulated * self.updates, chosen
-        batches = BATCHES if split == 'val' else 1
-        number = batches * size if split == 'val' else 1
-        chosen = take(some_items(length, worst, number), number)
-        return batches, take(chosen, batches * size) * processes
+            return per_update * self.updates, chosen
+        number = min(BATCHES * size, length) if split == 'val' else 1
+        return number, some_items(length, worst, number)[:number] * processes
 
 
 def _length(loader: DataLoader) -> int:

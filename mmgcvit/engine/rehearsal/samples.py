@@ -73,13 +73,13 @@ class FewSamples(Sampler):
 
 
 def limit(
-    loader: Config, batches: int, indices: Sequence[int] | None, scope: str | None = None
+    loader: Config, number: int, indices: Sequence[int] | None, scope: str | None = None
 ) -> None:
-    """Limit a dataloader's config to a few batches per process.
+    """Limit a dataloader's config to a few items per process.
 
     Args:
         loader: Config of a dataloader. It is changed in place.
-        batches: Number of batches in each process.
+        number: Number of items in each process.
         indices: Items of all processes, see :class:`FewSamples`. They are not used with samplers
             that compose batches themselves.
         scope: The config's default scope.
@@ -89,7 +89,7 @@ def limit(
     loader['sampler'] = dict(
         type='mmgcvit.FewSamples',
         sampler=loader['sampler'],
-        number=batches * (loader.get('batch_size') or 1),
+        number=number,
         indices=indices if plain else None,
     )
 
@@ -155,11 +155,6 @@ def some_items(length: int, worst: Mapping[str, int], number: int) -> list[int]:
     """Choose items to load: the worst ones and evenly spaced ones, at least ``number`` if any."""
     indices = [*worst.values(), *evenly(length, number)]
     return list(dict.fromkeys(indices))
-
-
-def take(indices: Sequence[int], number: int) -> list[int]:
-    """Return the first ``number`` items, from the beginning again if there are fewer."""
-    return list(itertools.islice(itertools.cycle(indices), number))
 
 
 def load(loader: DataLoader, indices: Sequence[int], option: str) -> None:

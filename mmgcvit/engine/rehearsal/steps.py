@@ -28,7 +28,7 @@ class FewSteps(Hook):
         start: Iterations that were done before.
         losses: Loss of each iteration.
         times: When the training began and when each iteration ended, in seconds.
-        validation_times: When each batch of the validation ended, in seconds.
+        validation_times: When the validation began and when each of its batches ended, in seconds.
     """
 
     priority = 'VERY_HIGH'
@@ -74,6 +74,10 @@ class FewSteps(Hook):
             self.losses.append(outputs['loss'].item())
         if len(self.times) > self.batches:
             runner.train_loop.stop_training = True
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Note when the validation begins."""
+        self._note(self.validation_times)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, *_: Any, **__: Any) -> None:
         """Measure a batch of the validation."""

@@ -5,6 +5,7 @@ import copy
 import difflib
 import io
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,13 +17,13 @@ from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, FlexibleRunner, Runner
 from torch import nn
 
-from ...errors import UserError, describe
+from ...errors import UserError, counted, describe
 from ...sampling import evenly
 from ..failed_step import random_state, set_random_state
 from ..hooks.resumed_settings import is_finished
 from ..known_errors import location, package_error
 from ..options import walk
-from .samples import limit, take
+from .samples import limit
 
 BATCHES = 2
 NOTHING_DETECTED = (
@@ -31,7 +32,7 @@ NOTHING_DETECTED = (
 
 
 class RehearseValidation(Hook):
-    """Validate two batches before training, and check the names of the metrics.
+    """Validate at most two batches before training, and check the names of the metrics.
 
     A training would otherwise stop only after its first epoch, and at every ``--resume``, if the
     evaluator fails or if ``save_best`` names a metric that it does not compute. Weights, random
@@ -42,7 +43,7 @@ class RehearseValidation(Hook):
     priority = 'NORMAL'  # before CheckpointHook, which may repeat an interrupted validation
 
     def before_train(self, runner: Runner) -> None:
-        """Run the two batches.
+        """Run the batches.
 
         Raises:
             UserError: If the validation fails, or a metric is missing.
@@ -60,14 +61,16 @@ class RehearseValidation(Hook):
         start = time.perf_counter()
         try:
             with _unchanged(runner), _silent(runner), all_scores(runner.model):
-                metrics = validate(_few_batches(runner))
+                few, number = _few_batches(runner)
+                metrics = validate(few)
             if metrics:
                 require_names(runner, metrics)
         except UserError as error:
             raise UserError(f'{error}. --no-rehearsal trains without this check') from error
         seconds = time.perf_counter() - start
         if metrics:
-            _say(f'rehearsed the validation with {BATCHES} batches ({seconds:.1f} s)')
+            batches = counted(number, 'batch', 'batches')
+            _say(f'rehearsed the validation with {batches} ({seconds:.1f} s)')
         else:
             _say(f'not rehearsed: the names of the metrics, because {NOTHING_DETECTED}')
 
@@ -77,21 +80,26 @@ def _say(line: str) -> None:
         print_log(line, logger='current')
 
 
-def _few_batches(runner: Runner) -> BaseLoop:
-    """Copy the validation loop of a runner, limited to a few batches and without hooks."""
+def _few_batches(runner: Runner) -> tuple[BaseLoop, int]:
+    """Copy the validation loop of a runner, limited to a few batches and without hooks.
+
+    Returns:
+        The loop, and the number of batches. No image is repeated to fill them.
+    """
     loop = copy.copy(runner.val_loop)
     config = copy.deepcopy(runner.cfg.val_dataloader)
     dataset = loop.dataloader.dataset
-    per_process = BATCHES * (config.get('batch_size') or 1)
-    indices = take(evenly(len(dataset), per_process), per_process) * get_world_size()
-    limit(config, BATCHES, indices, runner.cfg.get('default_scope'))
+    size = config.get('batch_size') or 1
+    number = min(BATCHES * size, len(dataset))
+    indices = evenly(len(dataset), number) * get_world_size()
+    limit(config, number, indices, runner.cfg.get('default_scope'))
     config.update(dataset=dataset, num_workers=0, persistent_workers=False)
     config.pop('prefetch_factor', None)
     loop.dataloader = Runner.build_dataloader(config)
     loop.evaluator = _copy_of(loop.evaluator)
     loop.val_loss = {}
     loop._runner = _WithoutHooks(runner)
-    return loop
+    return loop, math.ceil(number / size)
 
 
 class _WithoutHooks:

@@ -153,6 +153,30 @@ def test_trainings_that_work(tiny, loop, workers, settings):
     assert '12 iterations × ' in found['prediction'][1]
 
 
+@pytest.mark.parametrize(('batch_size', 'batches'), [(9, '2 batches'), (20, '1 batch')])
+def test_validation_of_a_small_set_is_predicted_without_repeated_images(
+    tiny, shapes, tmp_path, batch_size, batches
+):
+    read = tmp_path / 'read'
+    loader = dict(
+        dataset=dict(
+            type='TinyImages',
+            folder=str(shapes / 'coco' / 'train2017'),
+            augment=False,
+            reads=str(read),
+        ),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='default_collate'),
+        batch_size=batch_size,
+    )
+    found = tiny(val_dataloader=loader)
+    assert not found.failed
+    assert found['validation'][1].startswith(f'{batches}; ')
+    assert re.search(r' × 12 images × \d', found['prediction'][1])
+    # checked, loaded in step 1, validated; and one image is tested
+    assert len(read.read_text().split()) == 12 + 12 + 1
+
+
 @pytest.mark.parametrize(
     ('iterations', 'accumulated', 'updates'), [(1, 1, 1), (5, 3, 2), (3, 2, 2)]
 )
@@ -166,7 +190,8 @@ def test_training_of_few_iterations(tiny, iterations, accumulated, updates):
     )
     assert not found.failed
     assert found['training'][1].startswith(f'{updates} update')
-    assert f' {iterations} iterations × ' in found['prediction'][1]
+    noun = 'iteration' if iterations == 1 else 'iterations'
+    assert f' {iterations} {noun} × ' in found['prediction'][1]
 
 
 SAVE_BEST = dict(type='CheckpointHook', interval=1, rule='less')

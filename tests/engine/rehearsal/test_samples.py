@@ -76,7 +76,7 @@ def test_small_datasets_are_repeated():
 @pytest.mark.parametrize('kind', ['DefaultSampler', 'InfiniteSampler'])
 def test_limited_loader_gives_the_chosen_items(kind):
     config = loader_config(dict(type=kind, shuffle=True))
-    limit(config, 2, [3, 1, 1, 2])
+    limit(config, 4, [3, 1, 1, 2])
     config.dataset = Sized(*[(1, 1)] * 5)
     loader = Runner.build_dataloader(config, seed=0)
     assert [list(batch) for batch in loader.batch_sampler] == [[3, 1], [1, 2]]
@@ -93,7 +93,7 @@ def test_samplers_that_compose_batches_choose_themselves():
             return iter(range(self.length - 1, -1, -1))
 
     config = loader_config(dict(type='Backwards'))
-    limit(config, 2, [0, 0, 0, 0])
+    limit(config, 4, [0, 0, 0, 0])
     config.dataset = Sized(*[(1, 1)] * 3)
     loader = Runner.build_dataloader(config, seed=0)
     assert [list(batch) for batch in loader.batch_sampler] == [[2, 1], [0, 2]]

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from typing import ClassVar
 
 import forks
 import numpy as np
@@ -40,6 +41,23 @@ class FailingMetric(BaseMetric):
         if self.fails == 'compute_metrics':
             raise IndexError('no class 7')
         return dict.fromkeys(self.names, 0.5)
+
+
+@METRICS.register_module(force=True)
+class CountingMetric(tiny_training.TinyMetric):
+    """Notes how many images each validation has."""
+
+    numbers: ClassVar[list[int]] = []
+
+    seen = 0
+
+    def process(self, data_batch, data_samples):
+        self.seen += len(data_batch['label'])
+        super().process(data_batch, data_samples)
+
+    def compute_metrics(self, results):
+        self.numbers.append(self.seen)
+        return super().compute_metrics(results)
 
 
 @pytest.fixture(scope='module')
@@ -100,6 +118,22 @@ def test_metric_that_is_computed_is_not_mentioned(train, log, settings):
     assert train(**settings).epoch == 3
     (line,) = (line for line in log if 'rehearse' in line)
     assert line.startswith('rehearsed the validation with 2 batches')
+
+
+@pytest.mark.parametrize(
+    ('batch_size', 'batches', 'number'),
+    [(5, '2 batches', 10), (8, '2 batches', 12), (15, '1 batch', 12)],
+)
+def test_no_image_is_validated_twice(train, log, batch_size, batches, number):
+    def change(cfg):
+        cfg.val_dataloader.batch_size = batch_size
+        cfg.val_evaluator = dict(type='CountingMetric')
+
+    CountingMetric.numbers.clear()
+    train(change=change)
+    assert CountingMetric.numbers[0] == number
+    (line,) = (line for line in log if 'rehearse' in line)
+    assert line.startswith(f'rehearsed the validation with {batches} (')
 
 
 def test_rule_of_auto_is_checked(train):
