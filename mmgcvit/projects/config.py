@@ -7,7 +7,7 @@ from pprint import pformat
 from typing import Any
 
 from ..cli import as_commands
-from ..errors import printable
+from ..errors import counted, printable
 from ..models.arch import ARCHS
 from ..task import CLASSIFICATION, DETECTION, SEGMENTATION, Task
 from .data import Code, Data
@@ -64,7 +64,8 @@ def config_text(
 def _header(
     data: Data, recipe: Recipe, project: Path, arch: str, weights: str | None
 ) -> Iterator[str]:
-    yield f'# {recipe.model} with GC ViT ({arch}), fine-tuned on {data.train.images} images.'
+    images = counted(data.train.images, 'image')
+    yield f'# {recipe.model} with GC ViT ({arch}), fine-tuned on {images}.'
     yield '#'
     path = printable(shlex.quote(str(project / CONFIG)))
     yield as_commands(f'# Launch:   python tools/train.py {path}')
@@ -187,12 +188,13 @@ def _model(data: Data, arch: str, weights: str | None) -> Iterator[str]:
 def _training(data: Data, recipe: Recipe, schedule: Schedule) -> Iterator[str]:
     size, epochs = recipe.batch_size, schedule.epochs
     images, iterations = data.train.images, schedule.iterations
-    yield f'# {images} images, {size} per batch: {iterations} iterations per epoch'
+    length = counted(iterations, 'iteration')
+    yield f'# {counted(images, "image")}, {size} per batch: {length} per epoch'
     warmup = dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=schedule.warmup)
     interval = schedule.val_interval
     if data.task is SEGMENTATION:
         interval *= iterations
-        yield f'max_iters = {schedule.total}  # {epochs} epochs'
+        yield f'max_iters = {schedule.total}  # {counted(epochs, "epoch")}'
         yield assign('train_cfg', dict(max_iters=Code('max_iters'), val_interval=interval))
         decay = dict(type='PolyLR', power=1.0, by_epoch=False, begin=schedule.warmup)
         decay |= dict(end=Code('max_iters'), eta_min=0.0)

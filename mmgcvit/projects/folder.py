@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import UserError, describe
+from ..errors import UserError, counted, describe
 from ..files import files_below
 from ..progress import with_progress
 from .names import in_annotations, places
@@ -137,6 +137,39 @@ class Folder:
         """
         if items:
             self.notes.append(f'skipped {what}: {len(items)}, for example {items[0]}')
+
+    def no_image_of(
+        self,
+        files: Sequence[Relative],
+        what: str,
+        name: Callable[[Relative], str] = lambda file: file.stem,
+        allowed: str = '',
+    ) -> str:
+        """Return the message that annotation files belong to no image, or '' without such files.
+
+        Args:
+            files: The annotation files.
+            what: Description of one of them.
+            name: Returns the part of a name that an image and its annotation file share.
+            allowed: Further names that are allowed.
+        """
+        images = {name(image): image for image in self.images if image not in {*files}}
+        if not files or not images:
+            return ''
+        for file in files:
+            if image := images.get(name(file)):
+                return (
+                    f'no {what} in {self.path} is in a folder that corresponds to that of its '
+                    f'image (for example {file} and {image}): put both into folders of the same '
+                    'name, such as images/A and masks/A'
+                )
+        file, image = files[0], min(images.values())
+        return (
+            f'no {what} in {self.path} has the name of an image '
+            f'({counted(len(files), what)}, for example {file}; {counted(len(images), "image")}, '
+            f'for example {image}): give each {what} the name of its image, such as '
+            f'{name(image)}{file.suffix} for {image.name}{allowed}'
+        )
 
 
 def partners(

@@ -27,6 +27,8 @@ from .names import in_annotations, split_of
 from .splits import divide, listed_splits
 
 CONVERTED = 'label_maps'  # folder of a project
+# files of Cityscapes beside its label maps
+OTHERS = re.compile(r'_gt(Fine|Coarse)_(color|instance(Train)?Ids)$')
 # ends of the names of label maps
 ENDINGS = re.compile(
     r'(?<=.)([-_. ](masks?|labels?|seg|gt|annotations?)|_gt(Fine|Coarse)_label(Train)?Ids)$', re.I
@@ -40,6 +42,12 @@ def find(folder: Folder) -> str | None:
         return None
     image, file = next(iter(pairs.items()))
     return f'label maps ({len(pairs)}, for example {file} of {image})'
+
+
+def without_image(folder: Folder) -> str:
+    """Return the message that the label maps belong to no image, or '' without label maps."""
+    allowed = '. The endings _mask, _label, _seg, _gt and _annotation are allowed, too'
+    return folder.no_image_of(_label_maps(folder), 'label map', _name_of_image, allowed)
 
 
 def read(folder: Folder, project: Path) -> Data:
@@ -61,26 +69,32 @@ def read(folder: Folder, project: Path) -> Data:
         [file for file in folder.images if file not in annotations and file not in pairs],
         'images without a label map',
     )
+    maps = _label_maps(folder)
+    used = set(pairs.values())
     folder.leave_out(
-        sorted(annotations - set(pairs.values())),
+        [file for file in maps if file not in used],
+        'label maps without an image of their name',
+    )
+    folder.leave_out(
+        sorted(annotations - used - set(maps)),
         'other images in folders of annotations',
     )
     progress = with_progress(list(pairs.items()), 'reading label maps')
     splits = listed_splits(folder, 'Segmentation')
     named, as_colors = named_values(folder)
-    maps = [
+    opened = [
         open_label_map(folder, image, file, splits.get(image.stem, split_of(image)), as_colors)
         for image, file in progress
     ]
-    require_one_kind(maps)
-    require_equal_palettes(maps)
-    names, labels = classes_of(folder, maps, named)
-    train, val = divide(maps, folder)
+    require_one_kind(opened)
+    require_equal_palettes(opened)
+    names, labels = classes_of(folder, opened, named)
+    train, val = divide(opened, folder)
     layouts = [_layout(part) for part in (train, val)]
     in_place = (
         all(layouts)
         and all(color == label * GRAY for color, label in labels.items())
-        and all(each.one_channel for each in maps)
+        and all(each.one_channel for each in opened)
     )
     if not in_place:
         for each in with_progress([*train, *val], 'converting label maps'):
@@ -92,7 +106,7 @@ def read(folder: Folder, project: Path) -> Data:
         tuple(names),
         _write_list(project, 'train', train, layouts[0]),
         _write_list(project, 'val', val, layouts[1]),
-        typical_size([each.size for each in maps]),
+        typical_size([each.size for each in opened]),
     )
 
 
@@ -106,16 +120,22 @@ def _name_of_image(file: Relative) -> str:
     return ENDINGS.sub('', file.stem.removesuffix('_leftImg8bit'))
 
 
-def _pairs(folder: Folder) -> dict[Relative, Relative]:
-    """Return the label map of each image."""
+def _label_maps(folder: Folder) -> list[Relative]:
+    """Return the label maps of classes, also those without an image."""
     maps = [file for file in folder.images if _is_annotation(file)]
-    images = [file for file in folder.images if not _is_annotation(file)]
     # of Pascal VOC: maps of objects, not of classes
     maps = [file for file in maps if file.parent.name != 'SegmentationObject']
+    maps = [file for file in maps if not OTHERS.search(file.stem)]
     if any(file.stem.endswith('_labelTrainIds') for file in maps):
         # the labels of Cityscapes' benchmark, beside those of all its classes
         maps = [file for file in maps if not file.stem.endswith('_labelIds')]
-    return partners(images, maps, _name_of_image)
+    return maps
+
+
+def _pairs(folder: Folder) -> dict[Relative, Relative]:
+    """Return the label map of each image."""
+    images = [file for file in folder.images if not _is_annotation(file)]
+    return partners(images, _label_maps(folder), _name_of_image)
 
 
 def _layout(maps: Sequence[LabelMap]) -> dict[str, str] | None:

@@ -6,9 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from pathlib import PurePosixPath as Relative
 
-from ..errors import UserError, one_line, printable
+import torch
+
+from ..errors import UserError, counted, one_line, printable
 from ..files import replacing
+from ..models import GCViT
 from ..task import CLASSIFICATION, DETECTION, SEGMENTATION, Task
+from ..weights import fit, open_checkpoint
+from ..weights.checkpoint import shapes_of
 from . import class_folders, coco, label_maps, voc, yolo
 from .config import CONFIG, config_text
 from .data import Data
@@ -24,18 +29,20 @@ class Format:
         task: What is trained on it.
         find: Describes the annotations of this format in a folder, or returns None.
         read: Reads a folder, and writes files to the project.
+        without_image: Returns the message that the annotation files belong to no image, or ''.
     """
 
     task: Task
     find: Callable[[Folder], str | None]
     read: Callable[[Folder, Path], Data]
+    without_image: Callable[[Folder], str] = lambda folder: ''
 
 
 FORMATS = {
     'coco': Format(DETECTION, coco.find, coco.read),
-    'yolo': Format(DETECTION, yolo.find, yolo.read),
-    'voc': Format(DETECTION, voc.find, voc.read),
-    'masks': Format(SEGMENTATION, label_maps.find, label_maps.read),
+    'yolo': Format(DETECTION, yolo.find, yolo.read, yolo.without_image),
+    'voc': Format(DETECTION, voc.find, voc.read, voc.without_image),
+    'masks': Format(SEGMENTATION, label_maps.find, label_maps.read, label_maps.without_image),
     'folders': Format(CLASSIFICATION, class_folders.find, class_folders.read),
 }
 
@@ -65,7 +72,8 @@ def new_project(
         The config of the project.
 
     Raises:
-        UserError: If the annotations cannot be used, or the project cannot be written there.
+        UserError: If the annotations or the weights cannot be used, or the project cannot be
+            written there. Nothing is written in this case.
     """
     # not resolved: a path with a symlink may be the one that stays valid
     project, data = (Path(os.path.abspath(path)) for path in (project, data))
@@ -75,6 +83,7 @@ def new_project(
     folder = Folder(data)
     form, found = _choose(folder, task, form)
     print(printable(f'{data}: {found}'), flush=True)
+    weights = _require_weights(weights, arch)
     try:
         with replacing(project) as partial:
             partial.mkdir()
@@ -91,10 +100,12 @@ def new_project(
     recipe = recipe_of(content)
     length = schedule_of(recipe, content.train.images, epochs)
     print(
-        f'{content.task.name}: {len(content.classes)} classes, {content.train.images} images for '
-        f'training, {content.val.images} for validation'
+        f'{content.task.name}: {counted(len(content.classes), "class", "classes")}, '
+        f'{counted(content.train.images, "image")} for training, {content.val.images} for '
+        'validation'
     )
-    print(f'{recipe.model} with GC ViT ({arch}), {length.epochs} epochs: {project / CONFIG}')
+    number = counted(length.epochs, 'epoch')
+    print(f'{recipe.model} with GC ViT ({arch}), {number}: {project / CONFIG}')
     return project / CONFIG
 
 
@@ -119,12 +130,29 @@ def _require_folders(project: Path, data: Path) -> None:
         raise UserError(f'{project} is the current folder: pass the name of a new folder')
 
 
+def _require_weights(weights: str | None, arch: str) -> str | None:
+    """Return the address of the weights, absolute if it is a path.
+
+    Raises:
+        UserError: If they are not available, or not those of a backbone of this size.
+    """
+    if weights in (None, 'none'):
+        return weights
+    if '://' not in weights:
+        weights = os.path.abspath(os.path.expanduser(weights))
+    with torch.device('meta'):  # only shapes are needed
+        network = GCViT(arch=arch)
+    fit(open_checkpoint(weights), shapes_of(network.state_dict()))
+    return weights
+
+
 def _choose(folder: Folder, task: str | None, form: str | None) -> tuple[str, str]:
     """Return the format to read, and a description of the annotations."""
     found = {name: words for name, each in FORMATS.items() if (words := each.find(folder))}
     if form is not None and form not in found:
         raise UserError(
-            f'--format {form}: {folder.path} has no such annotations. It has '
+            FORMATS[form].without_image(folder)
+            or f'--format {form}: {folder.path} has no such annotations. It has '
             f'{" and ".join(found.values()) or folder.kinds()}: '
             + (f'pass --format {next(iter(found))}' if found else 'pass another folder')
         )
@@ -158,7 +186,11 @@ def _choose(folder: Folder, task: str | None, form: str | None) -> tuple[str, st
 
 def _nothing(folder: Folder) -> str:
     """Return the message for a folder without annotations, which lists the formats."""
-    hint = f' {folder.notes[0]}.' if folder.notes else _unread(folder)
+    hint = f' {folder.notes[0]}.' if folder.notes else ''
+    found = (each.without_image(folder) for each in FORMATS.values())
+    if not hint and (text := next(filter(None, found), '')):
+        return text
+    hint = hint or _unread(folder)
     tables = folder.with_suffix('.csv')
     if tables and not hint:
         hint = f' {tables[0]} is a table, which is not read.'
@@ -186,4 +218,7 @@ def _unread(folder: Folder) -> str:
     for file in folder.with_suffix('.xml'):
         if b'<image ' in (folder.path / file).read_bytes()[:100000]:
             return f' {file} is in the format of CVAT: export the annotations as COCO.'
+    # not label maps: the names of their folders may be those of classes
+    if text := yolo.without_image(folder) or voc.without_image(folder):
+        return f' {text[0].upper()}{text[1:]}.'
     return ''

@@ -1,11 +1,12 @@
 """Annotations in Pascal VOC's format: an XML file per image."""
 
+import re
 from pathlib import Path
 from pathlib import PurePosixPath as Relative
 from typing import Any
 from xml.etree import ElementTree
 
-from ..errors import UserError, describe
+from ..errors import UserError, counted, describe
 from ..progress import with_progress
 from .data import Data
 from .detection import Picture, finish
@@ -17,7 +18,17 @@ from .splits import listed_splits
 def find(folder: Folder) -> str | None:
     """Describe the annotation files of a folder, or return None if there are none."""
     files = partners(folder.images, folder.with_suffix('.xml'), anywhere=True)
-    return f'Pascal VOC annotations ({len(files)} .xml files)' if files else None
+    return f'Pascal VOC annotations ({counted(len(files), ".xml file")})' if files else None
+
+
+def without_image(folder: Folder) -> str:
+    """Return the message that the XML files belong to no image, or '' without such files."""
+    files = [
+        file
+        for file in folder.with_suffix('.xml')
+        if re.search(rb'<annotation[\s/>]', (folder.path / file).read_bytes()[:1000])
+    ]
+    return folder.no_image_of(files, '.xml file')
 
 
 def read(folder: Folder, project: Path) -> Data:
@@ -37,6 +48,11 @@ def read(folder: Folder, project: Path) -> Data:
     folder.leave_out(
         [image for image in folder.images if image not in files],
         'images without an .xml file',
+    )
+    used = set(files.values())
+    folder.leave_out(
+        [file for file in folder.with_suffix('.xml') if file not in used],
+        '.xml files without an image of their name',
     )
     splits = listed_splits(folder, 'Main')
     pictures = []

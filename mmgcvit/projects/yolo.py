@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError, describe
+from ..errors import UserError, counted, describe
 from ..progress import with_progress
 from .data import Data
 from .detection import Picture, area_of, box_of, finish
@@ -32,7 +32,13 @@ def find(folder: Folder) -> str | None:
     labels = _labels(folder)
     if not settings and not any(_is_label(folder.path / file) for file in labels.values()):
         return None
-    return f'YOLO labels ({settings or f"{len(labels)} .txt files"})'
+    return f'YOLO labels ({settings or counted(len(labels), ".txt file")})'
+
+
+def without_image(folder: Folder) -> str:
+    """Return the message that the label files belong to no image, or '' without such files."""
+    files = [file for file in folder.with_suffix('.txt') if _is_label(folder.path / file)]
+    return folder.no_image_of(files, '.txt file')
 
 
 def read(folder: Folder, project: Path) -> Data:
@@ -51,8 +57,9 @@ def read(folder: Folder, project: Path) -> Data:
     labels = _labels(folder)
     if not labels:
         raise UserError(
-            f'no .txt file in {folder.path} has the name of an image ({folder.kinds()}): name the '
-            'label file of images/NAME.jpg labels/NAME.txt'
+            without_image(folder)
+            or f'no .txt file in {folder.path} has the name of an image ({folder.kinds()}): name '
+            'the label file of images/NAME.jpg labels/NAME.txt'
         )
     folder.leave_out(
         [image for image in folder.images if image not in labels],
@@ -195,15 +202,17 @@ class _Reader:
         count = len(coordinates)
         if count < 4 or (count > 4 and (count < 6 or count % 2) and not self.keypoints):
             return (
-                f'{count + 1} columns, but a box has 5 (CLASS X Y WIDTH HEIGHT), and a '
+                f'{counted(count + 1, "column")}, but a box has 5 (CLASS X Y WIDTH HEIGHT), and a '
                 'polygon has 7, 9, 11 or more: remove other columns, such as confidences'
             )
         if label < 0 or label != int(label):
             return 'the class is not a whole number of at least 0: correct it'
         if self.names and label >= len(self.names):
+            number = len(self.names)
             return (
-                f'class {int(label)}, but there are {len(self.names)} names, for classes 0 to '
-                f'{len(self.names) - 1}: correct the class, or add its name'
+                f'class {int(label)}, but there {"is" if number == 1 else "are"} '
+                f'{counted(number, "name")}, for classes 0 to {number - 1}: correct the class, or '
+                'add its name'
             )
         used = coordinates[:4] if self.keypoints else coordinates
         if not all(-TOLERANCE <= value <= 1 + TOLERANCE for value in used):
@@ -235,7 +244,7 @@ class _Reader:
 def _line(fault: tuple[str, Sequence[str]]) -> str:
     """Return a line with an error and the first lines of files that have it."""
     text, places = fault
-    more = f' and {len(places) - SHOWN} more lines' if len(places) > SHOWN else ''
+    more = f' and {counted(len(places) - SHOWN, "more line")}' if len(places) > SHOWN else ''
     return f'{", ".join(places[:SHOWN])}{more}: {text}'
 
 

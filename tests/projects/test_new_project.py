@@ -15,7 +15,7 @@ from PIL import Image
 from mmgcvit.engine import check_data, load_config, rehearse
 from mmgcvit.errors import UserError
 from mmgcvit.models import ARCHS
-from mmgcvit.projects import new_project
+from mmgcvit.projects import new_project, project
 from mmgcvit.projects.recipes import BOXES, CLASSIFIER, SEGMENTOR, schedule_of
 
 NANO = dict(
@@ -265,15 +265,17 @@ def test_rehearsal(drawn, tmp_path, task, capsys):
     assert rehearse(cfg) == 0, capsys.readouterr().out
 
 
-def test_other_sizes_change_all_channels(drawn, tmp_path):
+def test_other_sizes_change_all_channels(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(project, 'open_checkpoint', lambda path: None)  # a small one is large
+    monkeypatch.setattr(project, 'fit', lambda checkpoint, shapes: None)
     for data, places in (
         ('boxes', ['neck']),
         ('label_maps', ['decode_head', 'auxiliary_head']),
         ('classes', ['head']),
     ):
-        config = new_project(tmp_path / data, drawn / data, arch='small', weights='mine.pth')
+        config = new_project(tmp_path / data, drawn / data, arch='small', weights='/mine.pth')
         model = load_config(config).model
-        assert (model.backbone.arch, model.backbone.init_cfg.checkpoint) == ('small', 'mine.pth')
+        assert (model.backbone.arch, model.backbone.init_cfg.checkpoint) == ('small', '/mine.pth')
         dims = list(ARCHS['small'].dims)
         found = [model[place].in_channels for place in places]
         assert (

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import layouts
 import pytest
+import torch
 from layouts import image
 from PIL import Image
 
+from mmgcvit import GCViT
 from mmgcvit.engine import load_config
 from mmgcvit.errors import UserError
 from mmgcvit.projects import new_project
@@ -83,7 +85,47 @@ def two_kinds(folder):
     yolo(folder, BOX)
 
 
+def other_names(folder, pattern, text=None):
+    """Write images/pier*.jpg, and annotations of other names, or of these in other folders."""
+    for number in range(3):
+        image(folder / f'images/pier{number}.jpg')
+        path = folder / pattern.format(number)
+        if text is None:
+            image(path, mode='L', color=number)
+        else:
+            layouts.write(path, text)
+
+
+def folders_and_labels(folder):
+    for number in range(4):
+        image(folder / f'{"ab"[number % 2]}/{number}.png')
+    layouts.write(folder / 'labels/quay.txt', BOX)
+
+
 FAULTS = {
+    'label maps of other names': (
+        lambda d: other_names(d, 'masks/quay{}.png'),
+        r'no label map in .*data has the name of an image \(3 label maps, for example '
+        r'masks/quay0\.png; 3 images, for example images/pier0\.jpg\): give each label map the '
+        r'name of its image, such as pier0\.png for pier0\.jpg\. The endings _mask, .* too$',
+    ),
+    'label maps in other folders': (
+        lambda d: other_names(d, 'masks/week/pier{}_mask.png'),
+        r'no label map in .* corresponds to that of its image \(for example '
+        r'masks/week/pier0_mask\.png and images/pier0\.jpg\): put both into folders of',
+    ),
+    'YOLO labels of other names': (
+        lambda d: other_names(d, 'labels/quay{}.txt', BOX),
+        r'no \.txt file in .* \(3 \.txt files, .*such as pier0\.txt for pier0\.jpg$',
+    ),
+    'Pascal VOC of other names': (
+        lambda d: other_names(d, 'xml/quay{}.xml', '<annotation/>'),
+        r'no \.xml file in .* \(3 \.xml files, .*such as pier0\.xml for pier0\.jpg$',
+    ),
+    'labels of other names beside folders': (
+        folders_and_labels,
+        r'of 2 classes .* not read\. No \.txt file in .*\(1 \.txt file, .*pass --format folders',
+    ),
     'nothing': (
         lambda d: image(d / 'a.png'),
         r'has no annotations in a known format \(1 \.png\)\. Add one of these: a \.json file',
@@ -274,11 +316,11 @@ FAULTS = {
             for split in ('train', 'val')
             for end in ('', '_labels')
         ],
-        r'has no annotations in a known format \(4 \.png\)',
+        r'no label map in .* has the name of an image \(2 label maps, .*; 2 images, ',
     ),
     'images and masks named after a split': (
         lambda d: [image(d / f'{name}/{name}.png') for name in ('train', 'masks-train')],
-        r'has no annotations in a known format \(2 \.png\)',
+        r'\(1 label map, for example masks-train/masks-train\.png; 1 image, for example train/',
     ),
     'names that differ': (
         lambda d: (
@@ -425,6 +467,86 @@ def test_choice_of_format_and_task(tmp_path, capsys):
             new_project(tmp_path / 'other', tmp_path / 'data', task, form)
     with pytest.raises(UserError, match='--epochs must be at least 1, got 0'):
         new_project(tmp_path / 'other', tmp_path / 'data', form='coco', epochs=0)
+
+
+def test_format_that_matches_no_image(tmp_path):
+    other_names(tmp_path / 'data', 'masks/quay{}.png')
+    with pytest.raises(UserError, match=r'^no label map in .* has the name of an image'):
+        new_project(tmp_path / 'new', tmp_path / 'data', form='masks')
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'text', 'what'),
+    [
+        ('masks/pier{}.png', None, 'label maps'),
+        ('labels/pier{}.txt', BOX, 'label files'),
+        (
+            'xml/pier{}.xml',
+            '<annotation><object><name>a</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax>'
+            '<ymax>4</ymax></bndbox></object></annotation>',
+            '.xml files',
+        ),
+    ],
+)
+def test_annotations_without_an_image_are_listed(tmp_path, capsys, pattern, text, what):
+    other_names(tmp_path / 'data', pattern, text)
+    first = tmp_path / 'data' / pattern.format(0)
+    first.rename(first.with_name(f'quay{first.suffix}'))
+    new_project(tmp_path / 'new', tmp_path / 'data')
+    found = ' '.join(notes(capsys))
+    assert 'images without a' in found and ': 1, for example images/pier0.jpg' in found
+    assert f'skipped {what} without an image of their name: 1, for example ' in found
+    assert f'{first.parent.name}/quay{first.suffix}' in found
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """A checkpoint of the smallest backbone."""
+    path = tmp_path_factory.mktemp('weights') / 'mine.pth'
+    torch.save(GCViT(arch='xxtiny').half().state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ('given', 'arch', 'message'),
+    [
+        ('nowhere.pth', 'xxtiny', r'/here/nowhere\.pth does not exist: specify the path or URL'),
+        ('file:///nowhere.pth', 'xxtiny', r'^/nowhere\.pth does not exist'),
+        ('text.pth', 'xxtiny', r'text\.pth'),
+        ('mine.pth', 'tiny', r'mine\.pth.*arch'),
+    ],
+)
+def test_weights_are_checked_before_anything_is_written(
+    tmp_path, monkeypatch, weights, given, arch, message
+):
+    here = tmp_path / 'here'
+    layouts.write(here / 'text.pth', 'epoch 1')
+    (here / 'mine.pth').symlink_to(weights)
+    yolo(tmp_path / 'data', BOX, BOX)
+    monkeypatch.chdir(here)
+    with pytest.raises(UserError, match=message):
+        new_project(tmp_path / 'new', tmp_path / 'data', arch=arch, weights=given)
+    assert not (tmp_path / 'new').exists()
+    config = new_project(tmp_path / 'new', tmp_path / 'data', arch='xxtiny', weights='mine.pth')
+    monkeypatch.chdir(tmp_path)
+    assert load_config(config).model.backbone.init_cfg.checkpoint == str(here / 'mine.pth')
+    url = weights.as_uri()
+    config = new_project(tmp_path / 'other', tmp_path / 'data', arch='xxtiny', weights=url)
+    assert load_config(config).model.backbone.init_cfg.checkpoint == url
+
+
+def test_numbers_of_one_have_the_singular(tmp_path, capsys):
+    yolo(tmp_path / 'boxes', BOX, BOX, None, names='[a]')
+    config = new_project(tmp_path / 'new', tmp_path / 'boxes', epochs=1)
+    printed = capsys.readouterr().out
+    assert 'detection: 1 class, 1 image for training, 1 for validation\n' in printed
+    assert 'Faster R-CNN with GC ViT (tiny), 1 epoch: ' in printed
+    assert 'on 1 image.\n' in config.read_text()
+    assert '# 1 image, 2 per batch: 1 iteration per epoch\n' in config.read_text()
+    label_maps(tmp_path / 'maps', 0, 1, 2)
+    config = new_project(tmp_path / 'other', tmp_path / 'maps', epochs=1)
+    assert '3 classes, 2 images for training' in capsys.readouterr().out
+    assert 'max_iters = 3  # 1 epoch\n' in config.read_text()
 
 
 def notes(capsys):
