@@ -29,7 +29,7 @@ import torch
 from mmgcvit.analysis.backbone_speed import DTYPES, Measurement, Settings, measure_backbone
 from mmgcvit.analysis.peers import BACKBONES
 from mmgcvit.engine import run_tool
-from mmgcvit.errors import UserError
+from mmgcvit.errors import UserError, counted
 from mmgcvit.files import write_atomically
 from mmgcvit.mmcv_ops import enable
 from mmgcvit.models import ARCHS
@@ -208,7 +208,7 @@ def measure_alone(settings: Settings) -> Measurement:
 def device_name(plan: Plan) -> str:
     if plan.settings.device == 'cuda':
         return torch.cuda.get_device_name()
-    return f'CPU, {torch.get_num_threads()} threads'
+    return f'CPU, {counted(torch.get_num_threads(), "thread")}'
 
 
 def headline(plan: Plan) -> str:

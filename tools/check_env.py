@@ -181,11 +181,12 @@ def check_operators(report: Report) -> None:
     """Run mmcv's operators on each device in each dtype."""
     import torch
 
+    from mmgcvit.errors import counted
     from mmgcvit.mmcv_ops import operator_failure, require_operators
 
     operators = require_operators()
     report.rows.append(("mmcv's operators", str(operators)))
-    devices = [('cpu', f'CPU, {torch.get_num_threads()} threads')]
+    devices = [('cpu', f'CPU, {counted(torch.get_num_threads(), "thread")}')]
     if torch.cuda.is_available():
         devices += [
             (f'cuda:{number}', f'{torch.cuda.get_device_name(number)}, CUDA {torch.version.cuda}')

@@ -387,7 +387,7 @@ def test_reduce_zero_label_shifts_the_values(shapes):
         cfg[f'{split}_dataloader'].dataset.reduce_zero_label = True
     report = check_data(cfg)
     (text,) = texts(report)  # 1 to 3 become 0 to 2
-    assert 'train: 1 classes have no pixel' in text and "'triangle'" in text
+    assert 'train: 1 class has no pixel' in text and "'triangle'" in text
     counts = report.datasets[0][1].classes
     assert counts['triangle'] == 0 and counts['background'] > 0
     # the transform and the dataset have to agree

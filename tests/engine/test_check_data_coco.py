@@ -124,7 +124,7 @@ def test_a_class_without_an_instance_is_named(shapes):
     report = check_data(detection(shapes))
     (problem,) = report.problems
     assert problem.name == 'empty-class' and not problem.stops
-    assert "train: 1 classes have no instance: ('triangle',)" in problem.text
+    assert "train: 1 class has no instance: ('triangle',)" in problem.text
     assert any("'triangle'" in note and 'val, test' in note for note in report.notes)
 
 

@@ -84,7 +84,7 @@ def test_a_class_that_validation_lacks_would_shift_its_labels(published, root, f
     (root / 'val/circle').mkdir()  # the remedy
     report = check(config(published, root), fast)
     assert report.problems == []
-    assert report.notes == ["val: 1 classes have no images: ('circle',)"]
+    assert report.notes == ["val: 1 class has no images: ('circle',)"]
 
 
 def test_other_folders_of_the_same_number_are_found(published, root):
@@ -100,7 +100,7 @@ def test_a_class_without_images_is_never_predicted(published, root, fast):
         file.unlink()
     (problem,) = check(config(published, root), fast).problems
     assert not problem.stops
-    assert "1 classes have no images: ('circle',); they will never be predicted" in problem.text
+    assert "1 class has no images: ('circle',); they will never be predicted" in problem.text
 
 
 def test_folders_of_classes_in_another_order_than_their_names(published, root):

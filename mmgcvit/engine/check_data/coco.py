@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine import fileio
 
-from ...errors import describe
+from ...errors import counted, describe
 from ..encodings import encoding_fault
 from .masks import IGNORED, MISSING, box_options, mask_fault
 from .report import Checks, Note, Problem, Unchecked
@@ -387,7 +387,7 @@ def empty_class(split: Split) -> Iterator[Problem | Note]:
     empty = [name for name, number in split.counts.classes.items() if not number]
     if not empty or len(empty) == len(split.counts.classes):
         return
-    text = f'{len(empty)} classes have no instance: {listed(empty)}'
+    text = f'{counted(len(empty), "class has", "classes have")} no instance: {listed(empty)}'
     if split.trains:
         yield split.never_predicted(text, 'annotations')
     else:

@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-from ...errors import describe
+from ...errors import counted, describe
 from .report import Checks, Note, Problem, Unchecked
 from .split import FEW, Split, channels, dataset, images, listed, read_items
 
@@ -175,7 +175,7 @@ def empty_class(split: Split) -> Iterator[Problem | Note]:
             'is learned: add images of other classes'
         )
     elif empty:
-        text = f'{len(empty)} classes have no images: {listed(empty)}'
+        text = f'{counted(len(empty), "class has", "classes have")} no images: {listed(empty)}'
         yield split.never_predicted(text, 'images of them') if split.trains else Note(text)
 
 

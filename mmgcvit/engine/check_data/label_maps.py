@@ -7,6 +7,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from ...errors import counted
 from ..encodings import encoding_fault
 from .report import Checks, Note, Problem, Unchecked
 from .split import Split, channels, dataset, images, listed, read_items
@@ -151,8 +152,8 @@ def empty_class(split: Split) -> Iterator[Problem | Note]:
         )
         return
     text = (
-        f'{len(empty)} classes have no pixel in the {opened} of {total} label maps that were '
-        f'opened: {listed(empty)}'
+        f'{counted(len(empty), "class has", "classes have")} no pixel in the {opened} of {total} '
+        f'label maps that were opened: {listed(empty)}'
     )
     if len(empty) == len(counts) - 1 and lost:
         yield Problem(
