@@ -132,7 +132,7 @@ def _download(url: str) -> Path:
         # the original message, and therefore its traceback, may show the complete URL
         raise UserError(
             f'{shown} could not be downloaded ({public_text(error)}): copy the file to {path} '
-            'manually, or set checkpoint to the path of a copy'
+            'manually, or use the path of a copy instead of the URL'
         ) from None
     return path
 
@@ -279,8 +279,8 @@ def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: s
         from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
         raise UserError(
-            f'{source} needs the package huggingface_hub: pip install huggingface_hub, or set '
-            'checkpoint to the path of a copy'
+            f'{source} needs the package huggingface_hub: pip install huggingface_hub, or use '
+            f'the path of a copy instead of {source}'
         ) from error
     endpoint = public_name(constants.ENDPOINT)
     offline = hub_is_offline()
@@ -305,7 +305,7 @@ def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: s
             reason = 'offline, and not in the cache' if offline else message
             raise UserError(
                 f'{source} could not be downloaded ({reason}): download {url} on a machine with '
-                'network access, copy it here and set checkpoint to the path of the copy'
+                'network access, copy it here and use the path of the copy instead'
             ) from None
         return Path(path)
     raise AssertionError('the last name returns or raises')

@@ -58,7 +58,9 @@ def test_timm_models(hub, nano, kind):
 
 @pytest.mark.parametrize('source', ['hf://owner/repo/w.pth', 'timm://gcvit_none.in1k'])
 def test_missing_files(hub, source):
-    with pytest.raises(UserError, match=r'could not be downloaded .*404.* set checkpoint to'):
+    with pytest.raises(
+        UserError, match=r'could not be downloaded .*404.* the path of the copy instead'
+    ):
         fetch(source)
 
 
