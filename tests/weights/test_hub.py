@@ -108,3 +108,11 @@ def test_without_the_package_the_error_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
     with pytest.raises(UserError, match='pip install huggingface_hub'):
         fetch('hf://owner/repo/w.pth')
+
+
+@pytest.mark.parametrize(
+    'source', ['ftp://host/w.pth', 'timm://a/b', 'hf://owner', 'file://host/w']
+)
+def test_errors_of_a_source_name_no_argument_that_tools_lack(source):
+    with pytest.raises(UserError, match=f"^the weights '{source}' are not allowed: .*use "):
+        fetch(source)
