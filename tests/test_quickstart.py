@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -181,6 +182,55 @@ def test_quickstart_recommends_fresh_for_no_other_error(reason, load_tool, monke
     with pytest.raises(UserError, match=reason) as error:
         tool.draw_data(fresh=False)
     assert 'fresh' not in str(error.value)
+
+
+TRAINING = """
+import pathlib, signal, sys, time
+
+def save(number, frame):
+    time.sleep(0.5)
+    pathlib.Path('saved').touch()
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, save)
+pathlib.Path('started').touch()
+time.sleep(60)
+"""
+
+
+def appears(path):
+    deadline = time.monotonic() + 30
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return path.exists()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='prctl is an option of Linux')
+@pytest.mark.parametrize(
+    ('number', 'code'), [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_the_training_saves_and_ends_with_the_quickstart(
+    load_tool, monkeypatch, tmp_path, number, code
+):
+    tool = load_tool('quickstart')
+    (tmp_path / 'tools').mkdir()
+    (tmp_path / 'tools' / 'train.py').write_text(TRAINING)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tool, 'final_checkpoint', lambda: Path('epoch_3.pth'))
+    process = os.fork()
+    if process == 0:
+        try:
+            tool.train()
+        except SystemExit as end:
+            os._exit(end.code)
+        finally:
+            os._exit(99)
+    assert appears(tmp_path / 'started')
+    os.kill(process, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == code
+    if number == signal.SIGTERM:  # a second quickstart could start now
+        assert (tmp_path / 'saved').exists()
+    assert appears(tmp_path / 'saved')
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from mmgcvit.analysis.speed import INFERENCE, PERCENTILES, TRAINING, Settings, Speed, measure
-from mmgcvit.engine import config_parser, run_tool
+from mmgcvit.engine import config_parser, prepare_child, run_tool
 from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
 from mmgcvit.mmcv_ops import require_operators
@@ -90,7 +90,8 @@ def parse(argv: Sequence[str] | None) -> tuple[Settings, Path | None]:
 def measure_alone(settings: Settings, phase: str) -> Speed:
     """Measure in a new process, so that its peak memory belongs to this phase only."""
     print(f'measuring: {phase}', file=sys.stderr, flush=True)
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+    spawn = get_context('spawn')
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=prepare_child) as pool:
         try:
             return pool.submit(measure, settings, phase).result()
         except BrokenProcessPool as error:
@@ -103,7 +104,7 @@ def measure_alone(settings: Settings, phase: str) -> Speed:
 def table(settings: Settings, speeds: Sequence[Speed]) -> str:
     height, width = speeds[0].shape
     parts = [
-        f'{settings.batch_size} images of {width}×{height} per step',
+        f'{settings.batch_size} images of {height}×{width} per step',
         settings.dtype + (', compiled' if settings.compile else ''),
         f'{settings.runs} steps (warm-up: {settings.warm_up})',
         speeds[0].device,

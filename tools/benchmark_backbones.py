@@ -28,10 +28,9 @@ import torch
 
 from mmgcvit.analysis.backbone_speed import DTYPES, Measurement, Settings, measure_backbone
 from mmgcvit.analysis.peers import BACKBONES
-from mmgcvit.engine import run_tool
+from mmgcvit.engine import prepare_child, run_tool
 from mmgcvit.errors import UserError, counted
 from mmgcvit.files import write_atomically
-from mmgcvit.mmcv_ops import enable
 from mmgcvit.models import ARCHS
 from mmgcvit.progress import duration, time_left
 from mmgcvit.visualization.cost_per_pixel import plot_cost_per_pixel
@@ -196,7 +195,8 @@ def measure_all(plan: Plan) -> Results:
 def measure_alone(settings: Settings) -> Measurement:
     """Measure in a new process, so that its peak memory belongs to this backbone only."""
     # mmdet's Swin imports mmcv's operators
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn'), initializer=enable) as pool:
+    spawn = get_context('spawn')
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=prepare_child) as pool:
         try:
             return pool.submit(measure_backbone, settings).result()
         except BrokenProcessPool:

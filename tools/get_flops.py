@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     found = complexity_of(cfg, shape)
     counted = f', {found.counted}' if found.counted else ''
-    print(f'{Path(args.config).stem}, one image of {width}×{height}{counted}')
+    print(f'{Path(args.config).stem}, one image of {height}×{width}{counted}')
     for name, value in rows(found, Path(args.config).stem, shape == default):
         print(f'{name:54}{value:>10}')
     if found.not_called:

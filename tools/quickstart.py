@@ -7,14 +7,18 @@ tools/quickstart.sh calls this script after setting up the environment. Complete
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from mmengine.fileio import load
 
 from mmgcvit.datasets import DatasetMismatchError, draw_shapes
 from mmgcvit.engine import build_runner, find_checkpoint, load_config, run_tool
+from mmgcvit.engine.hooks.stop_on_sigterm import EXIT_CODE as SAVED
+from mmgcvit.engine.launch import end_with_parent
 from mmgcvit.errors import UserError
 from mmgcvit.files import write_atomically
 from mmgcvit.visualization import draw_predictions, plot_training_curves
@@ -78,13 +82,21 @@ def train() -> Path:
         print(f'training was interrupted, resuming from {latest} (--fresh starts over)')
     command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', WORK_DIR, '--resume']
     command += ['--cfg-options', f'runner_type={RUNNER}']
-    training = subprocess.Popen([str(part) for part in command])
+    training = subprocess.Popen(
+        [str(part) for part in command], preexec_fn=partial(end_with_parent, signal.SIGTERM)
+    )
+    # wait until the training has saved: it must not write next to the training of a second run
+    before = signal.signal(signal.SIGTERM, lambda number, frame: training.send_signal(number))
     try:
         code = training.wait()
     except KeyboardInterrupt:
         # the terminal also interrupts the training process: wait, since it may write a checkpoint
         training.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if code in (SAVED, -signal.SIGTERM):
+        sys.exit(code if code > 0 else 128 - code)
     if code:
         raise UserError(
             f'training failed with exit code {code}, see the output above: run this again to '

@@ -115,7 +115,7 @@ def measure(settings: Settings, phase: str) -> Speed:
             ) from error
         raise UserError(
             f'{phase}: the model of {settings.config} does not run on random images of '
-            f'{shape[1]}×{shape[0]} ({describe(error, 200)}): use a detector, segmentor or '
+            f'{shape[0]}×{shape[1]} ({describe(error, 200)}): use a detector, segmentor or '
             'classifier that needs only images, boxes, masks and labels, or a different --shape'
         ) from error
     percentiles = np.percentile(seconds, PERCENTILES)

@@ -22,7 +22,7 @@ from .rehearsal import RehearseValidation, rehearse
 from .resume import find_checkpoint
 from .runner import build_runner
 from .screen import name_failing_images
-from .tool import config_parser, run_tool, runner_parser
+from .tool import config_parser, prepare_child, run_tool, runner_parser
 
 __all__ = [
     'AverageBatchNorm',
@@ -48,6 +48,7 @@ __all__ = [
     'known_error',
     'load_config',
     'name_failing_images',
+    'prepare_child',
     'record_failed_step',
     'rehearse',
     'require_data',

@@ -15,7 +15,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import print_log
 from mmengine.utils import is_installed
 
-from ..errors import UserError, close_names, one_line
+from ..errors import UserError, did_you_mean, one_line
 from ..installed import config_names, config_path
 from .launch import process_rank
 from .options import apply_options, walk
@@ -190,8 +190,9 @@ def _find(path: str | os.PathLike) -> str | os.PathLike:
     elif not Path(name).exists() and in_package in config_names():
         found = config_path(in_package)
     else:
-        example = next(iter(close_names(in_package, config_names())), EXAMPLE)
-        _require_file('config', path, f'config file, for example {example}', '*.py')
+        whole = [known for known in config_names() if '_base_' not in known]
+        example = did_you_mean(in_package, whole) or f', for example {EXAMPLE}'
+        _require_file('config', path, f'config file{example}', '*.py')
         return path
     if process_rank() == 0:
         print_log(f'config: {found}', logger='current')

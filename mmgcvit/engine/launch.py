@@ -1,5 +1,6 @@
 """Connection of the processes that ``tools/dist_*.sh`` and ``tools/slurm_*.sh`` start."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -66,7 +67,7 @@ def start_processes(cfg: Config, device: str) -> int:
             'processes with tools/dist_train.sh, tools/dist_test.sh or torchrun'
         )
     if 'TORCHELASTIC_RUN_ID' in os.environ:
-        _end_with_parent()
+        end_with_parent()
     if device == 'cuda':
         check_gpu(int(os.environ['LOCAL_RANK']), torch.cuda.device_count())
     # Runner also does this first: init_dist would select a different start method for workers.
@@ -86,20 +87,27 @@ def end_processes() -> None:
         gloo = torch.distributed.group.WORLD._get_backend(torch.device('cpu'))
     torch.distributed.destroy_process_group()
     del gloo
+    if process_rank() == 0:
+        # mmengine collects the results of metrics there and leaves the folder
+        with contextlib.suppress(OSError):  # not empty while another run uses it
+            os.rmdir('.dist_test')
 
 
-def _end_with_parent() -> None:
-    """Have Linux kill this process when torchrun is killed.
+def end_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have Linux send a signal to this process when its parent ends, even if that is killed.
 
-    torchrun starts it in a separate session. Without this, it would keep running and write
-    checkpoints next to the checkpoints of a resumed run.
+    Without this, a process that torchrun starts in a separate session would keep running, and would
+    write checkpoints next to the checkpoints of a resumed run.
+
+    Args:
+        number: The signal. A training that receives SIGTERM saves a checkpoint first.
     """
     if sys.platform != 'linux':
         return
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # torchrun was killed in the meantime
-        os.kill(os.getpid(), signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # the parent was killed in the meantime
+        os.kill(os.getpid(), number)
 
 
 def check_gpu(local_rank: int, gpus: int) -> None:

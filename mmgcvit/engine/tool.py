@@ -20,7 +20,7 @@ from ..errors import printable
 from ..installed import require_own_version
 from ..mmcv_ops import enable
 from .known_errors import known_error
-from .launch import end_processes, process_rank
+from .launch import end_processes, end_with_parent, process_rank
 from .options import ReadOptions
 from .workers import gives_way, sigterm_received
 
@@ -42,9 +42,7 @@ def run_tool(main: Callable[[], None]) -> None:
     """
     if gives_way(signal.getsignal(signal.SIGINT)):  # of tools/_signals.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    enable()
-    # mmengine imports it, several times per config; check_env.py reports setuptools without it
-    warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
+    _prepare()
     if process_rank() and not sys.warnoptions:
         warnings.simplefilter('ignore')  # the first process shows the same warnings
     try:
@@ -59,6 +57,8 @@ def run_tool(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _leave(130, '' if process_rank() else '\ninterrupted')
     except Exception as error:
+        if _was_interrupted(error):
+            _leave(130, '' if process_rank() else '\ninterrupted')
         report = traceback.format_exc().rstrip()
         known = known_error(error)
         _write_to_log(f'{report}\nerror: {known}' if known else report)
@@ -69,6 +69,25 @@ def run_tool(main: Callable[[], None]) -> None:
         _leave(1, f'process {rank}:\n{report}' if rank else report, other_ended)
     if is_distributed():
         end_processes()
+
+
+def prepare_child() -> None:
+    """Prepare a process that a tool spawns, which then also ends with the tool."""
+    end_with_parent()
+    _prepare()
+
+
+def _prepare() -> None:
+    enable()
+    # mmengine imports it, several times per config; check_env.py reports setuptools without it
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C led to an error: mmengine replaces a KeyboardInterrupt in yapf."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _leave(code: int, message: str = '', other_reports: bool = False) -> NoReturn:

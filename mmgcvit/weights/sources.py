@@ -48,8 +48,8 @@ def fetch(source: str | os.PathLike, sha256: str | None = None) -> Path:
     scheme = match[1] if (match := re.match(r'([\w+.-]+)://', source)) else ''
     if scheme not in SCHEMES:
         raise UserError(
-            f'checkpoint={public_name(source)!r} is not allowed: {scheme}:// is not supported; use '
-            'a path or a URL with file://, http(s)://, hf:// or timm://'
+            f'the weights {public_name(source)!r} are not allowed: {scheme}:// is not supported; '
+            'use a path or a URL with file://, http(s)://, hf:// or timm://'
         )
     path = SCHEMES[scheme](source)
     if sha256 is not None:
@@ -100,7 +100,7 @@ def _path_in(url: str) -> Path:
     host, _, path = public_name(url).removeprefix('file://').partition('/')
     if host.lower() not in ('', 'localhost'):
         raise UserError(
-            f'checkpoint={public_name(url)!r} is not allowed: file:// supports only local files, '
+            f'the weights {public_name(url)!r} are not allowed: file:// supports only local files, '
             f'got the host {host!r}: use file:///ABSOLUTE/PATH or a path'
         )
     return Path(unquote(f'/{path}'))
@@ -132,7 +132,7 @@ def _download(url: str) -> Path:
         # the original message, and therefore its traceback, may show the complete URL
         raise UserError(
             f'{shown} could not be downloaded ({public_text(error)}): copy the file to {path} '
-            'manually, or set checkpoint to the path of a copy'
+            'manually, or use the path of a copy instead of the URL'
         ) from None
     return path
 
@@ -155,7 +155,7 @@ def _name(url: str) -> str:
         reason = 'its host or port is invalid'
     if reason:
         raise UserError(
-            f'checkpoint={public_name(url)!r} is not allowed: {reason}; use a URL such as '
+            f'the weights {public_name(url)!r} are not allowed: {reason}; use a URL such as '
             'https://HOST/FILE, with spaces as %20, or the path of a copy'
         ) from None
     # the name must not be '..' or the folder of notes
@@ -250,7 +250,7 @@ def _from_hub(source: str) -> Path:
     match = re.fullmatch(r'hf://([^/@?#]+/[^/@?#]+)(?:@([^/?#]+))?/([^?#]+)', source)
     if not match:
         raise UserError(
-            f'checkpoint={public_name(source)!r} is not allowed: use hf://OWNER/REPO/FILE or '
+            f'the weights {public_name(source)!r} are not allowed: use hf://OWNER/REPO/FILE or '
             'hf://OWNER/REPO@REVISION/FILE'
         )
     repo, revision, name = match.groups()
@@ -266,7 +266,7 @@ def _from_timm(source: str) -> Path:
     model = source.removeprefix('timm://').strip('/')
     if not re.fullmatch(r'[\w.-]+', model):
         raise UserError(
-            f'checkpoint={public_name(source)!r} is not allowed: use timm:// and the name of a '
+            f'the weights {public_name(source)!r} are not allowed: use timm:// and the name of a '
             'pretrained model of timm, such as timm://gcvit_tiny.in1k'
         )
     return _download_from_hub(source, f'timm/{model}', TIMM_FILES, None)
@@ -279,8 +279,8 @@ def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: s
         from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
         raise UserError(
-            f'{source} needs the package huggingface_hub: pip install huggingface_hub, or set '
-            'checkpoint to the path of a copy'
+            f'{source} needs the package huggingface_hub: pip install huggingface_hub, or use '
+            f'the path of a copy instead of {source}'
         ) from error
     endpoint = public_name(constants.ENDPOINT)
     offline = hub_is_offline()
@@ -305,7 +305,7 @@ def _download_from_hub(source: str, repo: str, names: Sequence[str], revision: s
             reason = 'offline, and not in the cache' if offline else message
             raise UserError(
                 f'{source} could not be downloaded ({reason}): download {url} on a machine with '
-                'network access, copy it here and set checkpoint to the path of the copy'
+                'network access, copy it here and use the path of the copy instead'
             ) from None
         return Path(path)
     raise AssertionError('the last name returns or raises')

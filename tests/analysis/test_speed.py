@@ -179,7 +179,7 @@ def test_tool_measures_both_phases_in_processes_of_their_own(
     tool.main([MASK_RCNN, *arguments, '--json', str(tmp_path / 'speed.json')])
     operators, *printed = capsys.readouterr().out.splitlines()
     assert operators.startswith("mmcv's operators: ")
-    assert printed[0].startswith('2 images of 128×96 per step; float32; 2 steps (warm-up: 1)')
+    assert printed[0].startswith('2 images of 96×128 per step; float32; 2 steps (warm-up: 1)')
     written = json.loads((tmp_path / 'speed.json').read_text())
     for line, phase in zip(printed[2:4], written['phases'], strict=True):
         values = [phase['images_per_second'], *phase['latency_ms'].values()]

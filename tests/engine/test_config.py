@@ -242,6 +242,19 @@ def test_a_config_with_another_name_now_names_it_in_one_line(tmp_path, log, recw
     assert not log
 
 
+@pytest.mark.parametrize(
+    ('name', 'hint'),
+    [
+        ('detection/cascade_gcvit_q.py', r'\(did you mean detection/cascade_gcvit_\w+\.py\?\)$'),
+        ('cascade_gcvit_q.py', r'\(did you mean (?!.*_base_).*gcvit\S+\.py\?\)$'),
+        ('Zebra', r', for example configs/detection/mask_rcnn_gcvit_shapes\.py$'),
+    ],
+)
+def test_a_config_that_does_not_exist_is_answered_by_the_closest_name(name, hint):
+    with pytest.raises(UserError, match=hint):
+        load_config(name)
+
+
 def test_other_warnings_of_a_config_are_kept(tmp_path):
     (tmp_path / 'config.py').write_text("__import__('warnings').warn('mind the gap')\n")
     with pytest.warns(UserWarning, match='mind the gap'):

@@ -6,7 +6,12 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmgcvit.engine.launch import TORCH_SETTINGS, start_processes, translate_slurm
+from mmgcvit.engine.launch import (
+    TORCH_SETTINGS,
+    end_processes,
+    start_processes,
+    translate_slurm,
+)
 from mmgcvit.errors import UserError
 
 TASK = dict(
@@ -88,3 +93,16 @@ def test_torchrun_without_launcher_is_refused(started, monkeypatch):
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
     with pytest.raises(UserError, match='torchrun started 2 processes'):
         start_processes(Config(dict()), 'cpu')
+
+
+@pytest.mark.parametrize('files', [[], ['part_0.pkl']])
+def test_the_empty_folder_of_collected_results_is_removed(monkeypatch, tmp_path, files):
+    monkeypatch.chdir(tmp_path)
+    store = f'file://{tmp_path}/store'
+    torch.distributed.init_process_group('gloo', init_method=store, rank=0, world_size=1)
+    folder = tmp_path / '.dist_test'
+    folder.mkdir()
+    for file in files:  # of another run
+        (folder / file).touch()
+    end_processes()
+    assert folder.exists() == bool(files)

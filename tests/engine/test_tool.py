@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import forks
 import pytest
 
 from mmgcvit.engine import run_tool, runner_parser, tool
+from mmgcvit.errors import UserError
 
 # Pairs of processes, one after the other; the parent imports torch for all of them. They exit
 # through the interpreter, unlike the processes of forks.py.
@@ -205,6 +207,33 @@ def test_only_an_error_that_another_process_causes_is_held_back(monkeypatch, err
         run_tool(main)
     signal.signal(signal.SIGTERM, before)
     assert bool(waited) == waits
+
+
+def test_ctrl_c_that_a_library_replaces_by_an_error_is_one_line(capsys):
+    def main():
+        try:
+            try:
+                raise KeyboardInterrupt
+            except:  # noqa: E722
+                raise SyntaxError('a = (\n' * 40) from None
+        except SyntaxError as error:
+            raise UserError('the config cannot be read') from error
+
+    with pytest.raises(SystemExit) as end:
+        run_tool(main)
+    assert (end.value.code, capsys.readouterr().err) == (130, '\ninterrupted\n')
+
+
+def test_child_processes_of_tools_do_not_warn_of_pkg_resources(monkeypatch):
+    ended = []
+    monkeypatch.setattr(tool, 'end_with_parent', lambda: ended.append(True))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        tool.prepare_child()
+        warnings.warn('pkg_resources is deprecated as an API', stacklevel=1)
+        warnings.warn('numpy is deprecated', stacklevel=1)
+    assert [str(each.message) for each in caught] == ['numpy is deprecated']
+    assert ended
 
 
 ENDS = {

@@ -62,7 +62,8 @@ def test_a_config_of_classes_trains_with_the_options(of_classes):
 
 
 def test_a_config_of_classes_is_counted_and_timed(tool):
-    assert 'multiply-accumulates' in tool('get_flops', CLASSES, '--shape', 96, 128)
+    printed = tool('get_flops', CLASSES, '--shape', 96, 128)
+    assert 'one image of 96×128, ' in printed and 'multiply-accumulates' in printed
     printed = tool('benchmark', CLASSES, '--shape', 96, 128, '--runs', 1, '--warm-up', 0)
     assert 'inference' in printed and 'training step' in printed
 

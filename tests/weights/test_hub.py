@@ -58,7 +58,9 @@ def test_timm_models(hub, nano, kind):
 
 @pytest.mark.parametrize('source', ['hf://owner/repo/w.pth', 'timm://gcvit_none.in1k'])
 def test_missing_files(hub, source):
-    with pytest.raises(UserError, match=r'could not be downloaded .*404.* set checkpoint to'):
+    with pytest.raises(
+        UserError, match=r'could not be downloaded .*404.* the path of the copy instead'
+    ):
         fetch(source)
 
 
@@ -106,3 +108,11 @@ def test_without_the_package_the_error_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
     with pytest.raises(UserError, match='pip install huggingface_hub'):
         fetch('hf://owner/repo/w.pth')
+
+
+@pytest.mark.parametrize(
+    'source', ['ftp://host/w.pth', 'timm://a/b', 'hf://owner', 'file://host/w']
+)
+def test_errors_of_a_source_name_no_argument_that_tools_lack(source):
+    with pytest.raises(UserError, match=f"^the weights '{source}' are not allowed: .*use "):
+        fetch(source)
