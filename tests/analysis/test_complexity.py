@@ -115,7 +115,7 @@ def test_tool_prints_and_writes_the_numbers(load_tool, capsys, tmp_path):
     config = str(ROOT / MODELS[name]['Config'])
     load_tool('get_flops').main([config, '--shape', '96', '128', '--json', str(tmp_path / 'f')])
     printed = capsys.readouterr().out
-    assert f'{name}, one image of 128×96, 1000 proposals, 100 masks' in printed
+    assert f'{name}, one image of 96×128, 1000 proposals, 100 masks' in printed
     assert '69.63 M' in printed and 'not published' in printed
     written = json.loads((tmp_path / 'f').read_text())
     assert written['shape'] == [96, 128] and written['params'] == 69630350
@@ -131,7 +131,7 @@ def test_tool_prints_the_papers(load_tool, capsys, shape, expected):
     load_tool('get_flops').main([config, *(['--shape', *shape] if shape else [])])
     printed = capsys.readouterr().out
     assert expected in printed
-    assert ('2048×512' if not shape else '64×64') in printed
+    assert ('512×2048' if not shape else '64×64') in printed
 
 
 def test_tool_refuses_what_it_cannot_count(load_tool, tmp_path):
