@@ -3,6 +3,7 @@
 import functools
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from ...errors import UserError
 from ...registry import HOOKS
@@ -73,7 +73,8 @@ class BadLossHook(HoldStepHook):
         # update, or None without an update (accumulation).
         self._update: tuple[Tensor, Tensor | bool] | None = None
         self._found_by_scaler: Tensor | None = None
-        self._handles: list[RemovableHandle] = []
+        # The optimizer whose updates are checked, and its own method.
+        self._checked: tuple[Optimizer, Callable[..., Any]] | None = None
 
     def state_dict(self) -> dict[str, int]:
         """Return the numbers of consecutive bad iterations and skipped updates."""
@@ -87,16 +88,32 @@ class BadLossHook(HoldStepHook):
         """Check gradients before each update."""
         self._flags = ReducedFlags(next(iter(runner.model.parameters())).device)
         self._unreported.clear()
-        for handle in self._handles:  # of an earlier training with this hook
-            handle.remove()
+        self._stop_checking()  # an earlier training with this hook
         if isinstance(runner.optim_wrapper, OptimWrapper):  # not an OptimWrapperDict
             optimizer = runner.optim_wrapper.optimizer
             _keep_fused(optimizer)
-            self._handles = [
-                optimizer.register_step_pre_hook(self._before_update),
-                optimizer.register_step_post_hook(self._after_update),
-            ]
+            self._check_updates(optimizer)
         self._report_before_checkpoints(runner)
+
+    def _check_updates(self, optimizer: Optimizer) -> None:
+        # not by hooks of the optimizer, which torch.compile of PyTorch 2.1 disables
+        step = optimizer.step
+
+        @functools.wraps(step)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            self._before_update(optimizer)
+            result = step(*args, **kwargs)
+            self._after_update(optimizer)
+            return result
+
+        optimizer.step = checked
+        self._checked = optimizer, step
+
+    def _stop_checking(self) -> None:
+        if self._checked is not None:
+            optimizer, step = self._checked
+            optimizer.step = step
+            self._checked = None
 
     def _report_before_checkpoints(self, runner: Runner) -> None:
         # All processes call save_checkpoint, but before_save_checkpoint runs only in the first one,
@@ -166,6 +183,7 @@ class BadLossHook(HoldStepHook):
     def after_train(self, runner: Runner) -> None:
         """Report the last iteration."""
         self._flush(runner)
+        self._stop_checking()
         super().after_train(runner)
 
     def _flush(self, runner: Runner) -> None:

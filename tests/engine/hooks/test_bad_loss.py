@@ -82,6 +82,17 @@ def test_single_bad_iterations_are_left_out_and_training_goes_on(tmp_path):
         assert torch.equal(final(runner)[name], tensor), name
 
 
+def test_bad_iterations_are_left_out_where_optimizers_call_no_hooks(tmp_path, monkeypatch):
+    """torch.compile of PyTorch 2.1 removes the calls of hooks from all optimizers."""
+    torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
+    without_hooks = torch.optim.AdamW.step.__wrapped__
+    monkeypatch.setattr(without_hooks, 'hooked', True, raising=False)
+    monkeypatch.setattr(torch.optim.AdamW, 'step', without_hooks)
+    runner = toy_runner(tmp_path, bad=[1, 3], iterations=5)
+    runner.train()
+    assert all(tensor.isfinite().all() for tensor in final(runner).values())
+
+
 def test_number_of_bad_iterations_is_set_in_the_config(tmp_path):
     hook = dict(type='mmgcvit.BadLossHook', max_consecutive=1)
     with pytest.raises(UserError, match='stopped at iteration 3'):
