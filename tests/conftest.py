@@ -82,6 +82,8 @@ def log(monkeypatch):
         logging.Logger.handle(self, record)
 
     monkeypatch.setattr(MMLogger, 'handle', handle)
+    # measurements set the level of the current logger, in processes of their own outside of tests
+    monkeypatch.setattr(MMLogger, 'isEnabledFor', lambda self, level: level >= logging.INFO)
     return messages
 
 
