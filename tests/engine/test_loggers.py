@@ -151,12 +151,17 @@ def test_backends_of_the_config_keep_their_settings(wandb, mlflow):
     assert added == dict(type='mmgcvit.ResumableMLflowBackend', work_dir='work', resume=False)
 
 
+def offline(name, monkeypatch):
+    """Import the package of a logger, and keep it from using the network."""
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    return pytest.importorskip(name)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize('name', ['wandb', 'mlflow'])
 def test_the_package_itself_continues_a_run(tmp_path, name, monkeypatch):
-    package = pytest.importorskip(name)
-    monkeypatch.setenv('WANDB_MODE', 'offline')
-    monkeypatch.setenv('WANDB_SILENT', 'true')
+    package = offline(name, monkeypatch)
     train(tmp_path, [name], iterations=2)
     run = (tmp_path / f'{name}_run_id').read_text()
     train(tmp_path, [name], iterations=3, resume='auto')
@@ -173,9 +178,7 @@ def test_the_package_itself_continues_a_run(tmp_path, name, monkeypatch):
 @pytest.mark.nightly
 @pytest.mark.parametrize('name', ['wandb', 'mlflow'])
 def test_the_package_itself_accepts_names_of_classes(tmp_path, name, monkeypatch):
-    package = pytest.importorskip(name)
-    monkeypatch.setenv('WANDB_MODE', 'offline')
-    monkeypatch.setenv('WANDB_SILENT', 'true')
+    package = offline(name, monkeypatch)
     backend = class_wise(tmp_path, name)
     backend.close()
     if name == 'mlflow':
