@@ -102,7 +102,10 @@ def _plot_loss(axis: Axes, runs: list[TrainingLog]) -> None:
         color = COLORS[number % len(COLORS)]
         iterations, values = list(run.loss), list(run.loss.values())
         axis.plot(iterations, values, color=color, alpha=0.35, linewidth=0.8)
-        axis.plot(iterations, smoothed(values), color=color, linewidth=2, label=run.name)
+        marker = 'o' if len(values) == 1 else None  # a line of one point is invisible
+        axis.plot(
+            iterations, smoothed(values), color=color, linewidth=2, marker=marker, label=run.name
+        )
     _finish(axis, 'training loss', legend=len(runs) > 1)
 
 

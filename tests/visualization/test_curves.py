@@ -248,6 +248,13 @@ def test_plot_of_loss_and_metrics(by_epoch, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ['curves.png']
 
 
+def test_a_single_loss_is_visible(tmp_path):
+    _write(tmp_path / 'short', '1', [_train(10, 9.0)])
+    picture = cv2.imread(str(plot_training_curves(tmp_path / 'short', tmp_path / 'curves.png')))
+    saturation = picture.max(2).astype(int) - picture.min(2)
+    assert (saturation > 80).sum() > 50
+
+
 def test_headline_metrics_are_plotted_by_range():
     run = TrainingLog('run', {1: 1.0})
     for name in ('mIoU', 'coco/bbox_mAP_s', 'coco/bbox_mAP', 'coco/segm_mAP_50'):
