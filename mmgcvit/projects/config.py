@@ -15,6 +15,7 @@ from .recipes import Recipe, Schedule, recipe_of, schedule_of
 
 CONFIG = 'config.py'
 WIDTH = 100  # columns
+LOG_INTERVAL = 50  # iterations, in the configs of mmdet and mmseg
 # images of COCO typically have 640×480 pixels and are resized to 1067×800
 COCO_ENLARGEMENT, COCO_LONG, COCO_SHORT = 5 / 3, 1333, 800
 # shorter edge to which the inherited config of UPerNet resizes images, and its limits
@@ -209,7 +210,10 @@ def _training(data: Data, recipe: Recipe, schedule: Schedule) -> Iterator[str]:
     yield '# with the square root of the batch size'
     yield assign('optim_wrapper', dict(optimizer=dict(lr=recipe.learning_rate)))
     yield assign('auto_scale_lr', dict(base_batch_size=size))
-    yield assign('default_hooks', dict(checkpoint=dict(interval=interval)))
+    hooks: dict[str, Any] = dict(checkpoint=dict(interval=interval))
+    if iterations < LOG_INTERVAL:  # otherwise, the first line comes at the end of the epoch
+        hooks['logger'] = dict(interval=max(1, iterations // 5))
+    yield assign('default_hooks', hooks)
 
 
 def assign(name: str, value: Any) -> str:
