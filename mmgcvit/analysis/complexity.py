@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..engine.screen import logging_from
 from ..errors import UserError, describe
 from ..mmcv_ops import require_operators
 from ..models.gcvit import WindowAttention
@@ -120,15 +120,10 @@ def build_on_meta(cfg: Config) -> nn.Module:
 def _build_on_cpu(cfg: Config) -> nn.Module:
     """Build a config's model with random weights."""
     torch.manual_seed(0)
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)  # init_weights logs one line per parameter
-    try:
+    with logging_from(logging.WARNING):  # init_weights logs one line per parameter
         model = build_untrained(cfg)
         with contextlib.suppress(Exception):  # some models still load files
             model.init_weights()
-    finally:
-        logger.setLevel(level)
     return revert_sync_batchnorm(model).eval()
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from torch import nn
@@ -20,6 +19,7 @@ from torch import nn
 from ..engine import load_config
 from ..engine.device import choose_device
 from ..engine.optimizers.mixed_precision import ONLY_AMP, in_mixed_precision, mixed_parts
+from ..engine.screen import logging_from
 from ..errors import UserError, describe
 from ..task import SEGMENTATION, inner_model, require_task
 from ..weights import open_checkpoint
@@ -92,15 +92,14 @@ def measure(settings: Settings, phase: str) -> Speed:
     device = choose_device()
     if settings.dtype == 'float16' and device == 'cpu':
         raise UserError('--dtype float16 needs a GPU: on a CPU, use bfloat16 or float32')
-    # init_weights logs one line per parameter
-    MMLogger.get_current_instance().setLevel(logging.WARNING)
     memory_before = 0 if device == 'cuda' else peak_process_memory()
     cfg = load_config(settings.config, options=settings.cfg_options)
     task = require_task(cfg)
     height, width = settings.shape or task.timed_shape
     shape = (height, width)
     try:
-        seconds = _measure(cfg, settings, phase, shape, device)
+        with logging_from(logging.WARNING):  # init_weights logs one line per parameter
+            seconds = _measure(cfg, settings, phase, shape, device)
     except UserError:
         raise
     except torch.cuda.OutOfMemoryError as error:

@@ -17,11 +17,10 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
-from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 
-from ..engine import name_failing_images
+from ..engine.screen import logging_from, name_failing_images
 from ..errors import UserError, describe
 from ..evaluation.metrics import evaluators
 from ..inference import TrainedModel
@@ -192,14 +191,8 @@ class _TestSet:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Hide the tables that datasets and metrics print and log."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
+    with logging_from(logging.ERROR), contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 def _without_resizing(batch: dict[str, Any]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """What a training prints on the screen, and what is only in its log file."""
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ class ShortScreen:
         require_images(loader.dataset)
         name_failing_images(loader.dataset)
         return loader
+
+
+@contextlib.contextmanager
+def logging_from(level: int) -> Iterator[None]:
+    """Hide messages of mmengine's current logger below a level, for example of model building."""
+    logger = MMLogger.get_current_instance()
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def keep_dumps_in_file(logger: MMLogger) -> None:

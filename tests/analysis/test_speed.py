@@ -9,7 +9,6 @@ import mmpretrain
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from mmengine.logging import MMLogger
 
 from mmgcvit.analysis.samples import BOXES, random_batch
 from mmgcvit.analysis.speed import (
@@ -32,11 +31,9 @@ UPERNET = str(ROOT / 'configs/segmentation/upernet_gcvit-xxt_160k_ade20k-512x512
 @pytest.fixture(autouse=True)
 def one_thread():
     threads = torch.get_num_threads()
-    level = MMLogger.get_current_instance().level
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    MMLogger.get_current_instance().setLevel(level)
 
 
 @pytest.fixture

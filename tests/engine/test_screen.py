@@ -8,7 +8,7 @@ from mmengine.logging import MMLogger
 from toy import toy_config
 
 from mmgcvit.engine import build_runner, run_tool
-from mmgcvit.engine.screen import _is_shown
+from mmgcvit.engine.screen import _is_shown, logging_from
 from mmgcvit.errors import UserError
 
 
@@ -21,6 +21,16 @@ def no_logger(monkeypatch):
 def log_of(folder):
     (file,) = folder.glob('*/*.log')
     return file.read_text()
+
+
+def test_the_level_of_the_log_is_restored(capsys):
+    logger = MMLogger.get_current_instance()
+    with pytest.raises(KeyError), logging_from(logging.ERROR):
+        logger.warning('hidden')
+        raise KeyError
+    logger.info('shown')
+    printed = capsys.readouterr().out
+    assert 'shown' in printed and 'hidden' not in printed
 
 
 @pytest.mark.parametrize('kind', ['Runner', 'FlexibleRunner'])

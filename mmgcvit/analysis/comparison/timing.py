@@ -21,12 +21,12 @@ from typing import Any
 import mmengine
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 
 from ...engine.device import choose_device
+from ...engine.screen import logging_from
 from ...files import write_atomically
 from ...progress import duration, time_left
 from ..building import build_untrained
@@ -81,14 +81,13 @@ def _measure(
     task: str, configs: Mapping[str, Config], rounds: int
 ) -> tuple[list[float], dict[str, list[float]]]:
     """Return the seconds of loading and of each backbone's training steps, by round."""
-    # building logs several lines per parameter
-    MMLogger.get_current_instance().setLevel(logging.WARNING)
     device = choose_device()
     steps = {}
     for name, cfg in configs.items():
         torch.manual_seed(0)
-        model = revert_sync_batchnorm(build_untrained(cfg))
-        model.init_weights()
+        with logging_from(logging.WARNING):  # init_weights logs several lines per parameter
+            model = revert_sync_batchnorm(build_untrained(cfg))
+            model.init_weights()
         model.to(device).train()
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         steps[name] = functools.partial(model.train_step, optim_wrapper=wrapper)
