@@ -30,7 +30,7 @@ from ..mmcv_ops import require_operators
 from ..registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, STRATEGIES, class_of
 from ..task import CLASSIFICATION, SEGMENTATION, task_of
 from .device import Machine, gpu_failure
-from .fsdp import ResumableFSDPStrategy
+from .fsdp import ResumableFSDPStrategy, shards_on_cpu
 from .hooks import (
     AverageBatchNorm,
     BadLossHook,
@@ -168,7 +168,8 @@ def adapt_fsdp(cfg: Config, machine: Machine) -> None:
     """Replace mmengine's FSDPStrategy with this package's, which supports resuming and CPUs.
 
     Raises:
-        UserError: If it is used in a single process or combined with a feature it does not support.
+        UserError: If it is used in a single process, on a CPU with an old PyTorch, or combined with
+            a feature it does not support.
     """
     strategy = cfg.get('strategy') or {}
     if _class_of(cfg, strategy, STRATEGIES) not in (FSDPStrategy, ResumableFSDPStrategy):
@@ -193,6 +194,11 @@ def adapt_fsdp(cfg: Config, machine: Machine) -> None:
             "shards lose the parameter's shape: remove one of them from the config"
         )
     if machine.device == 'cpu':
+        if not shards_on_cpu():
+            raise UserError(
+                f'strategy FSDPStrategy needs a GPU with PyTorch {torch.__version__}: train on '
+                'GPUs, or install a newer version of PyTorch'
+            )
         strategy['model_wrapper'] = strategy.get('model_wrapper') or ConfigDict()
         strategy['model_wrapper']['device_id'] = 'cpu'
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.device import get_device
 from mmengine.optim import BaseOptimWrapper
@@ -21,6 +22,15 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
     detectors also call other methods of the heads.
     """
     return transformer_auto_wrap_policy(module, recurse, nonwrapped_numel, {Block})
+
+
+def shards_on_cpu() -> bool:
+    """Whether this version of PyTorch supports FSDP on a CPU, unlike torch 2.1."""
+    try:
+        torch.cpu.Stream(priority=-1)
+    except TypeError:
+        return False
+    return True
 
 
 @STRATEGIES.register_module(name='FSDPStrategy')

@@ -36,12 +36,20 @@ def test_what_does_not_go_together_is_refused(settings, message):
         adapt_fsdp(config(**settings), Machine('cuda', 2))
 
 
-def test_a_gpu_is_left_to_the_strategy_and_a_cpu_is_named():
+def test_a_gpu_is_left_to_the_strategy_and_a_cpu_is_named(monkeypatch):
+    monkeypatch.setattr('mmgcvit.engine.adaptations.shards_on_cpu', lambda: True)
     cuda, cpu = config(), config()
     adapt_fsdp(cuda, Machine('cuda', 2))
     adapt_fsdp(cpu, Machine('cpu', 2))
     assert 'device_id' not in cuda.strategy.model_wrapper
     assert torch.device(cpu.strategy.model_wrapper.device_id) == torch.device('cpu')
+
+
+def test_a_cpu_is_refused_if_pytorch_does_not_support_it(monkeypatch):
+    monkeypatch.delattr(torch.cpu.Stream, '__init__', raising=False)
+    adapt_fsdp(config(), Machine('cuda', 2))
+    with pytest.raises(UserError, match=r'needs a GPU with PyTorch 2.*: train on GPUs'):
+        adapt_fsdp(config(), Machine('cpu', 2))
 
 
 def test_other_strategies_are_left_alone():

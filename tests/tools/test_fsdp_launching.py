@@ -6,7 +6,9 @@ import shutil
 import pytest
 import torch
 from launching import CONFIGS, metrics_of_test, metrics_of_validation
+from tiers import in_shards
 
+pytestmark = in_shards
 CONFIG = CONFIGS / 'fsdp_tiny.py'
 
 

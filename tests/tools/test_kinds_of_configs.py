@@ -8,6 +8,7 @@ import pytest
 import torch
 from launching import CONFIGS, metrics_of_test, metrics_of_validation
 from mmengine.fileio import load
+from tiers import in_shards
 
 from mmgcvit.engine import load_config
 
@@ -116,6 +117,7 @@ def test_the_data_of_a_config_of_classes_are_checked(tool, data):
     assert 'model.roi_head.bbox_head.num_classes is 7, but the train dataset has 3' in printed
 
 
+@in_shards
 @pytest.mark.slow
 def test_a_config_of_classes_trains_in_shards(tool, data, tmp_path):
     sharded = tmp_path / 'sharded.py'

@@ -20,6 +20,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS, MODELS
+from tiers import in_shards
 from torch import nn
 
 from mmgcvit.datasets import draw_shapes
@@ -451,7 +452,9 @@ def test_missing_folder_is_one_error_per_dataset(tool, name, place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['mask_rcnn_tiny.py', 'upernet_tiny.py', 'fsdp_tiny.py'])
+@pytest.mark.parametrize(
+    'name', ['mask_rcnn_tiny.py', 'upernet_tiny.py', pytest.param('fsdp_tiny.py', marks=in_shards)]
+)
 def test_several_processes_rehearse_together(tool, name, tmp_path):
     here = tmp_path / 'here'
     here.mkdir()
