@@ -55,7 +55,8 @@ def data(tmp_path_factory):
             for image in (ade20k / 'images' / drawn).iterdir():
                 label_map = ade20k / 'annotations' / drawn / f'{image.stem}.png'
                 # classes 0, 1, … instead of ADE20K's values
-                _, labels = np.unique(cv2.imread(str(label_map), 0), return_inverse=True)
+                values = cv2.imread(str(label_map), 0)
+                labels = np.unique(values, return_inverse=True)[1].reshape(values.shape)
                 for file, pixels in zip(files, (cv2.imread(str(image)), labels), strict=True):
                     path = root / name / file.format(split, image.stem)
                     path.parent.mkdir(parents=True, exist_ok=True)

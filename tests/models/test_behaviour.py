@@ -174,6 +174,10 @@ def test_dtypes(model, dtype):
         assert float((a.float() - b).abs().max() / b.abs().max()) < tolerance
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, 'is_compiling'),  # exists since torch 2.3
+    reason='torch.compile of torch 2.1 divides the network into several graphs',
+)
 @pytest.mark.slow
 def test_compiles_into_one_graph(nano):
     """Dynamo traces the complete network, with and without padding. Nothing is compiled."""

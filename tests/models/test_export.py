@@ -57,7 +57,7 @@ def torchscript(model, images, path):
 @pytest.fixture(
     scope='module',
     params=[
-        pytest.param(dynamo, id='dynamo', marks=pytest.mark.slow),
+        pytest.param(dynamo, id='dynamo', marks=[pytest.mark.slow, needs_torch_export]),
         pytest.param(torchscript, id='torchscript'),
     ],
 )
