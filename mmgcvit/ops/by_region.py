@@ -139,8 +139,11 @@ def bias_with_gradient(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) 
     learning = next((x for x in (query, key, value) if x.requires_grad), None)
     if bias.requires_grad or learning is None:
         return bias
-    # the sum over no elements is 0 even if a value is not finite
-    return bias + learning[..., :0].sum()
+    # A part without elements has no values that may not be finite. Zeros align the rows, as in
+    # position_biases.
+    *size, m = bias.shape
+    parts = [bias, learning[..., :0].reshape(*size, 0), bias.new_zeros(*size, -m % 8)]
+    return torch.cat(parts, -1)[..., :m]
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:

@@ -189,12 +189,14 @@ def _offsets_within(table: Tensor, windows: Windows, region: Region) -> Tensor:
 
 def _bias_of_tokens(table: Tensor, windows: Windows, region: Region, is_kept: bool) -> Tensor:
     """Return the biases between the tokens of a window, (h, n, n)."""
+    if not is_eager_on_cpu(table):
+        # the biases of a query are a patch of the table, with the keys in reverse order
+        grid = _offsets_within(table, windows, region)
+        patches = grid.unfold(1, region.height, 1).unfold(2, region.width, 1)
+        return patches.reshape(-1, region.num_tokens, region.num_tokens).flip(2)
     # The biases of a query are a patch of the reversed table. The patches of the queries are in
     # reverse order.
     grid = _offsets_within(table.flip(0), windows, region)
-    if not is_eager_on_cpu(table):
-        patches = grid.unfold(1, region.height, 1).unfold(2, region.width, 1)
-        return patches.reshape(-1, region.num_tokens, region.num_tokens).flip(1)
     columns = _reversed(grid.unfold(2, region.width, 1), 2).transpose(1, 2).contiguous()
     rows = columns.unfold(2, region.height, 1).permute(0, 2, 1, 4, 3)
     memory = None

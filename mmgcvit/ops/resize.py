@@ -31,7 +31,11 @@ def _resize_by_products(x: Tensor, size: Sequence[int]) -> Tensor:
         # as autocast does for F.interpolate
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         rows, columns = (_weights(old, new, x) for old, new in zip(x.shape[2:], size, strict=True))
-        return rows @ x @ columns.mT
+        # The result is channels-last: fused attention does not support queries whose channels are
+        # not contiguous.
+        x = x.permute(0, 2, 3, 1)
+        x = (rows @ x.flatten(2)).unflatten(2, x.shape[2:])
+        return (columns @ x).permute(0, 3, 1, 2)
 
 
 def _weights(old: int, new: int, like: Tensor) -> Tensor:

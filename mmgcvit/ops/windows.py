@@ -14,6 +14,7 @@ window, nW: windows of a region per feature map, L: tokens per feature map.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +120,18 @@ class Windows:
 
     def partition(self, x: Tensor) -> Tensor:
         """Reorder tokens from row-major to window order: (B, H, W, C) → (B, L, C)."""
-        return join([self._cut(x, region).flatten(1, -2) for region in self.regions], 1)
+        rows = {r.top: r.rows * r.height for r in self.regions}
+        columns = {r.left: r.columns * r.width for r in self.regions}
+        parts = (
+            part
+            for row in split(x, list(rows.values()), 1)
+            for part in split(row, list(columns.values()), 2)
+        )
+        windows = [
+            part.unflatten(2, (r.columns, r.width)).unflatten(1, (r.rows, r.height))
+            for part, r in zip(parts, self.regions, strict=True)
+        ]
+        return join([part.transpose(2, 3).flatten(1, -2) for part in windows], 1)
 
     def merge(self, tokens: Tensor) -> Tensor:
         """Invert :meth:`partition`: (B, L, C) → (B, H, W, C)."""
@@ -131,9 +143,7 @@ class Windows:
 
     def split(self, tokens: Tensor) -> Sequence[Tensor]:
         """Return the tokens of each region: (B, L, ...) → (B, nW·n, ...)."""
-        if len(self.regions) == 1:
-            return [tokens]
-        return tokens.split([region.num_windows * region.num_tokens for region in self.regions], 1)
+        return split(tokens, [region.num_windows * region.num_tokens for region in self.regions], 1)
 
     @property
     def has_padding(self) -> bool:
@@ -142,25 +152,12 @@ class Windows:
 
     def pad(self, tokens: Tensor, padding: Tensor) -> Tensor:
         """Pad each window to w × w tokens: (B, L, C), (1, C) → (B, nW·w², C)."""
-        w = self.window_size
-
-        def pad_with_zeros(tokens: Tensor) -> Tensor:
-            parts = zip(self.regions, self.split(tokens), strict=True)
-            return join([_resize(x, r, (r.height, r.width), (w, w)) for r, x in parts], 1)
-
-        size = 1, tokens.shape[1], 1
-        is_token = self.constant(
-            ('is_token', tokens.device),
-            lambda: pad_with_zeros(torch.ones(size, dtype=torch.uint8, device=tokens.device)) > 0,
-        )
-        return torch.where(is_token, pad_with_zeros(tokens), padding)
+        padded = padding.expand(len(tokens), self.num_padded_tokens, -1)
+        return padded.index_copy(1, self._positions(tokens.device), tokens)
 
     def crop(self, tokens: Tensor) -> Tensor:
         """Remove the padding of :meth:`pad`: (B, nW·w², C) → (B, L, C)."""
-        w = self.window_size
-        sizes = [region.num_windows * w**2 for region in self.regions]
-        parts = zip(self.regions, tokens.split(sizes, 1), strict=True)
-        return join([_resize(x, r, (w, w), (r.height, r.width)) for r, x in parts], 1)
+        return _Select.apply(tokens, self._positions(tokens.device))
 
     def padding(self, tokens: Tensor) -> Tensor:
         """Return a padded token, which is zero: (1, C), or (0, C) if there is no padding."""
@@ -170,6 +167,24 @@ class Windows:
         """Set the values of padded tokens, of which there are none: (B, L, C) → (B, L, C)."""
         return tokens
 
+    def _positions(self, device: torch.device) -> Tensor:
+        """Return the position of each token among the tokens of padded windows, (L,)."""
+
+        def compute() -> Tensor:
+            w, n = self.window_size, self.num_padded_tokens
+            parts = torch.arange(n, device=device).split(
+                [r.num_windows * w**2 for r in self.regions]
+            )
+            return join(
+                [
+                    part.view(-1, w, w)[:, : r.height, : r.width].flatten()
+                    for part, r in zip(parts, self.regions, strict=True)
+                ],
+                0,
+            )
+
+        return self.constant(('positions', device), compute)
+
     def _regions(self) -> tuple[Region, ...]:
         return tuple(
             Region(top, left, rows, columns, height, width)
@@ -177,11 +192,24 @@ class Windows:
             for left, columns, width in _spans(self.width, self.window_size)
         )
 
-    def _cut(self, x: Tensor, r: Region) -> Tensor:
-        """Extract a region's windows: (B, H, W, C) → (B, rows, columns, height, width, C)."""
-        part = x[:, r.top :, r.left :][:, : r.rows * r.height, : r.columns * r.width]
-        part = part.unflatten(2, (r.columns, r.width)).unflatten(1, (r.rows, r.height))
-        return part.transpose(2, 3)
+
+class _Select(torch.autograd.Function):
+    """Select different tokens of each image: (B, N, C), (L,) → (B, L, C).
+
+    PyTorch's ``index_select`` adds gradients, because an index may occur twice. On a GPU, this
+    takes atomic operations. Here, gradients are copied.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.shape = tokens.shape
+        return tokens.index_select(1, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.shape).index_copy_(1, index, grad), None
 
 
 class PaddedWindows(Windows):
@@ -226,17 +254,14 @@ class PaddedWindows(Windows):
         return r.columns * w - self.width, r.rows * w - self.height
 
 
+def split(x: Tensor, sizes: Sequence[int], dim: int) -> Sequence[Tensor]:
+    """Split a tensor. With a single size, the tensor is returned without a copy of its gradient."""
+    return x.split(list(sizes), dim) if len(sizes) > 1 else [x]
+
+
 def join(parts: Sequence[Tensor], dim: int) -> Tensor:
     """Concatenate tensors. A single tensor is returned without a copy."""
     return torch.cat(list(parts), dim) if len(parts) > 1 else parts[0]
-
-
-def _resize(tokens: Tensor, region: Region, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Pad windows with zeros or crop them on the right and bottom: (B, nW·n, C) → (B, nW·n', C)."""
-    if old == new:
-        return tokens
-    tokens = tokens.unflatten(1, (region.num_windows, *old))
-    return F.pad(tokens, (0, 0, 0, new[1] - old[1], 0, new[0] - old[0])).flatten(1, 3)
 
 
 def _spans(size: int, window_size: int) -> list[tuple[int, int, int]]:

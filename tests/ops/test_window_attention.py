@@ -480,3 +480,28 @@ def test_attention_with_padded_windows(size, is_global):
         for out in (found, wanted)
     ]
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.slow
+@CASES
+def test_padded_windows_in_graphs(is_global):
+    """GPUs compile and export them."""
+    windows = Windows(7, 5, 3)
+    qkv, _, *others = random_inputs(windows, 2, is_global)
+    attend = partial(by_region.attend_by_region, attend=by_region.fused)
+
+    class Padded(torch.nn.Module):
+        def forward(self, qkv):
+            return by_region.attend_padded(MODULE.Inputs(qkv, windows, *others), attend)
+
+    wanted = Padded()(qkv)
+    compiled = torch.compile(Padded(), backend='aot_eager', fullgraph=True)(qkv)
+    exported = torch.export.export(Padded(), (qkv.detach(),)).module()(qkv.detach())
+    cotangent = torch.randn_like(wanted)
+    assert_close([compiled, exported], [wanted, wanted])
+    assert_close(
+        *(
+            torch.autograd.grad(out, tensors_of([qkv, *others]), cotangent)
+            for out in (compiled, wanted)
+        )
+    )

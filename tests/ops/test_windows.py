@@ -90,3 +90,36 @@ def test_traces_pad_to_support_other_sizes():
     traced = torch.jit.trace(centred, torch.randn(1, 8, 12, 2))
     x = torch.randn(2, 9, 5, 2)
     torch.testing.assert_close(traced(x), x - x.mean())
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(batch=st.integers(1, 3), height=sizes, width=sizes, window=st.integers(1, 8))
+def test_windows_are_padded_and_cropped(batch, height, width, window):
+    windows = Windows(height, width, window)
+    maps = torch.arange(batch * height * width * 2.0).view(batch, height, width, 2)
+    padding = torch.tensor([[-1.0, -2.0]])
+    padded = windows.pad(windows.partition(maps), padding)
+    assert padded.shape[1] == windows.num_padded_tokens
+    assert torch.equal(windows.crop(padded), windows.partition(maps))
+    for r, part in zip(windows.regions, padded.split(in_regions(windows), 1), strict=True):
+        for i, one in enumerate(part.unflatten(1, (-1, window, window)).unbind(1)):
+            top = r.top + i // r.columns * r.height
+            left = r.left + i % r.columns * r.width
+            tokens = maps[:, top : top + r.height, left : left + r.width]
+            assert torch.equal(one[:, : r.height, : r.width], tokens)
+            assert (one[:, r.height :] == padding).all()
+            assert (one[:, :, r.width :] == padding).all()
+
+
+def in_regions(windows):
+    return [region.num_windows * windows.window_size**2 for region in windows.regions]
+
+
+def test_derivatives_of_padding_and_cropping():
+    windows = Windows(4, 5, 3)
+    tokens = torch.randn(2, 20, 2, dtype=torch.float64, requires_grad=True)
+    padding = torch.randn(1, 2, dtype=torch.float64, requires_grad=True)
+    padded = torch.randn(2, 36, 2, dtype=torch.float64, requires_grad=True)
+    for function, inputs in [(windows.pad, (tokens, padding)), (windows.crop, (padded,))]:
+        assert torch.autograd.gradcheck(function, inputs)
+        assert torch.autograd.gradgradcheck(function, inputs)
