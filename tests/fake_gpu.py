@@ -89,8 +89,10 @@ def forward(model, *size, dtype=torch.float32, watch=None):
 
 
 def _missing():
+    if torch.__version__ < '2.4':
+        return f'torch {torch.__version__} is too old to imitate a GPU'
     try:
-        forward(torch.nn.Identity(), 1, 3, 8, 8)
+        forward(torch.nn.Conv2d(3, 1, 1), 1, 3, 8, 8)
     except Exception as error:
         return f'torch {torch.__version__} cannot imitate a GPU: {error}'
     return ''

@@ -483,25 +483,28 @@ def test_attention_with_padded_windows(size, is_global):
 
 
 @pytest.mark.slow
-@CASES
-def test_padded_windows_in_graphs(is_global):
-    """GPUs compile and export them."""
+@pytest.mark.parametrize('learned', [True, False], ids=['learned', 'frozen'])
+def test_padded_windows_in_graphs(learned):
+    """GPUs compile and export what they compute eagerly."""
     windows = Windows(7, 5, 3)
-    qkv, _, *others = random_inputs(windows, 2, is_global)
-    attend = partial(by_region.attend_by_region, attend=by_region.fused)
+    qkv, _, table, _, padding = random_inputs(windows, 2, is_global=False)
+    table.requires_grad_(learned)
+
+    def fused(query, key, value, bias, dropout):
+        bias = by_region.bias_with_gradient(query, key, value, bias)
+        return by_region.fused(query, key, value, bias, dropout)
 
     class Padded(torch.nn.Module):
         def forward(self, qkv):
-            return by_region.attend_padded(MODULE.Inputs(qkv, windows, *others), attend)
+            inputs = MODULE.Inputs(qkv, windows, table, None, padding)
+            return by_region.attend_padded(
+                inputs, partial(by_region.attend_by_region, attend=fused)
+            )
 
     wanted = Padded()(qkv)
     compiled = torch.compile(Padded(), backend='aot_eager', fullgraph=True)(qkv)
     exported = torch.export.export(Padded(), (qkv.detach(),)).module()(qkv.detach())
-    cotangent = torch.randn_like(wanted)
     assert_close([compiled, exported], [wanted, wanted])
-    assert_close(
-        *(
-            torch.autograd.grad(out, tensors_of([qkv, *others]), cotangent)
-            for out in (compiled, wanted)
-        )
-    )
+    cotangent = torch.randn_like(wanted)
+    learning = [x for x in (qkv, table, padding) if x.requires_grad]
+    assert_close(*(torch.autograd.grad(out, learning, cotangent) for out in (compiled, wanted)))
