@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from fake_gpu import Launches, forward, needs_fake_gpu
 from torch import nn
 
-from mmgcvit import GCViT
-from mmgcvit.ops import by_region
+from mmgcvit import GCViT, ops
+from mmgcvit.ops import by_region, resize
 from mmgcvit.ops.windows import Windows
 
 pytestmark = needs_fake_gpu
@@ -184,6 +184,8 @@ def test_launches_of_partial_windows(built):
 def test_mixed_precision_reaches_attention(tables, built, monkeypatch):
     """On a CPU, because autocast for CUDA turns itself off without a GPU."""
     monkeypatch.setattr(ATTENTION, 'forced_backend', 'fused')
+    # as on a GPU, where it returns float32
+    monkeypatch.setattr(ops, 'resize_bicubic', resize._resize_by_products)
     types = []
     attend = F.scaled_dot_product_attention
 
