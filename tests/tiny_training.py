@@ -63,13 +63,13 @@ class TinyImages(Dataset):
 class TinyClassifier(BaseModel):
     """GC ViT with drop path, dropout and batch norm in front of one output."""
 
-    def __init__(self, init_cfg=None):
+    def __init__(self, init_cfg=None, drop_path_rate=0.3, drop_rate=0.2, batch_norm=True):
         super().__init__()
         self.backbone = GCViT(
-            ARCH, window_size=2, drop_path_rate=0.3, out_indices=(3,), init_cfg=init_cfg
+            ARCH, window_size=2, drop_path_rate=drop_path_rate, out_indices=(3,), init_cfg=init_cfg
         )
-        self.norm = nn.BatchNorm2d(64)
-        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(64, 1))
+        self.norm = nn.BatchNorm2d(64) if batch_norm else nn.Identity()
+        self.head = nn.Sequential(nn.Dropout(drop_rate), nn.Linear(64, 1))
 
     def forward(self, image, label, mode='tensor'):
         logits = self.head(self.norm(self.backbone(image)[-1]).mean((2, 3)))[:, 0]

@@ -29,9 +29,6 @@ DTYPES = list(DTYPES.items())[: 2 if DEVICE == 'cpu' else 3]
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec('triton') is None, reason='Triton is not installed'
 )
-runs_kernels = pytest.mark.skipif(
-    not IS_INTERPRETED and DEVICE == 'cpu', reason='test_in_the_interpreter runs it'
-)
 CASES = pytest.mark.parametrize('is_global', [False, True])
 EACH_DTYPE = pytest.mark.parametrize(('dtype', 'tolerance'), DTYPES)
 
@@ -65,6 +62,13 @@ def kernels(monkeypatch):
             config = {**module.CONFIGS[size], 'BLOCK_Q': queries, 'BLOCK_K': keys}
             monkeypatch.setitem(module.CONFIGS, size, config)
     return module
+
+
+def runs_kernels(test):
+    """Mark a test that needs a GPU or the interpreter."""
+    reason = 'needs a GPU; test_in_the_interpreter runs it'
+    skip = pytest.mark.skipif(not IS_INTERPRETED and DEVICE == 'cpu', reason=reason)
+    return pytest.mark.gpu(skip(test))
 
 
 def random_inputs(size, window_size, heads, head_dim, is_global, dtype, batch=2):
@@ -139,13 +143,23 @@ def test_matches_plain_operations(
 
 
 @runs_kernels
+@pytest.mark.parametrize(
+    ('size', 'is_global'),
+    [
+        ((32, 32), False),  # 193, 193 and 65 keys at the edges
+        ((28, 40), True),  # 385, 97 and 65
+        ((26, 32), True),  # 193, 49 and 17
+        ((25, 40), False),  # 385, 25 and 17
+    ],
+)
 @EACH_DTYPE
-def test_windows_of_detectors(kernels, dtype, tolerance):
-    """Windows of 24 × 24 tokens with the tiles of the backend, as at 800 × 1280."""
-    exact, grad_out = random_inputs((24, 30), 24, 1, 32, True, dtype, batch=1)
+def test_windows_of_detectors(kernels, size, is_global, dtype, tolerance, monkeypatch):
+    """The edges of the four stages at 800 × 1280, with the tiles of the backend."""
+    for bytes_per_element, config in kernels.CONFIGS.items():
+        tiles = dict.fromkeys(('BLOCK_Q', 'BLOCK_K'), 128 // bytes_per_element)
+        monkeypatch.setitem(kernels.CONFIGS, bytes_per_element, {**config, **tiles})
+    exact, grad_out = random_inputs(size, 24, 1, 32, is_global, dtype, batch=1)
     wanted = with_gradients(lambda inputs: attend_by_region(inputs, plain), exact, grad_out)
-    for size, config in kernels.CONFIGS.items():
-        config.update(BLOCK_Q=128 // size, BLOCK_K=128 // size)
     assert_near(with_gradients(kernels.attend, cast(exact, dtype), grad_out), wanted, tolerance)
 
 
