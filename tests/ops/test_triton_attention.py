@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from mmgcvit.ops import window_attention
 from mmgcvit.ops.by_region import Inputs, attend_by_region, plain
 from mmgcvit.ops.windows import Windows
 
+ROOT = Path(__file__).parents[2]
 MODULE = importlib.import_module('mmgcvit.ops.attention')
 IS_INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DEVICE = 'cpu' if IS_INTERPRETED or not torch.cuda.is_available() else 'cuda'
@@ -275,6 +277,14 @@ def test_error_without_triton(monkeypatch, found):
         ValueError, match=r'MMGCVIT_ATTENTION=triton needs Triton 3.0.*update torch'
     ):
         MODULE.BACKENDS['triton'].attend(inputs)
+
+
+def test_the_backend_is_opt_in():
+    """The first backend that supports the inputs is used. Its speed has to be measured first."""
+    names = list(MODULE.BACKENDS)
+    assert names.index('triton') > names.index('plain') and MODULE.BACKENDS['plain'].serves(None)
+    text = ' '.join((ROOT / 'docs' / 'performance.md').read_text().replace('*', '').split())
+    assert 'This version was not measured on a GPU, so it is only used if requested' in text
 
 
 def test_kernels_are_imported_on_request():
