@@ -159,7 +159,7 @@ def test_published_methods_train_in_mixed_precision(shapes, tmp_path, name, proc
         assert_equal(other, first)
     (checkpoint,) = (path for path in work_dir.glob('*.pth') if 'rank' not in path.name)
     command = (ROOT / 'tools' / 'test.py', config, checkpoint, '--work-dir', tmp_path / 'test')
-    code, printed = forks.run_anew(*command, **ENVIRONMENT, SHAPES=str(shapes))
+    code, printed = forks.run_anew(*command, timeout=400, **ENVIRONMENT, SHAPES=str(shapes))
     assert code == 0, printed[-4000:]
     (file,) = tmp_path.glob('test/*/*.json')
     tested = json.loads(file.read_text())
