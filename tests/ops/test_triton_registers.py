@@ -83,8 +83,8 @@ def registers_and_spills(ptx, folder):
     return int(registers), int(stores), int(loads)
 
 
-# bytes of spills, stores and loads together; kernels that are not listed have none
-SPILLS = {}
+# Bytes of spills, stores and loads together. Triton 3.8 has 20 to 28 there, and none elsewhere.
+SPILLS = {('fp32', 'tf32x3', '_key_value_kernel'): 32}
 
 
 @pytest.mark.parametrize('capability', [80, 90, 100])
@@ -106,10 +106,9 @@ def test_kernels_fit_into_registers(kernels, dtype, head_dim, precision, capabil
         ptx = compile_kernel(kernels, name, dtype, head_dim, precision, capability)
         registers, stores, loads = registers_and_spills(ptx, tmp_path)
         print(
-            f'sm_{capability} {dtype} {head_dim} {precision} {name.strip("_")}: {registers} '
-            f'registers, spills {stores} B stores, {loads} B loads',
-            flush=True,
+            f'sm_{capability}, {dtype} ({precision}), {head_dim} channels, {name.strip("_")}: '
+            f'{registers} registers, spills of {stores} B stores and {loads} B loads'
         )
         assert registers <= 255
-        limit = SPILLS.get((dtype, head_dim, capability, name), 0)
+        limit = SPILLS.get((dtype, precision, name), 0)
         assert stores + loads <= limit, f'{name} of {dtype} on sm_{capability}'
