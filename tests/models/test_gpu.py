@@ -33,8 +33,8 @@ ARCH = dict(
 SIZE = 223, 361
 # mean relative error of the tensors: outputs, and gradients
 TOLERANCES = {
-    # max pooling may choose another one of two values that differ by a rounding error
-    torch.float32: (1e-5, 1e-4),
+    # on a CPU, max pooling chooses another one of two values that differ by a rounding error
+    torch.float32: (1e-5, 1e-5 if DEVICE == 'cuda' else 1e-4),
     torch.float16: (5e-3, 3e-2),
     torch.bfloat16: (4e-2, 1.2e-1),
 }
