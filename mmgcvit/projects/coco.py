@@ -36,6 +36,12 @@ def read(folder: Folder, project: Path) -> Data:
         UserError: If the annotations cannot be used.
     """
     documents = _documents(folder)
+    for file, reason in folder.broken.items():
+        # it may be the annotation file of a split
+        raise UserError(
+            f'{folder.path / file} is not JSON ({reason}): replace the file by a complete copy, or '
+            'remove it if it is not needed'
+        )
     readers = [
         _Reader(folder, file, split, documents[file]) for split, file in _choose(folder).items()
     ]

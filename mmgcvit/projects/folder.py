@@ -31,10 +31,12 @@ class Folder:
     Attributes:
         path: The folder, absolute.
         notes: Skipped files and other decisions, one line each.
+        broken: JSON files that cannot be parsed, and why. Filled by ``documents``.
     """
 
     path: Path
     notes: list[str] = field(default_factory=list)
+    broken: dict[Relative, str] = field(default_factory=dict)
 
     @cached_property
     def files(self) -> list[Relative]:
@@ -53,7 +55,8 @@ class Folder:
             try:
                 documents[file] = json.loads((self.path / file).read_bytes())
             except ValueError as error:
-                self.notes.append(f'skipped {file}, which is not JSON ({describe(error, 80)})')
+                self.broken[file] = describe(error, 80)
+                self.notes.append(f'skipped {file}, which is not JSON ({self.broken[file]})')
         return documents
 
     def with_suffix(self, *suffixes: str) -> list[Relative]:

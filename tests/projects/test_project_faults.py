@@ -162,6 +162,14 @@ FAULTS = {
         lambda d: coco(d, annotations=[]),
         r'annotations\.json lists images, but no annotations with a category_id\.',
     ),
+    'one broken split': (
+        lambda d: (
+            coco(d / 'valid', '_annotations.coco.json'),
+            image(d / 'train/7.png'),
+            layouts.write(d / 'train/_annotations.coco.json', '{"images": [{"id": 7, "file_'),
+        ),
+        r'train/_annotations\.coco\.json is not JSON \(.*\): replace the file by a complete copy',
+    ),
     'broken JSON': (
         lambda d: (image(d / 'a.png'), layouts.write(d / 'a.json', '{"images": [')),
         r'skipped a\.json, which is not JSON',
