@@ -147,6 +147,12 @@ def _package(error: BaseException) -> str | None:
         if 'panopticapi' in text:
             text += ' Or use mmgcvit.LoadPanopticAnnotations and mmgcvit.PanopticMetric without it'
         return f'{text} (the Python environment is {sys.prefix})'
+    # mmdet, mmseg and mmpretrain compare versions when they are imported
+    if isinstance(error, AssertionError) and 'is used but incompatible' in text:
+        return (
+            f'{text.rstrip(".")}: python tools/check_env.py shows the versions and the remedy (the '
+            f'Python environment is {sys.prefix})'
+        )
     # mmpretrain derives classes from what it could not import
     if isinstance(error, TypeError) and str(error) == 'NoneType takes no arguments':
         return (

@@ -247,6 +247,15 @@ def test_an_error_in_the_code_of_a_class_is_not_taken_for_a_mistake_in_the_confi
     assert message_of(lambda: {}['absent']) is None
 
 
+def test_a_library_of_an_incompatible_version_is_named():
+    def fails():
+        raise AssertionError('MMCV==2.2.0 is used but incompatible. Please install mmcv<2.2.0.')
+
+    message = message_of(fails)
+    assert message.startswith('MMCV==2.2.0 is used but incompatible. Please install mmcv<2.2.0: ')
+    assert 'check_env.py shows the versions and the remedy' in message
+
+
 def test_transformers_that_mmpretrain_cannot_use_are_named():
     def fails():
         class Model(None):
