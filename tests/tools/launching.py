@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+from mmgcvit.engine.optimizers.mixed_precision import has_bfloat16
 from mmgcvit.visualization import read_training_log
 
+# in the log of a training in mixed precision on this CPU
+MIXED = 'in bfloat16' if has_bfloat16('cpu') else 'this CPU has no instructions for bfloat16'
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'data'
 CONFIGS = DATA / 'configs'

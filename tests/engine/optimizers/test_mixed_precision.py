@@ -79,6 +79,12 @@ def test_amp_is_requested_of_wrappers_that_it_suits():
         adapt_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))), CPU)
 
 
+@pytest.fixture(autouse=True)
+def fast_cpu(monkeypatch):
+    """The networks are so small that they can be trained in bfloat16 on any CPU."""
+    monkeypatch.setattr(f'{BFloat16OptimWrapper.__module__}.has_bfloat16', lambda device: True)
+
+
 @pytest.fixture
 def mask_rcnn(monkeypatch):
     from mmdet.utils import register_all_modules
@@ -88,6 +94,19 @@ def mask_rcnn(monkeypatch):
     cfg = load_config(DATA / 'configs' / 'mask_rcnn_tiny.py')
     init_default_scope('mmdet')
     return MODELS.build(cfg.model)
+
+
+def test_a_cpu_without_bfloat16_computes_in_float32(mask_rcnn, log, monkeypatch):
+    monkeypatch.setattr(
+        f'{BFloat16OptimWrapper.__module__}.has_bfloat16', lambda device: device != 'cpu'
+    )
+    optimizer = torch.optim.SGD(mask_rcnn.parameters(), lr=0.1)
+    wrapper = OPTIM_WRAPPERS.build(dict(type=OURS, optimizer=optimizer))
+    assert any('this CPU has no instructions for bfloat16' in line for line in log)
+    backbone, images = mask_rcnn.eval().backbone, torch.rand(1, 3, 64, 64)
+    with wrapper.optim_context(mask_rcnn):
+        found = backbone(images)
+    assert all(map(torch.equal, found, backbone(images)))
 
 
 def optimize(model, log):
