@@ -24,9 +24,14 @@ SAVED = 75  # exit code of a training that saved a checkpoint because of SIGTERM
 REPORTED = (1, 2, SAVED, 128 + signal.SIGINT)
 TIME_TO_SAVE = 60  # seconds
 TIME_TO_END = 30  # seconds, after another process has failed
+TIME_TO_ABORT = 3  # seconds in which the other processes of an NCCL operation abort, too
 CAUSES: dict[int, str] = {
     signal.SIGKILL: 'the node is probably out of memory (dmesg shows it): reduce '
     'train_dataloader.batch_size or train_dataloader.num_workers',
+    # torch also aborts a process whose NCCL operation has failed or timed out
+    signal.SIGABRT: 'a library aborted it. If NCCL is named above, an operation of all processes '
+    'failed or timed out: NCCL_DEBUG=INFO prints details, and env_cfg.dist_cfg.timeout=SECONDS '
+    'allows more time',
     signal.SIGBUS: 'shared memory is probably full: enlarge /dev/shm (docker run --shm-size=8g), '
     'or reduce train_dataloader.num_workers',
 }
@@ -53,7 +58,9 @@ class Run:
         self._processes: list[subprocess.Popen] = []
         self._codes: dict[int, int] = {}  # exit codes, in the order in which the processes ended
         self._crashed: dict[int, int] = {}  # rank of each process that a signal killed: the signal
+        self._running: list[int] = []  # ranks of the others, when a process had aborted
         self._received: list[int] = []
+        self._failed_at: float | None = None
         self._deadline: float | None = None
 
     def start(self, number: int, command: list[str]) -> None:
@@ -68,9 +75,14 @@ class Run:
             'MASTER_PORT': choose_port(nodes, node),
             'TORCHELASTIC_RUN_ID': 'none',  # shows that a launcher has started the process
         }
-        if number > 1:  # as torchrun and mmengine do, with a warning each
-            environment.setdefault('OMP_NUM_THREADS', '1')
-            environment.setdefault('MKL_NUM_THREADS', '1')
+        if nodes * number > 1:
+            # torch's default is all cores for each process. mmengine would set 1, with a warning
+            for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
+                environment.setdefault(name, str(max(1, usable_cores() // number)))
+            # NCCL is silent about the cause of an error by default
+            environment.setdefault('NCCL_DEBUG', 'WARN')
+            # no stack traces of torch's connections that end because a process has failed
+            environment.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
         for rank in range(number):
             ranks = {'RANK': str(self._first_rank + rank), 'LOCAL_RANK': str(rank)}
             # a new session: Ctrl-C reaches the processes once, from this launcher
@@ -93,6 +105,7 @@ class Run:
                 code = process.poll()
                 if code is not None and rank not in self._codes:
                     self._note(rank, code)
+            self._end_others()
             if self._deadline and time.monotonic() > self._deadline:
                 self._send(signal.SIGKILL)
             time.sleep(0.05)
@@ -106,12 +119,20 @@ class Run:
         self._codes[rank] = code
         if code < 0 and not self._deadline:
             self._crashed[self._first_rank + rank] = -code
-        if code and not self._deadline:
-            if code == SAVED:  # the other processes are saving as well
-                self._deadline = time.monotonic() + TIME_TO_SAVE
-            else:
-                self._deadline = time.monotonic() + TIME_TO_END
-                self._send(signal.SIGTERM)
+        if code == SAVED and not self._deadline:  # the other processes are saving as well
+            self._deadline = time.monotonic() + TIME_TO_SAVE
+        elif code and self._failed_at is None:
+            wait = TIME_TO_ABORT if code == -signal.SIGABRT else 0
+            self._failed_at = time.monotonic() + wait
+
+    def _end_others(self) -> None:
+        """End the other processes of one that has failed."""
+        if self._deadline or self._failed_at is None or time.monotonic() < self._failed_at:
+            return
+        ranks = range(len(self._processes))
+        self._running = [self._first_rank + rank for rank in ranks if rank not in self._codes]
+        self._deadline = time.monotonic() + TIME_TO_END
+        self._send(signal.SIGTERM)
 
     def _send(self, signum: int) -> None:
         for process in self._processes:
@@ -121,7 +142,13 @@ class Run:
         """Print the failure of a process that could not do so itself."""
         for rank, number in self._crashed.items():
             cause = CAUSES.get(number, OTHER_CAUSE)
+            if number == signal.SIGABRT and self._running:
+                # those that waited abort first, the one that they waited for has not begun to wait
+                cause += f'. Still running then: {", ".join(map(str, self._running))}'
             fail(f'process {rank} was killed by {signal.Signals(number).name}: {cause}')
+            return
+        if signal.SIGTERM in self._received and -signal.SIGTERM in self._codes.values():
+            sys.stderr.write('\nstopped by SIGTERM\n')
             return
         for rank, code in self._codes.items():
             if code:
@@ -153,6 +180,17 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    number = len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count() or 1
+    try:  # of a container
+        with open('/sys/fs/cgroup/cpu.max') as file:
+            quota, period = file.read().split()
+        return min(number, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or 'max'
+        return number
 
 
 def fail(message: str) -> None:

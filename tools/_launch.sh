@@ -78,15 +78,18 @@ run_on_nodes() { # processes, tool, arguments...
 
 # Runs a tool in a Slurm job with GPUS tasks.
 run_in_slurm() { # partition, job, tool, arguments...
-    local partition=$1 job=$2 tool=$3 gpus=${GPUS:-8} per_node more
+    local partition=$1 job=$2 tool=$3 gpus=${GPUS:-8} cpus=${CPUS_PER_TASK:-5} per_node more
     shift 3
     need_count GPUS "$gpus"
     per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
     need_count GPUS_PER_NODE "$per_node"
-    need_count CPUS_PER_TASK "${CPUS_PER_TASK:-5}"
+    need_count CPUS_PER_TASK "$cpus"
     read -ra more <<<"${SRUN_ARGS:-}"
     command -v srun >/dev/null || fail 'srun not found: run this on a node of a Slurm cluster'
+    # for the reasons, see tools/_launch.py
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus} MKL_NUM_THREADS=${MKL_NUM_THREADS:-$cpus}
+    export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
     exec srun --partition="$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks="$gpus" \
-        --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 \
+        --ntasks-per-node="$per_node" --cpus-per-task="$cpus" --kill-on-bad-exit=1 \
         "${more[@]}" "$python" -u "$root/tools/$tool" "$@" --launcher slurm
 }

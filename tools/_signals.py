@@ -16,7 +16,10 @@ PROCESS = os.getpid()  # not that of a data worker, which is a fork
 def end(number: int, frame: FrameType | None) -> NoReturn:
     """Print one line in the first process of a run, and end the process."""
     rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0'
-    if os.getpid() == PROCESS and rank == '0':
+    size = os.environ.get('WORLD_SIZE') or os.environ.get('SLURM_NTASKS') or '1'
+    # launchers send SIGTERM also because another process has failed, which has printed its error
+    is_cause = number == signal.SIGINT or size == '1'
+    if os.getpid() == PROCESS and rank == '0' and is_cause:
         line = 'interrupted' if number == signal.SIGINT else 'stopped by SIGTERM'
         sys.stderr.write(f'\n{line}\n')
         sys.stderr.flush()

@@ -51,6 +51,7 @@ def test_slurm_test_gives_the_metrics_of_the_validation(run, start_test, upernet
 REQUEUED_SRUN = """\
 #!/usr/bin/env bash
 printf '%s\\n' "$@" >>"$NOTES/srun"
+printf '%s\\n' "$OMP_NUM_THREADS" "$MKL_NUM_THREADS" "$NCCL_DEBUG" >"$NOTES/variables"
 kill -TERM "$PPID"
 exit "$SRUN_CODE"
 """
@@ -76,6 +77,7 @@ def slurm_train(tmp_path):
             cwd=forks.ROOT,
             env=os.environ
             | {'PATH': f'{programs}:{os.environ["PATH"]}', 'NOTES': str(notes), 'GPUS': '2'}
+            | {'OMP_NUM_THREADS': '', 'MKL_NUM_THREADS': '', 'NCCL_DEBUG': ''}
             | environment,
             capture_output=True,
             text=True,
@@ -89,6 +91,14 @@ def slurm_train(tmp_path):
 
 
 BATCH = {'REQUEUE': '1', 'SLURM_JOB_ID': '77'}
+
+
+def test_tasks_get_a_thread_per_core_and_the_warnings_of_nccl(slurm_train, tmp_path):
+    variables = tmp_path / 'notes' / 'variables'
+    slurm_train(SRUN_CODE='0', CPUS_PER_TASK='7', **BATCH)
+    assert variables.read_text().split() == ['7', '7', 'WARN']
+    slurm_train(SRUN_CODE='0', OMP_NUM_THREADS='3', NCCL_DEBUG='INFO', **BATCH)
+    assert variables.read_text().split() == ['3', '5', 'INFO']
 
 
 def test_a_stopped_job_is_requeued(slurm_train):
