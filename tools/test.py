@@ -12,6 +12,7 @@ if __name__ == '__main__':
     import _signals  # noqa: F401
 
 from mmgcvit.engine import (
+    CompareData,
     adapt_test,
     build_runner,
     check_checkpoint,
@@ -62,6 +63,7 @@ def main() -> None:
         options.append(partial(adapt_tiles, options=tiles))
     runner = build_runner(cfg, *options)
     require_data(cfg, splits=('test',))
+    runner.register_hook(CompareData())
     if args.show_dir:
         runner.register_hook(PaintPredictions(args.show_dir))
     runner.test()

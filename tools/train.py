@@ -11,6 +11,7 @@ if __name__ == '__main__':
     import _signals  # noqa: F401
 
 from mmgcvit.engine import (
+    CompareData,
     RehearseValidation,
     build_runner,
     record_failed_step,
@@ -34,6 +35,7 @@ def main() -> None:
     runner = build_runner(cfg, adapt_drawing, *options)
     warn_of_earlier_training(cfg)
     require_data(cfg)
+    runner.register_hook(CompareData())
     if not args.no_rehearsal:
         runner.register_hook(RehearseValidation())
     with record_failed_step(runner):

@@ -4,6 +4,7 @@ from .adaptations import adapt_amp, adapt_lr_scaling, adapt_test
 from .check_data import check_data, require_data
 from .config import check_checkpoint, load_config
 from .fsdp import wrap_blocks
+from .health import CompareData
 from .hooks import (
     AverageBatchNorm,
     BadLossHook,
@@ -29,6 +30,7 @@ __all__ = [
     'BFloat16OptimWrapper',
     'BadLossHook',
     'CheckpointFitHook',
+    'CompareData',
     'ExactResumeHook',
     'LayerDecayOptimWrapperConstructor',
     'RehearseValidation',

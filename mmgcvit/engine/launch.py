@@ -4,8 +4,10 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import MutableMapping
 from datetime import timedelta
 
@@ -13,8 +15,11 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist
 from mmengine.utils.dl_utils import set_multi_processing
+from torch.distributed.constants import default_pg_timeout
 
-from ..errors import UserError
+from ..errors import UserError, one_line
+from .exchange import LATE, Exchange, say_on_node
+from .health import compare_processes
 
 PR_SET_PDEATHSIG = 1  # option of prctl on Linux
 TORCH_SETTINGS = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
@@ -28,7 +33,8 @@ def process_rank() -> int:
 def start_processes(cfg: Config, device: str) -> int:
     """Connect this process to the others of its run: with NCCL on CUDA, with gloo on a CPU.
 
-    mmengine's Runner can do this only on a GPU. It uses an existing process group.
+    mmengine's Runner can do this only on a GPU. It uses an existing process group. The processes
+    compare their versions, configs and GPUs before they use the connection.
 
     Args:
         cfg: Config whose ``launcher`` is 'pytorch' (torchrun), 'slurm', or 'none' for one process.
@@ -40,7 +46,7 @@ def start_processes(cfg: Config, device: str) -> int:
 
     Raises:
         UserError: If the launcher did not start the processes, there are more processes than GPUs,
-            or they cannot connect.
+            they cannot connect, or they differ.
     """
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none':
@@ -72,7 +78,7 @@ def start_processes(cfg: Config, device: str) -> int:
         check_gpu(int(os.environ['LOCAL_RANK']), torch.cuda.device_count())
     # Runner also does this first: init_dist would select a different start method for workers.
     set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
-    _connect(device, dist_cfg)
+    _connect(cfg, device, dist_cfg)
     return torch.distributed.get_world_size()
 
 
@@ -87,6 +93,7 @@ def end_processes() -> None:
         gloo = torch.distributed.group.WORLD._get_backend(torch.device('cpu'))
     torch.distributed.destroy_process_group()
     del gloo
+    Exchange.current = None
     if process_rank() == 0:
         # mmengine collects the results of metrics there and leaves the folder
         with contextlib.suppress(OSError):  # not empty while another run uses it
@@ -160,21 +167,76 @@ def _first_node(nodes: str) -> str:
     return found.stdout.split()[0]
 
 
-def _connect(device: str, dist_cfg: dict) -> None:
+def _connect(cfg: Config, device: str, dist_cfg: dict) -> None:
+    seconds = dist_cfg.get('timeout', default_pg_timeout.total_seconds())
+    address = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
     try:
-        if device == 'cuda':
+        if 'init_backend' in dist_cfg:  # of a library that connects the processes itself
             init_dist('pytorch', **dist_cfg)
-        elif 'timeout' in dist_cfg:
-            # not init_dist, which selects a GPU for every backend
-            limit = timedelta(seconds=dist_cfg['timeout'])
-            torch.distributed.init_process_group('gloo', timeout=limit)
+            return
+        store, rank, size = _open_store(seconds)
+        exchange = Exchange.current = Exchange(store, rank, size, seconds)
+        exchange.introduce(socket.gethostname())
+        if device == 'cuda':
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        compare_processes(exchange, cfg, device)
+        shared = {'store': store, 'rank': rank, 'world_size': size}
+        if device == 'cuda':
+            init_dist('pytorch', **shared, **dist_cfg)
         else:
-            torch.distributed.init_process_group('gloo')
-    except (RuntimeError, ValueError) as error:
-        address = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
-        reason = str(error).strip().partition('\n')[0]
+            # not init_dist, which selects a GPU for every backend
+            limit = timedelta(seconds=seconds)
+            torch.distributed.init_process_group('gloo', timeout=limit, **shared)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f'process {os.environ["RANK"]} of {os.environ["WORLD_SIZE"]} cannot connect to the '
-            f'other processes at {address} ({reason}): the port may be in use, or the '
-            'address may be wrong: set PORT (MASTER_PORT under Slurm) and MASTER_ADDR'
+            f'other processes at {address} ({one_line(error)}): the port may be in use, the '
+            'address may be wrong, or node 0 may not have started: set PORT (MASTER_PORT under '
+            'Slurm) and MASTER_ADDR'
         ) from error
+
+
+def _open_store(seconds: float) -> tuple[torch.distributed.Store, int, int]:
+    """Return the store that connects all processes, the rank and the number of processes.
+
+    torch waits in this place for all processes, and does not know which ones are missing.
+    """
+    limit = timedelta(seconds=seconds)
+    if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':  # torchrun has opened it
+        return next(torch.distributed.rendezvous('env://', timeout=limit))
+    host, port = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
+    rank, size = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+    if rank:
+        _await_listener(host, port, seconds)
+    store = torch.distributed.TCPStore(
+        host if rank else '127.0.0.1',  # MASTER_ADDR may be wrong: the others then report it
+        port,
+        is_master=rank == 0,
+        timeout=limit,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    return store, rank, size
+
+
+def _await_listener(host: str, port: int, seconds: float) -> None:
+    """Wait until the first process listens. torch would write a stack trace for every attempt.
+
+    Raises:
+        OSError: If it does not within the given time.
+    """
+    start, is_silent = time.monotonic(), True
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=min(seconds, LATE)).close()
+            return
+        except OSError as error:
+            waited = time.monotonic() - start
+            if waited >= seconds:
+                raise
+            if is_silent and waited > LATE:
+                is_silent = False
+                say_on_node(f'waiting for process 0 at {host}:{port} ({one_line(error)})')
+        time.sleep(0.05)

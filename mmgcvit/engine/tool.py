@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import re
 import signal
 import sys
 import time
@@ -16,9 +15,10 @@ from mmengine.dist import is_distributed
 from mmengine.logging import MMLogger
 
 from ..cli import as_commands
-from ..errors import printable
+from ..errors import describe, printable
 from ..installed import require_own_version
 from ..mmcv_ops import enable
+from .exchange import OTHER_ENDED, Exchange, is_of_connection
 from .known_errors import known_error
 from .launch import end_processes, end_with_parent, process_rank
 from .options import ReadOptions
@@ -27,8 +27,6 @@ from .workers import gives_way, sigterm_received
 # Seconds after which the first process has reported an error that all processes have: their
 # launcher then ends the others. torchrun 2.1 looks at its processes every 5 seconds.
 TIME_TO_REPORT = 10
-# what gloo and NCCL raise in one process because another one has ended
-OTHER_ENDED = re.compile('(closed|reset) by peer|remote process exited|Broken pipe')
 
 
 def run_tool(main: Callable[[], None]) -> None:
@@ -38,7 +36,8 @@ def run_tool(main: Callable[[], None]) -> None:
     log file. Other errors are printed with a traceback. The exit code is 1 for errors and 130 for
     Ctrl-C.
 
-    Of several processes with the same error, only the first one prints it.
+    Of several processes, only the one with the first error prints it, with the numbers of the
+    processes that have the same error.
     """
     if gives_way(signal.getsignal(signal.SIGINT)):  # of tools/_signals.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -48,6 +47,8 @@ def run_tool(main: Callable[[], None]) -> None:
     try:
         require_own_version(getattr(sys.modules['__main__'], '__file__', None))
         main()
+        if is_distributed():
+            end_processes()
     except SystemExit as end:
         if isinstance(end.code, str):
             _leave(1, end.code)
@@ -62,13 +63,15 @@ def run_tool(main: Callable[[], None]) -> None:
         report = traceback.format_exc().rstrip()
         known = known_error(error)
         _write_to_log(f'{report}\nerror: {known}' if known else report)
+        if exchange := Exchange.current:
+            whole = f'error: {known}' if known else report
+            message, waits = exchange.report(error, known or describe(error), whole)
+            _leave(1, message, waits)
         rank = process_rank()
         if known:
             _leave(1, f'error: {known} (process {rank})' if rank else f'error: {known}')
-        other_ended = is_distributed() and bool(OTHER_ENDED.search(str(error)))
-        _leave(1, f'process {rank}:\n{report}' if rank else report, other_ended)
-    if is_distributed():
-        end_processes()
+        other_ended = is_distributed() and is_of_connection(error, OTHER_ENDED)
+        _leave(1, f'process {rank}:\n{report}' if rank else report, other_ended or None)
 
 
 def prepare_child() -> None:
@@ -90,7 +93,7 @@ def _was_interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _leave(code: int, message: str = '', other_reports: bool = False) -> NoReturn:
+def _leave(code: int, message: str = '', other_reports: bool | None = None) -> NoReturn:
     """Exit this process, even if other processes of the run never reach the same point.
 
     The process group cannot be destroyed then, because that waits for pending collectives. A normal
@@ -101,11 +104,12 @@ def _leave(code: int, message: str = '', other_reports: bool = False) -> NoRetur
     Args:
         code: Exit code.
         message: What to print, if anything.
-        other_reports: Whether another process has caused the error, and reports it.
+        other_reports: Whether another process has caused the error, and reports it. None if that is
+            not known; the first process then reports an error that all of them may have.
     """
     if other_reports and sigterm_received():
         message = ''  # the launcher has seen the other process end, and sends no second SIGTERM
-    elif other_reports or (process_rank() and code in (1, 2)):
+    elif other_reports or (other_reports is None and process_rank() and code in (1, 2)):
         # torchrun, srun and tools/_launch.py end this process after the one that reports the error:
         # the first one, or else the one with the lowest local rank
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -2,10 +2,12 @@
 
 import socket
 
+import forks
 import pytest
 import torch
 from mmengine.config import Config
 
+from mmgcvit.engine import exchange, health, launch
 from mmgcvit.engine.launch import (
     TORCH_SETTINGS,
     end_processes,
@@ -77,6 +79,18 @@ def test_an_address_that_does_not_work_is_named(started):
         start_processes(Config(dict(launcher='pytorch')), 'cpu')
 
 
+def test_a_first_process_that_does_not_listen_is_named(started, monkeypatch, capsys):
+    monkeypatch.setattr(launch, 'LATE', 0.1)
+    monkeypatch.setenv('MASTER_PORT', port := forks.free_port())
+    monkeypatch.setenv('LOCAL_RANK', '0')  # it is on another node
+    cfg = Config(dict(launcher='pytorch', env_cfg=dict(dist_cfg=dict(timeout=0.4))))
+    with pytest.raises(UserError, match=rf'localhost:{port} \(.*refused\): the port may be'):
+        start_processes(cfg, 'cpu')
+    waits = capsys.readouterr().err
+    assert waits.startswith(f'waiting for process 0 at localhost:{port} (') and 'refused' in waits
+    assert waits.count('\n') == 1
+
+
 def test_a_port_in_use_is_named(started, monkeypatch):
     with socket.socket() as busy:
         busy.bind(('', 0))
@@ -106,3 +120,25 @@ def test_the_empty_folder_of_collected_results_is_removed(monkeypatch, tmp_path,
         (folder / file).touch()
     end_processes()
     assert folder.exists() == bool(files)
+
+
+def test_processes_on_gpus_share_the_store_with_mmengine(started, monkeypatch):
+    """With stand-ins for the GPU: mmengine connects the processes, by gloo."""
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda device: None)
+    monkeypatch.setattr(health, '_gpu', lambda: dict(name='H100', uuid='A', free=8, total=9))
+    monkeypatch.setattr(torch.cuda.nccl, 'version', lambda: (2, 21, 5))
+    for name, value in dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1').items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv('MASTER_PORT', forks.free_port())
+    dist_cfg = dict(backend='gloo', timeout=30)
+    assert (
+        start_processes(Config(dict(launcher='pytorch', env_cfg=dict(dist_cfg=dist_cfg))), 'cuda')
+        == 1
+    )
+    try:
+        assert exchange.Exchange.current.summary == '1 process on 1 host, 1 × H100, 0.0 GiB free'
+        assert exchange.Exchange.current.timeout == 30
+    finally:
+        end_processes()
+    assert exchange.Exchange.current is None

@@ -25,6 +25,7 @@ from launching import (
 )
 from mmengine.fileio import load
 
+from mmgcvit.datasets import draw_shapes
 from mmgcvit.errors import UserError
 from mmgcvit.visualization import read_training_log
 
@@ -45,6 +46,9 @@ def test_mask_rcnn_trains_in_two_processes(mask_rcnn):
     work_dir, printed = mask_rcnn
     assert_ranks_agree_and_loss_falls(work_dir)
     assert printed.count('running on the CPU, 2 processes connected by gloo\n') == 1
+    line = 'INFO - 2 processes on 1 host; same versions, config and data\n'
+    assert printed.count(line) == 1
+    assert printed.index(line) < printed.index('[1][1/4]')
     assert 'broadcast_buffers' not in printed
     # 4 images a step where the config's rate is meant for 8
     assert 'Scaling the original LR by 0.5' in printed
@@ -107,6 +111,26 @@ def test_an_error_of_another_process_is_printed_with_its_number(run):
     printed = run(*launch, DATA / 'scripts' / 'one_gpu_too_few.py', code=1)
     (error,) = printed.splitlines()
     assert error.startswith('error: local rank 1 has no GPU') and error.endswith(' (process 1)')
+
+
+def test_other_data_of_one_process_is_an_error_before_the_first_step(folder, tmp_path):
+    draw_shapes(tmp_path / 'fewer', num_train=3, num_val=4, progress=False)
+    code, printed = forks.run(
+        *(DATA / 'scripts' / 'train_on_other_data.py', UPERNET, '--launcher', 'pytorch'),
+        *('--work-dir', tmp_path / 'work'),
+        out=tmp_path / 'printed',
+        cwd=folder,
+        ranks=2,
+        SHAPES=str(folder / 'shapes'),
+        OTHER_SHAPES=str(tmp_path / 'fewer'),
+    )
+    assert code == 1
+    assert 'the processes use different paths: data_root is' in printed
+    assert printed.splitlines()[-1] == (
+        'error: the number of samples of train_dataloader.dataset is 16 (process 0), 3 (process '
+        '1): copy the same data to all nodes, and start all processes with the same paths'
+    )
+    assert printed.count('error: ') == 1 and 'loss: ' not in printed
 
 
 def test_wrong_arguments_of_all_processes_are_printed_once(train, tmp_path):
