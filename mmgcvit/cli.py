@@ -32,6 +32,7 @@ COMMANDS = {
     'flops': 'get_flops.py',
     'benchmark': 'benchmark.py',
     'benchmark-backbones': 'benchmark_backbones.py',
+    'gpu-report': 'gpu_report.py',
     'replay': 'replay.py',
     'draw-shapes': 'draw_shapes.py',
     'dist-train': 'dist_train.sh',

@@ -94,11 +94,11 @@ def _measure(settings: Settings) -> Measurement:
     images = torch.randn(settings.batch_size, 3, *settings.shape, device=settings.device)
 
     model.eval()
-    found.forward = _time(_forward(network, images, settings), settings)
+    found.forward = _time(forward_pass(network, images, settings), settings)
     # Linux updates a process's peak in batches, so that it may read slightly below `before`
     found.forward_memory = max(_peak_memory(settings.device) - before, 0)
     model.train()
-    found.training = _time(_training_step(network, images, settings), settings)
+    found.training = _time(training_step(network, images, settings), settings)
     # the peak of a process never decreases, but it is only accurate to a few pages
     found.training_memory = max(_peak_memory(settings.device) - before, found.forward_memory)
     return found
@@ -114,7 +114,9 @@ def count_macs(model: nn.Module, shape: tuple[int, int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def _forward(model: nn.Module, images: Tensor, settings: Settings) -> Callable[[], None]:
+def forward_pass(model: nn.Module, images: Tensor, settings: Settings) -> Callable[[], None]:
+    """Return a function that runs a forward pass of (B, 3, H, W) images without gradients."""
+
     def step() -> None:
         with torch.no_grad(), _precision(settings):
             model(images)
@@ -122,7 +124,8 @@ def _forward(model: nn.Module, images: Tensor, settings: Settings) -> Callable[[
     return step
 
 
-def _training_step(model: nn.Module, images: Tensor, settings: Settings) -> Callable[[], None]:
+def training_step(model: nn.Module, images: Tensor, settings: Settings) -> Callable[[], None]:
+    """Return a function that runs a training step on (B, 3, H, W) images, with AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
     def step() -> None:
