@@ -53,6 +53,8 @@ def write_report(
     if plan.is_rehearsal:
         # for all processes, which otherwise use a GPU that they find
         os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
+        # several threads are slower than one on small tensors
+        os.environ.setdefault('OMP_NUM_THREADS', '1')
     elif not torch.cuda.is_available():
         raise UserError(
             'PyTorch finds no GPU: check nvidia-smi, or pass --device cpu for a rehearsal of this '
@@ -119,7 +121,7 @@ def _measure(
 
 
 def _write(report: Report, page: Path) -> None:
-    numbers = json.dumps(asdict(report), indent=1)
+    numbers = json.dumps(asdict(report), indent=1, default=str)
     write_atomically(page.with_suffix('.json'), numbers.encode())
     png = picture(report)
     if png is not None:
