@@ -195,6 +195,8 @@ def _differing_versions(found: Sequence[dict[str, str]], hosts: Sequence[str]) -
     differences = (
         (name, _difference([versions.get(name, 'not imported') for versions in found], hosts))
         for name in names
+        # one process may import a library later than the others
+        if len({versions[name] for versions in found if name in versions}) > 1
     )
     if texts := [f'{name} is {text}' for name, text in differences if text]:
         return (

@@ -351,7 +351,7 @@ def test_checkpoints_are_compared_bit_by_bit(tmp_path):
 
 @pytest.mark.slow
 def test_operators_and_kernels_of_a_backbone():
-    settings = Settings('gcvit', 'xxtiny', (32, 32), dtype='bfloat16')
+    settings = Settings('gcvit', 'xxtiny', (32, 32))
     *_, rows = backbones.attention(settings)
     calls = {}
     for row in rows:

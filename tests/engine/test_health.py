@@ -221,6 +221,9 @@ def test_equal_processes_are_summarized(log):
     records = [record('gpu01'), record('gpu01'), record('gpu02', gpu=dict(free=78.54 * 2**30))]
     assert differing_processes(records) is None and log == []
     assert summary(records) == '3 processes on 2 hosts, 3 × H100, 78.5 GiB free'
+    # process 1 has already imported another library
+    records[1]['versions']['mmdet'] = '3.3'
+    assert differing_processes(records) is None and log == []
     assert summary([dict(host='a')] * 2) == '2 processes on 1 host'
 
 
@@ -234,8 +237,8 @@ def test_equal_processes_are_summarized(log):
             '. Install the same environment on all nodes',
         ),
         (
-            dict(versions={'mmdet': '3.3'}),
-            'the processes have different versions: mmdet is not imported (processes 0-2), 3.3 ',
+            dict(versions={'torch': '2.13', 'mmdet': '3.3'}),
+            'the processes have different versions: torch is 2.14 (processes 0-2), 2.13 (proc',
         ),
         (
             dict(settings={'lr': '2', 'data': "'a/b'"}),

@@ -163,7 +163,7 @@ def classifier(tool, tmp_path_factory):
 
 def test_a_classifier_trains_in_mixed_precision(classifier):
     work_dir, printed = classifier
-    assert 'mixed precision: layers of backbone' in printed
+    assert MIXED in printed
     assert 'Scaling the original LR by 0.5' in printed
     assert metrics_of_validation(work_dir)['accuracy/top1'] > 0
 

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 from ...datasets import draw_shape_classes, draw_shapes
 from ...engine import adapt_amp, build_runner, load_config
+from ...engine.optimizers.mixed_precision import has_bfloat16
 from ...engine.options import walk
 from ...engine.wrappers import dataset_configs
 from ...files import write_atomically
@@ -50,12 +51,14 @@ def training(config: str, folder: Path, steps: tuple[int, int], side: int) -> It
     wrapper = runner.cfg.optim_wrapper
     loader = cfg.train_dataloader
     precision = wrapper.get('dtype', 'float16') if 'Amp' in wrapper.type else 'float32'
+    if 'BFloat16' in wrapper.type and has_bfloat16('cuda' if cuda else 'cpu'):
+        precision = 'bfloat16'
     rate = loader.batch_size * steps[1] / clock.seconds
     hours = epochs * COCO_IMAGES / rate / 3600 if epochs else None
     yield [
         {
             'config': Path(config).stem,
-            'precision': 'bfloat16' if 'BFloat16' in wrapper.type else precision,
+            'precision': precision,
             'images per step': loader.batch_size,
             'images/s': rate,
             'step (ms)': 1e3 * clock.seconds / steps[1],
