@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 # operations that do not launch a kernel
 VIEWS = {
@@ -30,7 +30,7 @@ class OneDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+        tensors = [x for x in tree_flatten((args, kwargs, out))[0] if isinstance(x, torch.Tensor)]
         # numbers are tensors without dimensions, which kernels get as arguments
         is_copy = 'copy' in func._schema.name
         devices = {x.device.type for x in tensors if x.dim() or is_copy}
