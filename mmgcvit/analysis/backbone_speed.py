@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .peers import MissingPeer, build_backbone, import_libraries
-from .speed import peak_process_memory
+from .speed import peak_memory
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 
@@ -169,8 +169,7 @@ def _time_on_gpu(step: Callable[[], None]) -> float:
 
 
 def _peak_memory(device: str) -> int:
+    peak = peak_memory(device)
     if device == 'cuda':
-        peak = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        return peak
-    return peak_process_memory()
+    return peak

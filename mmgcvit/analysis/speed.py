@@ -126,7 +126,7 @@ def measure(settings: Settings, phase: str) -> Speed:
         shape,
         settings.batch_size * len(seconds) / sum(seconds),
         {p: 1e3 * float(s) for p, s in zip(PERCENTILES, percentiles, strict=True)},
-        torch.cuda.max_memory_allocated() if cuda else peak_process_memory(),
+        peak_memory(device),
         memory_before,
     )
 
@@ -139,6 +139,11 @@ def _measure(
     batch = random_batch(inner_model(cfg), require_task(cfg), settings.batch_size, shape)
     step = _training_step(model, cfg, settings) if phase == TRAINING else _inference(model)
     return _time(step, batch, settings, device)
+
+
+def peak_memory(device: str) -> int:
+    """Return the peak bytes of the allocated tensors on a GPU, of this process on a CPU."""
+    return torch.cuda.max_memory_allocated() if device == 'cuda' else peak_process_memory()
 
 
 def peak_process_memory() -> int:

@@ -19,7 +19,7 @@ from ...engine.options import walk
 from ...engine.wrappers import dataset_configs
 from ...files import write_atomically
 from ...weights import read_checkpoint
-from ..speed import peak_process_memory
+from ..speed import peak_memory
 from .job import Row
 
 # classes of COCO for the drawn shapes, so that the published networks need no other number of them
@@ -46,12 +46,12 @@ def training(config: str, folder: Path, steps: tuple[int, int], side: int) -> It
     clock = _Clock(*steps)
     runner.register_hook(clock, priority='LOWEST')
     runner.train()
-    cuda = torch.cuda.is_available()
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
     waits, _ = runner.message_hub.get_scalar('train/data_time').data
     wrapper = runner.cfg.optim_wrapper
     loader = cfg.train_dataloader
     precision = wrapper.get('dtype', 'float16') if 'Amp' in wrapper.type else 'float32'
-    if 'BFloat16' in wrapper.type and has_bfloat16('cuda' if cuda else 'cpu'):
+    if 'BFloat16' in wrapper.type and has_bfloat16(device):
         precision = 'bfloat16'
     rate = loader.batch_size * steps[1] / clock.seconds
     hours = epochs * COCO_IMAGES / rate / 3600 if epochs else None
@@ -63,8 +63,7 @@ def training(config: str, folder: Path, steps: tuple[int, int], side: int) -> It
             'images/s': rate,
             'step (ms)': 1e3 * clock.seconds / steps[1],
             'waiting for data (ms)': 1e3 * float(sum(waits[-steps[1] :])) / steps[1],
-            'memory (GB)': (torch.cuda.max_memory_allocated() if cuda else peak_process_memory())
-            / 1e9,
+            'memory (GB)': peak_memory(device) / 1e9,
             'workers': loader.num_workers,
             'images/s of one worker': _loading_rate(runner),
             'schedule, 1 GPU (h)': hours,
